@@ -14,7 +14,16 @@ from megatron_lst.patching.row import Row, batch_hash
 from megatron_lst.planning.devices import peak_flops
 from megatron_lst.training.ranks import Ranks
 
-_COUNTS = ("tokens", "speech_tokens", "text_tokens", "aligned", "with_speech", "skipped_documents", "training_mflops")
+_COUNTS = (
+    "tokens",
+    "speech_tokens",
+    "text_tokens",
+    "aligned",
+    "with_speech",
+    "clipped_patches",
+    "skipped_documents",
+    "training_mflops",
+)
 
 
 def job_peak(config: Config, device: torch.device, ranks: int) -> float | None:
@@ -97,6 +106,7 @@ class StepRecorder:
             "mfu": flops / seconds / self._peak if self._peak else None,
             "batch_hash": batch_hash([value for _, value in sorted(pairs)]),
             "aligned_share": counts["aligned"] / counts["with_speech"] if counts["with_speech"] else None,
+            "clipped_patches": counts["clipped_patches"],
             "skipped": result.skipped,
             "skipped_documents": counts["skipped_documents"],
             "raw_tokens": self.raw_tokens,
@@ -113,6 +123,7 @@ class StepRecorder:
             sum(lengths) - sum(speech) - sum(padding),
             sum(r.statistics.aligned_documents for r in rows),
             sum(r.statistics.speech_documents for r in rows),
+            sum(r.statistics.clipped_patches for r in rows),
             sum(r.statistics.skipped_documents for r in rows),
             round(sum(row_flops(self._config, r) for r in rows) / 1e6),
             *(sum(r.statistics.tokens_by_source.get(name, 0) for r in rows) for name in self._sources),

@@ -18,6 +18,7 @@ from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import TrainingFault
 from megatron_lst.training.checkpoint import newest_checkpoint
+from megatron_lst.training.dealing import RowDealer
 from megatron_lst.training.files import write_text
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.metrics import MetricsWriter, Progress
@@ -121,6 +122,7 @@ class _Run:
         config, steps = self.config, self.config.training.steps
         peak = job_peak(config, engine.device, self.ranks.world)
         recorder = StepRecorder(config, self.ranks, engine.data_rank, engine.data_size, peak)
+        dealer = RowDealer(engine.data_rank, engine.data_size)
         start = self._resume(engine, recorder)
         config_yaml = dump_yaml(config)
         if self.writer:
@@ -138,7 +140,7 @@ class _Run:
             progress = stack.enter_context(Progress(start, steps, f"train {self.folder.name}"))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
-                record = self._one_step(engine, recorder, batches)
+                record = self._one_step(engine, recorder, dealer, batches)
                 if held_out.due(self.step):
                     self.watchdog.beat(self.step, "evaluation")
                     measured = held_out.measure()
@@ -163,7 +165,9 @@ class _Run:
         self.tell("stop", f"saved after {stopped.name}" if stopped else "all steps are done")
         return Outcome(self.step, stopped)
 
-    def _one_step(self, engine: Engine, recorder: StepRecorder, batches: Iterator[StepRows]) -> dict[str, Any] | None:
+    def _one_step(
+        self, engine: Engine, recorder: StepRecorder, dealer: RowDealer, batches: Iterator[StepRows]
+    ) -> dict[str, Any] | None:
         """Step number `self.step` + 1: data, engine, bookkeeping. Returns its record on the writer."""
         step = self.step + 1
         began = time.perf_counter()
@@ -172,7 +176,7 @@ class _Run:
         self.stragglers.add("data", time.perf_counter() - began)
         self.watchdog.beat(step, "step")
         lr = learning_rate(step, self.config.training)
-        result = engine.step(batch.rows, lr)
+        result = engine.step(dealer(batch.rows), lr)
         self.step = step
         self.cursors.update(batch.cursors)
         record = recorder.record(step, lr, result, batch.rows, time.perf_counter() - began)

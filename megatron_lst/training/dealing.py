@@ -1,0 +1,109 @@
+"""Rows exchanged between data-parallel ranks, so that each trains on about the same number of tokens (SPEC 1).
+
+Which rows a rank *builds* follows from its streams, and so it must: they read their own shards. But a row of
+interleaved speech holds more than twice the tokens of a row of text, all ranks wait for the heaviest one at every
+step, and rows are small. So the rows of a step are dealt anew over the ranks before they train on them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_lst.engines.microbatches import deal
+from megatron_lst.patching.row import Row, RowStatistics
+
+_OF_TOKENS = ("tokens", "unit", "closed", "labels", "document")
+_OF_UNITS = ("unit_document", "patch_length")
+_HEADER = np.dtype(np.int64)
+
+
+def row_to_bytes(row: Row) -> np.ndarray:
+    """A whole row as uint8 [n], n a multiple of 8 (so that rows laid end to end stay aligned)."""
+    about = json.dumps({"ids": row.document_ids, "statistics": asdict(row.statistics)}).encode()
+    about += b" " * (-len(about) % 8)
+    tokens, units = len(row.tokens), row.units
+    arrays = np.concatenate([getattr(row, name) for name in (*_OF_TOKENS, *_OF_UNITS)]).astype(np.int32)
+    arrays = np.append(arrays, np.zeros(len(arrays) % 2, np.int32))
+    header = np.array([row.index, tokens, units, len(about)], _HEADER)
+    return np.concatenate([part.view(np.uint8) for part in (header, arrays, np.frombuffer(about, np.uint8))])
+
+
+def rows_from_bytes(data: np.ndarray) -> list[Row]:
+    """What `row_to_bytes` made of rows, laid end to end: uint8 [n] -> equal rows, equal hashes."""
+    rows = []
+    while len(data):
+        index, tokens, units, length = data[: 4 * _HEADER.itemsize].view(_HEADER).tolist()
+        data = data[4 * _HEADER.itemsize :]
+        words = len(_OF_TOKENS) * tokens + len(_OF_UNITS) * units
+        sizes = [tokens] * len(_OF_TOKENS) + [units] * len(_OF_UNITS)
+        parts = np.split(data[: 4 * words].view(np.int32), np.cumsum(sizes)[:-1])
+        data = data[4 * (words + words % 2) :]
+        about = json.loads(data[:length].tobytes())
+        data = data[length:]
+        rows.append(
+            Row(
+                **dict(zip((*_OF_TOKENS, *_OF_UNITS), parts, strict=True)),
+                index=index,
+                document_ids=tuple(about["ids"]),
+                statistics=RowStatistics(**about["statistics"]),
+            )
+        )
+    return rows
+
+
+class RowDealer:
+    """Deals the rows of every step over the data-parallel ranks; collective over all ranks of the job.
+
+    Its gloo groups are its own: rows stay on the CPU, and wait for no GPU stream.
+    """
+
+    def __init__(self, data_rank: int, data_size: int) -> None:
+        """Args: data_rank, data_size: which share of the global batch this rank builds (`Engine`)."""
+        self._rank, self._size = data_rank, data_size
+        self._group = _peers(data_rank, data_size) if data_size > 1 else None
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+        """This rank's rows of a step -> the rows that it trains on: as many, by increasing index.
+
+        Over all data-parallel ranks they are the same rows. Nothing moves where that would not make the heaviest rank
+        lighter (an unpatched baseline's rows are all of one length).
+        """
+        if self._group is None:
+            return list(rows)
+        packed = [row_to_bytes(row) for row in rows]
+        mine = torch.tensor([[len(row.tokens), len(data)] for row, data in zip(rows, packed, strict=True)])
+        gathered = [torch.empty_like(mine) for _ in range(self._size)]
+        dist.all_gather(gathered, mine, group=self._group)
+        lengths, sizes = torch.cat(gathered).T.tolist()
+        each = len(rows)
+        dealt = deal(lengths, self._size)
+        if max(sum(lengths[i] for i in group) for group in dealt) >= max(int(part[:, 0].sum()) for part in gathered):
+            return list(rows)
+        goes_to = {i: rank for rank, group in enumerate(dealt) for i in group}
+        leaving = sorted(range(each), key=lambda i: goes_to[self._rank * each + i])
+        sent, received = [0] * self._size, [0] * self._size
+        for i in leaving:
+            sent[goes_to[self._rank * each + i]] += len(packed[i])
+        for i in dealt[self._rank]:
+            received[i // each] += sizes[i]
+        incoming = torch.empty(sum(received), dtype=torch.uint8)
+        outgoing = torch.from_numpy(np.concatenate([packed[i] for i in leaving]))
+        dist.all_to_all_single(incoming, outgoing, received, sent, group=self._group)
+        return sorted(rows_from_bytes(incoming.numpy()), key=lambda row: row.index)
+
+
+def _peers(data_rank: int, data_size: int) -> dist.ProcessGroup:
+    """The group that holds one rank of each data-parallel share: the k-th of each with the k-th of the others."""
+    shares = [0] * dist.get_world_size()
+    dist.all_gather_object(shares, data_rank)
+    found: dist.ProcessGroup | None = None
+    for peers in zip(*([r for r, share in enumerate(shares) if share == d] for d in range(data_size)), strict=True):
+        group = dist.new_group(list(peers), backend="gloo")
+        if dist.get_rank() in peers:
+            found = group
+    assert found is not None, "every rank feeds a share of the global batch"
+    return found

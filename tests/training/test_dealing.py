@@ -1,0 +1,100 @@
+"""Rows dealt over data-parallel ranks: balanced, complete, and unharmed by the journey."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_lst.engines.microbatches import deal
+from megatron_lst.patching.row import Row, RowStatistics
+from megatron_lst.training.dealing import RowDealer, row_to_bytes, rows_from_bytes
+from tests.support.ranks import RankPool
+
+FIELDS = ("tokens", "unit", "closed", "labels", "document", "unit_document", "patch_length")
+
+
+def _row(index: int, tokens: int, units: int = 5) -> Row:
+    """A row whose arrays all differ, so that one taken for another is noticed."""
+    draws = np.random.default_rng(index)
+    lengths = {"unit_document": units, "patch_length": units}
+    arrays = {name: draws.integers(0, 2**31, lengths.get(name, tokens), dtype=np.int32) for name in FIELDS}
+    statistics = RowStatistics({"überall": tokens}, aligned_documents=index)
+    return Row(**arrays, index=index, document_ids=(f"sprache/{index}", ""), statistics=statistics)
+
+
+def _same(one: Row, other: Row) -> bool:
+    arrays = all(
+        np.array_equal(getattr(one, f), getattr(other, f)) and getattr(other, f).dtype == np.int32 for f in FIELDS
+    )
+    return arrays and (one.index, one.document_ids, one.statistics, one.hash) == (
+        other.index,
+        other.document_ids,
+        other.statistics,
+        other.hash,
+    )
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9)), max_size=4))
+def test_rows_travel_whole(shapes: list[tuple[int, int]]) -> None:
+    rows = [_row(i, tokens, units) for i, (tokens, units) in enumerate(shapes)]
+    data = np.concatenate([np.empty(0, np.uint8), *map(row_to_bytes, rows)])
+    found = rows_from_bytes(data)
+    assert len(found) == len(rows) and all(map(_same, rows, found))
+
+
+@given(st.integers(1, 8).flatmap(lambda g: st.tuples(st.just(g), st.integers(1, 6))), st.randoms())
+def test_groups_are_equal_and_no_row_is_lost(shape: tuple[int, int], random: object) -> None:
+    groups, each = shape
+    lengths = [random.randrange(1, 10_000) for _ in range(groups * each)]  # type: ignore[attr-defined]
+    dealt = deal(lengths, groups)
+    assert sorted(i for group in dealt for i in group) == list(range(len(lengths)))
+    assert {len(group) for group in dealt} == {each}
+
+
+def test_the_heaviest_of_many_ranks_carries_little_more_than_the_mean() -> None:
+    """128 rows over 32 ranks, of the paper's mixture: text rows of 4,096 tokens, interleaved ones of up to 12,288."""
+    lengths = np.random.default_rng(0).choice([4096, 9700, 12288], 128, p=[0.6, 0.3, 0.1])
+    loads = np.array([lengths[group].sum() for group in deal(lengths.tolist(), 32)])
+    as_built = lengths.reshape(32, 4).sum(1)
+    assert loads.max() / loads.mean() < 1.10
+    assert as_built.max() / as_built.mean() > 1.4, "control: what the ranks would train on without dealing"
+
+
+def _deal_over_ranks(shares: list[int], lengths: list[int]) -> list[Row]:
+    import torch.distributed as dist
+
+    share = shares[dist.get_rank()]
+    size = max(shares) + 1
+    each = len(lengths) // size
+    rows = [_row(i, lengths[i]) for i in range(share * each, (share + 1) * each)]
+    return RowDealer(share, size)(rows)
+
+
+@pytest.mark.parametrize("shares", [[0, 1], [0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 2, 3]])
+def test_ranks_exchange_rows(ranks: RankPool, shares: list[int]) -> None:
+    """Heavy rows first, hence all on the first rank; model-parallel peers receive the same rows."""
+    lengths = [100, 90, 80, 70, 20, 20, 10, 10]
+    size = max(shares) + 1
+    results = ranks.run(_deal_over_ranks, len(shares), shares, lengths)
+    by_share: dict[int, list[Row]] = {}
+    for share, rows in zip(shares, results, strict=True):
+        first = by_share.setdefault(share, rows)
+        assert all(map(_same, first, rows)), "model-parallel peers hold the same rows"
+        assert [r.index for r in rows] == sorted(r.index for r in rows)
+    everything = sorted((row for rows in by_share.values() for row in rows), key=lambda row: row.index)
+    assert len(everything) == len(lengths)
+    assert all(_same(row, _row(i, lengths[i])) for i, row in enumerate(everything))
+    heaviest = max(sum(len(row.tokens) for row in rows) for rows in by_share.values())
+    assert heaviest <= sum(lengths) / size + 30
+    assert sum(lengths[: len(lengths) // size]) > heaviest, "control: as built, the first rank would carry more"
+
+
+def _deal_equal(size: int) -> bool:
+    import torch.distributed as dist
+
+    rows = [_row(2 * dist.get_rank() + i, 7) for i in range(2)]
+    return all(a is b for a, b in zip(rows, RowDealer(dist.get_rank(), size)(rows), strict=True))
+
+
+def test_nothing_moves_where_it_would_not_help(ranks: RankPool) -> None:
+    assert ranks.run(_deal_equal, 2, 2) == [True, True]
