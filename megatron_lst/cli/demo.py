@@ -130,7 +130,7 @@ def _summary(run: Path, baseline: Path, times: dict[str, float]) -> None:
     from rich.table import Table
 
     from megatron_lst.cli.demo_table import comparison
-    from megatron_lst.training.files import write_json, write_text
+    from megatron_lst.files import write_json, write_text
 
     console = Console()
     if times:

@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 
 from megatron_lst.documents.schema import COLUMNS, Document
+from megatron_lst.files import replacing
 
 HASH = "xxh128"
 MANIFEST, INDEX, SIZES = "manifest.json", "index.json", "sizes.npz"
@@ -67,8 +68,8 @@ def document_sizes(document: Document) -> tuple[int, int, int, int]:
 
 
 def save_sizes(path: Path, table: np.ndarray) -> None:
-    """Write sizes.npz. table: int64 [documents, len(SIZE_COLUMNS)]."""
-    with path.open("wb") as out:
+    """Write sizes.npz, whole or not at all. table: int64 [documents, len(SIZE_COLUMNS)]."""
+    with replacing(path, "wb") as out:
         np.savez(out, **{name: table[:, i] for i, name in enumerate(SIZE_COLUMNS)})
 
 

@@ -1,7 +1,6 @@
 """Writing shard sets: parts by items of work, joined into a set whose manifest comes last."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from megatron_lst.documents.mds import formats
 from megatron_lst.documents.schema import COLUMNS, SCHEMA_VERSION, Document
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
+from megatron_lst.files import write_text
 
 
 class PartWriter:
@@ -114,9 +114,8 @@ def merge_parts(
     table = np.concatenate(sizes) if sizes else np.zeros((0, len(SIZE_COLUMNS)), np.int64)
     if not len(table):
         raise UserError(f"shard set {root}: no document at all, every input was rejected (see the report)")
-    _write_atomically(root / INDEX, json.dumps({"version": 2, "shards": shards}, sort_keys=True).encode())
-    save_sizes(root / (SIZES + ".tmp"), table)
-    os.replace(root / (SIZES + ".tmp"), root / SIZES)
+    write_text(root / INDEX, json.dumps({"version": 2, "shards": shards}, sort_keys=True))
+    save_sizes(root / SIZES, table)
     manifest = {
         "format": "megatron-lst shard set",
         "schema_version": SCHEMA_VERSION,
@@ -129,7 +128,7 @@ def merge_parts(
         "files": {name: file_hash(root / name) for name in (INDEX, SIZES)},
         **(extra or {}),
     }
-    _write_atomically(root / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    write_text(root / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     return manifest
 
 
@@ -151,12 +150,3 @@ def write_set(
             part.add(document, codebook.size if codebook else None, tokenizer.size)
     merge_parts(root, ["part-00000"], kind, tokenizer, codebook, extra)
     return ShardSet.open(root)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, path)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from megatron_lst.documents.shards import ShardSet
+from megatron_lst.files import write_json, write_text
 from megatron_lst.study.arms import Plan, plain
 from megatron_lst.study.figure import draw
 from megatron_lst.study.measure import ceiling, make_items, read_held_out
 from megatron_lst.study.summary import CAVEATS, Results, markdown, summarise
-from megatron_lst.training.files import write_json, write_text
 
 
 def report(plan: Plan, results: Results, folder: Path) -> str:

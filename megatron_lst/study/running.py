@@ -18,11 +18,11 @@ from typing import Any
 
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import TrainingFault, UserError
+from megatron_lst.files import write_json
 from megatron_lst.flops import parameters, row_flops
 from megatron_lst.patching.row import Row
 from megatron_lst.study.arms import Plan, arm_config, plain, tasks
 from megatron_lst.study.world import write_corpus
-from megatron_lst.training.files import write_json
 
 LINE_SECONDS = 10.0
 

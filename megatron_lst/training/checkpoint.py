@@ -22,7 +22,7 @@ from typing import Any
 import xxhash
 
 from megatron_lst.errors import DamagedDataError, UserError
-from megatron_lst.training.files import write_json, write_text
+from megatron_lst.files import write_json, write_text
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megatron_lst.training.files import write_text
+from megatron_lst.files import write_text
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

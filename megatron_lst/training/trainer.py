@@ -17,9 +17,9 @@ from megatron_lst.data import StepRows, open_loader
 from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import TrainingFault
+from megatron_lst.files import write_text
 from megatron_lst.training.checkpoint import newest_checkpoint
 from megatron_lst.training.dealing import RowDealer
-from megatron_lst.training.files import write_text
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.metrics import MetricsWriter, Progress
 from megatron_lst.training.ranks import Ranks

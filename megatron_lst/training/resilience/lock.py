@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from megatron_lst.errors import TrainingFault, UserError
-from megatron_lst.training.resilience.files import create_json, read_json
+from megatron_lst.files import create_json, read_json
 
 _GENERATION = re.compile(r"^generation-(\d{8})\.json$")
 

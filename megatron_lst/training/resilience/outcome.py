@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_lst.errors import LstError
-from megatron_lst.training.files import write_json
-from megatron_lst.training.resilience.files import create_json, read_json
+from megatron_lst.files import create_json, read_json, write_json
 
 NAME = "STOPPED.json"
 Next = Literal["finished", "requeue", "stop", "retry"]

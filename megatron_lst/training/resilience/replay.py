@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_lst.errors import DamagedDataError
+from megatron_lst.files import replacing
 from megatron_lst.patching.row import Row, RowStatistics
 
 _ARRAYS = ("tokens", "unit", "closed", "labels", "document", "unit_document", "patch_length")
@@ -22,13 +23,8 @@ def save_rows(path: str | Path, rows: Sequence[Row]) -> None:
         {"index": row.index, "document_ids": row.document_ids, "statistics": asdict(row.statistics)} for row in rows
     ]
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def load_rows(path: str | Path) -> list[Row]:

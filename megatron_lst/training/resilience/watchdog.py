@@ -27,9 +27,8 @@ from types import TracebackType
 from typing import Any
 
 from megatron_lst.errors import TrainingFault
-from megatron_lst.training.files import write_json
+from megatron_lst.files import read_json, write_json
 from megatron_lst.training.resilience import outcome
-from megatron_lst.training.resilience.files import read_json
 
 _COLLECTIVE = re.compile(r"torch/distributed/|megatron/core/(distributed|pipeline_parallel|tensor_parallel/mappings)")
 _PEERS_SECONDS = 5.0

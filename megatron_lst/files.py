@@ -1,14 +1,44 @@
-"""Files of which one writer of several makes exactly one, and what others wrote, read with care."""
+"""Small files written so that a reader sees the old content or the new, never a part; and read with care."""
 
 import errno
 import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from megatron_lst.training.files import write_json
+
+@contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success it is flushed to disk and takes its place.
+
+    The temporary name is this thread's own, also where several hosts share the folder.
+
+    Args:
+        mode: "w" (UTF-8) or "wb".
+    """
+    owner = f"{socket.gethostname()}.{threading.get_native_id()}"
+    temporary = path.with_name(f".{path.name}.{owner}.tmp")
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def create_json(path: Path, content: Any) -> bool:
