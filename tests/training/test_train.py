@@ -17,6 +17,7 @@ from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.metrics import read_metrics
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
+from tests.support.ranks import RankPool
 
 SAME = ("step", "loss", "loss_speech", "loss_text", "grad_norm", "lr", "batch_hash", "tokens", "raw_tokens")
 
@@ -163,3 +164,20 @@ def test_held_out_measures_stand_in_the_records_of_their_steps(tiny) -> None:
     assert last["heldout_text_loss_speech"] is None
     assert 0 < last["heldout_text_loss_text"] < records[0]["loss"] + 1
     assert 0 <= last["heldout_choice_S->S"] <= 1
+
+
+def _train_here(config: Config) -> None:
+    trainer.train(config)
+
+
+@pytest.mark.multiprocess
+def test_data_parallel_ranks_exchange_rows_and_share_the_curve(tiny, ranks: RankPool) -> None:
+    """Through the whole trainer: streams, dealing, engine, record."""
+    alone = tiny("alone", training__steps=6, training__global_batch=8)
+    trainer.train(alone)
+    together = tiny("together", training__steps=6, training__global_batch=8)
+    ranks.run(_train_here, 2, together)
+    for one, other in zip(curve(alone), curve(together), strict=True):
+        for key in SAME:
+            assert other[key] == (pytest.approx(one[key], rel=1e-5) if isinstance(one[key], float) else one[key]), key
+    assert "(data=2)" in (Path(together.run.dir) / "events.log").read_text()
