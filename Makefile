@@ -20,7 +20,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 RUN_TESTS := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-slurm bench study lint types imports format docs clean
+.PHONY: help venv demo test test-all test-slurm test-image bench study lint types imports format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test-all: lint types imports  ## The same with long chaos and soak runs, and wit
 
 test-slurm: venv  ## The tests that need SLURM, on a cluster that they start on this machine (Debian, root)
 	$(RUN_TESTS) -m slurm $(PYTEST)
+
+test-image: venv  ## The Dockerfile really built, with buildah on a Debian base, and run (Debian, root)
+	$(RUN_TESTS) -m slow tests/launching/test_docker.py $(PYTEST)
 
 bench: venv  ## Benchmarks, each after its correctness gate: kernels (needs a GPU), data, the whole step
 	@$(BIN)/lst kernels bench || test $$? -eq 2

@@ -13,6 +13,7 @@ import yaml
 
 from megatron_lst.errors import UserError
 from megatron_lst.launching.docker import host_commands
+from tests.support.debian import missing_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "launchers" / "docker"
@@ -147,9 +148,8 @@ def what_pip_reads() -> list[Path]:
 @pytest.mark.timeout(3600)
 def test_the_image_builds_on_a_small_base_and_the_program_runs_in_it(tmp_path):
     """The real Dockerfile with buildah on a Debian base; torch and all that it pins are installed in it."""
-    missing = [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"building needs root and {' and '.join(missing) or 'its rights'} (apt-get install)")
+    if reason := missing_programs({"buildah": "buildah", "debootstrap": "debootstrap"}):
+        pytest.skip(reason)
     base = tmp_path / "base"
     packages = "--include=ca-certificates,python3,python3-venv,python3-pip"
     subprocess.run(["debootstrap", "--variant=minbase", packages, "bookworm", str(base)], check=True, timeout=1200)

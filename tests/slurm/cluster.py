@@ -1,7 +1,7 @@
 """A real SLURM cluster on this machine: slurmctld and some slurmd on loopback, munge, two partitions.
 
-    python tests/slurm/cluster.py up FOLDER [NODES]     installs what is missing (Debian, root) and starts
-    python tests/slurm/cluster.py down FOLDER
+    python -m tests.slurm.cluster up FOLDER [NODES]     installs what is missing (Debian, root) and starts
+    python -m tests.slurm.cluster down FOLDER
 
 Partition `high` preempts `low` by requeueing; preempted jobs get SIGUSR1 and 20 seconds.
 """
@@ -17,7 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+from tests.support.debian import missing_programs
+
+PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 CPUS = 8
 CONFIG = """\
 ClusterName=loopback
@@ -57,27 +59,6 @@ InactiveLimit=0
 PartitionName=low Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high Nodes=ALL Default=NO MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
-
-
-def why_not() -> str | None:
-    """One sentence why no cluster can be started here; None if one can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "starting slurmd needs root on Linux"
-    if not shutil.which("slurmctld") and not shutil.which("apt-get"):
-        return "SLURM is not installed and there is no apt-get to install it with"
-    return None
-
-
-def install() -> None:
-    """Install SLURM and munge from Debian where they are missing."""
-    if shutil.which("slurmctld") and shutil.which("slurmd") and shutil.which("munged"):
-        return
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (
-        ["apt-get", "update", "-q"],
-        ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES],
-    ):
-        subprocess.run(command, env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)
 
 
 class Cluster:
@@ -176,7 +157,8 @@ class Cluster:
 if __name__ == "__main__":
     action, cluster = sys.argv[1], Cluster(Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 2)
     if action == "up":
-        install()
+        if reason := missing_programs(PACKAGES):
+            sys.exit(reason)
         cluster.start()
         print(f"export SLURM_CONF={cluster.folder / 'slurm.conf'}")
     else:

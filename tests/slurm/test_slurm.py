@@ -15,7 +15,8 @@ import pytest
 from megatron_lst.config.load import read_yaml
 from megatron_lst.launching.slurm import SlurmOptions, prep_script, train_script
 from megatron_lst.training.resilience.events import read_events
-from tests.slurm.cluster import Cluster, install, why_not
+from tests.slurm.cluster import PACKAGES, Cluster
+from tests.support.debian import missing_programs
 from tests.training.tiny import curve, write_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -25,10 +26,8 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    reason = why_not()
-    if reason:
+    if reason := missing_programs(PACKAGES):
         pytest.skip(reason)
-    install()
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     cluster.start()
     yield cluster
