@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,7 +130,8 @@ class ShardSet:
 
         Raises:
             UserError: no shard set there, or not the expected kind, tokenizer or codebook.
-            DamagedDataError: unknown schema version, or index and sizes that do not fit the manifest.
+            DamagedDataError: unknown schema version, index and sizes that do not fit the manifest, or files outside
+                the set.
         """
         files = files or LocalFiles(Path(path))
         fetch = files.fetch
@@ -153,6 +154,7 @@ class ShardSet:
         ):
             if expected is not None and found is not None and expected != found:
                 raise UserError(f"{path}: its {name} is {found}, expected {expected}")
+        _inside(path, manifest["files"])
         for name, expected in manifest["files"].items():
             try:
                 found = file_hash(fetch(name))
@@ -161,6 +163,7 @@ class ShardSet:
             if found != expected:
                 raise DamagedDataError(f"{path}/{name}: hash {found}, the manifest says {expected}")
         index = json.loads(fetch(INDEX).read_text())["shards"]
+        _inside(path, (part["basename"] for s in index for part in (s["raw_data"], s["zip_data"]) if part))
         sizes = load_sizes(fetch(SIZES))
         total = sum(shard["samples"] for shard in index)
         if not total == len(sizes) == manifest["documents"]:
@@ -332,3 +335,11 @@ def verify(path: str | Path, progress: Callable[[int, int], None] | None = None)
         if progress is not None:
             progress(shard + 1, shards.shards)
     return faults
+
+
+def _inside(path: str | Path, names: Iterable[str]) -> None:
+    """Refuse names that lead out of a set's folder: a remote set must not choose where its files are written."""
+    for name in names:
+        parts = PurePosixPath(name)
+        if not name or parts.is_absolute() or ".." in parts.parts:
+            raise DamagedDataError(f"{path}: names a file outside the set, {name!r}; this program writes none")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_lst.documents.format import CodebookInfo, TokenizerInfo
+from megatron_lst.documents.format import CodebookInfo, TokenizerInfo, file_hash
 from megatron_lst.documents.schema import Document
-from megatron_lst.documents.shards import ShardSet, verify
+from megatron_lst.documents.shards import LocalFiles, ShardSet, verify
 from megatron_lst.documents.writing import write_set
 from megatron_lst.errors import DamagedDataError, UserError
 
@@ -135,6 +135,34 @@ def test_a_changed_index_is_noticed(tmp_path: Path) -> None:
     index.write_text(index.read_text().replace('"samples": ', '"samples":  '))
     with pytest.raises(DamagedDataError, match=r"index\.json"):
         ShardSet.open(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/etc/victim", "part-00000/../../victim", ""])
+def test_a_set_cannot_name_files_outside_it(tmp_path: Path, name: str) -> None:
+    """A remote set's files are written where their names say; those come from whoever made the set."""
+    make(tmp_path / "set")
+    asked: list[str] = []
+
+    class Recording(LocalFiles):
+        def fetch(self, name: str) -> Path:
+            asked.append(name)
+            return super().fetch(name)
+
+    index = tmp_path / "set" / "index.json"
+    manifest = tmp_path / "set" / "manifest.json"
+    content, about = json.loads(index.read_text()), json.loads(manifest.read_text())
+    content["shards"][0]["zip_data"]["basename"] = name
+    index.write_text(json.dumps(content))
+    about["files"]["index.json"] = file_hash(index)
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(DamagedDataError, match="outside the set"):
+        ShardSet.open(tmp_path / "set", files=Recording(tmp_path / "set"))
+    about["files"][name] = "0"
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(DamagedDataError, match="outside the set"):
+        ShardSet.open(tmp_path / "set", files=Recording(tmp_path / "set"))
+    assert asked
+    assert name not in asked
 
 
 def test_a_broken_document_is_never_written(tmp_path: Path) -> None:
