@@ -17,6 +17,7 @@ from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.metrics import read_metrics
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
+from megatron_lst.training.resilience.replay import load_rows
 from tests.support.ranks import RankPool
 
 SAME = ("step", "loss", "loss_speech", "loss_text", "grad_norm", "lr", "batch_hash", "tokens", "raw_tokens")
@@ -107,30 +108,58 @@ def test_a_finished_run_is_left_as_it_is(tiny) -> None:
     assert curve(config) == before
 
 
-def test_steps_that_are_not_finite_are_skipped_then_stop_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny(training__steps=9, training__max_bad_steps=3)
+def _train_poisoned(config: Config, steps: set[int]) -> str:
+    """Train while one rank's embeddings come out as NaN in some steps; how it ended."""
     build = trainer.build_engine
 
     def poisoned(settings: Config) -> Any:
         engine = build(settings)
-        step = engine.step
+        step, count = engine.step, iter(range(1, settings.training.steps + 1))
 
-        def bad_from_step_four(rows: Any, lr: float) -> Any:
-            result = step(rows, lr)
-            bad = len(read_metrics(Path(settings.run.dir))) >= 3
-            return dataclasses.replace(result, loss=float("nan"), skipped=True) if bad else result
+        def counted(rows: Any, lr: float) -> Any:
+            engine.poison = next(count) in steps and engine.data_rank == 1
+            return step(rows, lr)
 
-        engine.step = bad_from_step_four
+        def spoil(module: Any, inputs: Any, output: Any) -> Any:
+            return output * float("nan") if engine.poison else output
+
+        engine.step = counted
+        engine.chunks[0].embedding.register_forward_hook(spoil)
         return engine
 
-    monkeypatch.setattr(trainer, "build_engine", poisoned)
-    with pytest.raises(TrainingFault, match="3 times in a row"):
+    trainer.build_engine = poisoned
+    try:
         trainer.train(config)
+    except TrainingFault as error:
+        return str(error)
+    finally:
+        trainer.build_engine = build
+    return ""
+
+
+@pytest.mark.multiprocess
+def test_one_ranks_nan_is_skipped_by_all_and_leaves_no_trace(tiny, ranks: RankPool) -> None:
+    config = tiny(training__steps=6, training__max_bad_steps=3)
+    assert ranks.run(_train_poisoned, 2, config, {2, 3}) == ["", ""]
+    records = read_metrics(Path(config.run.dir))
+    assert [record["skipped"] for record in records] == [False, True, True, False, False, False]
+    assert kinds(config).count("skip") == 2
+    assert all(record["loss"] < 7 for record in records if not record["skipped"])
+
+
+@pytest.mark.multiprocess
+def test_steps_that_are_not_finite_stop_the_run_with_their_batch_saved(tiny, ranks: RankPool) -> None:
+    config = tiny(training__steps=9, training__max_bad_steps=3)
+    said = ranks.run(_train_poisoned, 2, config, set(range(4, 10)))
+    assert all("3 times in a row" in text for text in said)
     assert kinds(config).count("skip") == 3
-    assert list(Path(config.run.dir).glob("logs/bad-step-00000006/rows-*.npz"))
-    said = outcome.read(config.run.dir)
-    assert said is not None
-    assert (said["state"], said["exit_code"]) == ("failed", 4)
+    saved = sorted(Path(config.run.dir).glob("logs/bad-step-00000006/rows-*.npz"))
+    indices = sorted(row.index for path in saved for row in load_rows(path))
+    size = config.training.global_batch
+    assert indices == list(range(5 * size, 6 * size)), "the whole global batch of step 6"
+    ended = outcome.read(config.run.dir)
+    assert ended is not None
+    assert (ended["state"], ended["exit_code"]) == ("failed", 4)
 
 
 def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
