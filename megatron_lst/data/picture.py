@@ -19,6 +19,10 @@ COLOURS = {
     "marker": "#7d7d7d",
     "padding": "#ececec",
 }
+LABEL = 14
+"""Characters of a word that are written."""
+CHARACTER = 0.24
+"""Width of a written character, in boxes."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def draw_row(
     path: Path,
     first_token: int = 0,
     lines: int = 16,
-    per_line: int = 96,
+    per_line: int = 72,
 ) -> Path:
     """Draw a stretch of a row: boxes are units (patches), thick bars are document boundaries.
 
@@ -121,12 +125,18 @@ def draw_row(
     notes = note_tokens(row, placed, vocabulary)
     last = min(len(row.tokens), first_token + lines * per_line)
     lines = max(1, -(-(last - first_token) // per_line))
-    figure, axis = pyplot.subplots(figsize=(16, 0.62 * lines + 1.2), constrained_layout=True)
-    for t in range(first_token, last):
-        _draw_token(axis, row, notes, t, *divmod(t - first_token, per_line))
+    figure, axis = pyplot.subplots(figsize=(16, 0.8 * lines + 1.2), constrained_layout=True)
+    for line in range(lines):
+        begin = first_token + line * per_line
+        end = min(last, begin + per_line)
+        for column, t in enumerate(range(begin, end)):
+            _draw_token(axis, row, notes, t, line, column)
+        labels = [label[:LABEL] for label in notes.label[begin:end]]
+        for column, height in enumerate(label_heights(labels)):
+            axis.text(column, line - 0.3 - 0.14 * height, labels[column], fontsize=6, ha="left", va="center")
     _draw_boundaries(axis, row, first_token, last, per_line)
     axis.set_xlim(-0.5, per_line + 0.5)
-    axis.set_ylim(lines - 0.35, -0.75)
+    axis.set_ylim(lines - 0.5, -0.85)
     axis.set_yticks(range(lines), [str(first_token + line * per_line) for line in range(lines)])
     axis.set_xticks([])
     axis.set_ylabel("first token of the line")
@@ -149,10 +159,23 @@ def draw_row(
     return path
 
 
+def label_heights(labels: Sequence[str]) -> list[int]:
+    """How high above its box each label stands, 0 to 2, so that labels of neighbouring tokens do not overlap.
+
+    Args:
+        labels: one for each box of a line, "" for none.
+    """
+    ends, heights = [0.0] * 3, []
+    for column, label in enumerate(labels):
+        height = min(range(3), key=lambda h: (ends[h] > column, ends[h] if ends[h] > column else h))
+        heights.append(height)
+        if label:
+            ends[height] = column + CHARACTER * (len(label) + 1)
+    return heights
+
+
 def _draw_token(axis: Any, row: Row, notes: TokenNotes, t: int, line: int, column: int) -> None:
     axis.add_patch(_box(column, line, COLOURS[notes.kind[t]]))
-    if notes.label[t]:
-        axis.text(column, line - 0.34, notes.label[t][:14], fontsize=6, ha="left", va="center")
     u = int(row.unit[t])
     if (t == 0 or row.unit[t - 1] != u) and row.patch_length[u] > 1:
         axis.text(column + 0.12, line, str(int(row.patch_length[u])), fontsize=6, va="center", color="#553300")

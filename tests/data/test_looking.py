@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from megatron_lst.cli.data import data_app
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.data.patches import measure_patches
-from megatron_lst.data.picture import describe_units, note_tokens
+from megatron_lst.data.picture import CHARACTER, describe_units, label_heights, note_tokens
 from megatron_lst.data.simulate import simulate
 from megatron_lst.data.stream import RowStream, Stream
 from megatron_lst.data.validation import validation_rows
@@ -144,3 +144,13 @@ def test_held_out_rows_are_the_same_for_all_static_strategies_and_never_repeat()
     assert len(set(begun)) >= 0.9 * len(SPEECH_DOCUMENTS)
     collapsed = [name for i, name in enumerate(begun) if i == 0 or begun[i - 1] != name]
     assert len(collapsed) == len(set(collapsed))
+
+
+def test_labels_of_a_line_do_not_overlap() -> None:
+    words = ["through", "the", "", "cities", "and", "villages,", "", "", "a", "I", "journeying"] * 4
+    heights = label_heights(words)
+    spans = [(h, c, c + CHARACTER * len(w)) for c, (h, w) in enumerate(zip(heights, words, strict=True)) if w]
+    clashes = [(a, b) for a in spans for b in spans if a[0] == b[0] and a[1] < b[1] < a[2]]
+    assert clashes == []
+    on_one_line = [(a, b) for a in spans for b in spans if a[1] < b[1] < a[2]]
+    assert on_one_line, "control: at one height they would"
