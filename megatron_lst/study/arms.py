@@ -45,6 +45,7 @@ class Plan:
     hidden: int = 64
     layers: int = 2
     decoder_layers: int = 2
+    init_std: float = 0.125
     patch: int = 4
     lr: float = 4e-3
     evaluations: int = 6
@@ -92,6 +93,7 @@ def arm_config(plan: Plan, arm: str, seed: int, sets: dict[str, Path], steps: in
             local_heads=2,
             local_ffn=2 * plan.hidden,
             decoder_layers=plan.decoder_layers,
+            init_std=plan.init_std,
             window=plan.units,
         ),
         patching=PatchingConfig(strategy="none" if unpatched else arm, size=plan.patch),  # type: ignore[arg-type]
