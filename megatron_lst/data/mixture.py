@@ -8,7 +8,7 @@ import xxhash
 
 from megatron_lst.config.schema import Config, SourceConfig
 from megatron_lst.data.order import Ownership, deal
-from megatron_lst.data.remote import CacheFolder, open_set
+from megatron_lst.data.remote import CacheFolder, is_remote, open_set
 from megatron_lst.data.source import JoinedSets
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
@@ -72,6 +72,23 @@ def open_source(config: Config, source: SourceConfig) -> JoinedSets:
         _fits_vocabulary(config, source, str(path), shards)
         opened.append(shards)
     return JoinedSets(opened)
+
+
+def check_shard_sizes(config: Config) -> None:
+    """Find missing and truncated shards of local sets before a run begins, not when it comes to them days later.
+
+    Hashes are compared when a shard is opened. With `data.on_damage: skip` nothing is checked here.
+
+    Raises:
+        UserError: a set cannot be opened.
+        DamagedDataError: a shard's file is not of its size; names it.
+    """
+    if config.data.on_damage == "skip":
+        return
+    for source in (*config.data.sources, *config.data.validation):
+        for path in source.shards:
+            if not is_remote(path):
+                ShardSet.open(path).check_sizes()
 
 
 def _fits_vocabulary(config: Config, source: SourceConfig, path: str, shards: ShardSet) -> None:

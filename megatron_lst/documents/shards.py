@@ -304,6 +304,20 @@ class ShardSet:
         if found != expected["hashes"][HASH]:
             raise DamagedDataError(f"{where}: hash {found}, the index says {expected['hashes'][HASH]}: altered")
 
+    def check_sizes(self) -> None:
+        """Compare the size of every shard's file with the index, of a set that lies in a local folder.
+
+        Raises:
+            DamagedDataError: a shard is missing or truncated; names the first.
+        """
+        for shard in range(self.shards):
+            path = Path(self.path) / self.shard_name(shard)
+            if not path.is_file():
+                raise DamagedDataError(f"{path}: the shard is missing")
+            if (size := path.stat().st_size) != self.shard_bytes[shard]:
+                expected = int(self.shard_bytes[shard])
+                raise DamagedDataError(f"{path}: {size} bytes, the index says {expected}: truncated?")
+
     def close(self) -> None:
         """Drop every open shard."""
         self._open.clear()

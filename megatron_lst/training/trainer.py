@@ -14,6 +14,7 @@ import torch
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import Config
 from megatron_lst.data import StepRows, open_loader
+from megatron_lst.data.mixture import check_shard_sizes
 from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import TrainingFault
@@ -34,7 +35,7 @@ from megatron_lst.training.resilience.stragglers import StragglerReport, probe
 from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.saving import CheckpointSaver
 from megatron_lst.training.schedule import learning_rate
-from megatron_lst.training.start import meet, settle_config, take_folder
+from megatron_lst.training.start import meet, on_writer, settle_config, take_folder
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _Run:
         config = self.config
         if self.writer:
             outcome.clear(self.folder)
-        self.ranks.barrier()
+        on_writer(self.ranks, lambda: check_shard_sizes(config))
         engine = build_engine(config)
         try:
             assert engine.is_writer == self.writer, "rank 0 writes the run folder"

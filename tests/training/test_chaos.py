@@ -108,10 +108,13 @@ def survive_kills(folder: Path, name: str, kills: int, undisturbed: dict, *overr
             while not run.ranks():  # killed again before its first step, perhaps while it reads the checkpoint
                 time.sleep(0.02)
             time.sleep(draw.random() * 0.2)
+            everyone = psutil.Process(run.agent.pid).children(recursive=True)
             begin = time.monotonic()
             draw.choice(run.ranks()).kill()
             assert run.end(60) == 137, run.said.read_text()
             assert time.monotonic() - begin < 45, "the other rank did not end within seconds"
+            _, left_over = psutil.wait_procs(everyone, timeout=10)
+            assert not left_over, "processes that outlive their rank fill the node"
     with Run(folder, name, *overrides) as run:
         assert run.end() == 0, run.said.read_text()
         assert run.said.read_text().count("was killed by SIGKILL") == kills

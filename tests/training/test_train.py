@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from megatron_lst.config.schema import Config
 from megatron_lst.data import RowStream
-from megatron_lst.errors import TrainingFault, UserError
+from megatron_lst.errors import DamagedDataError, TrainingFault, UserError
 from megatron_lst.patching.row import batch_hash
 from megatron_lst.training import trainer
 from megatron_lst.training.checkpoint import complete_checkpoints
@@ -18,6 +20,7 @@ from megatron_lst.training.metrics import read_metrics
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
 from megatron_lst.training.resilience.replay import load_rows
+from tests.data.toy import on_disk
 from tests.support.ranks import RankPool
 
 SAME = ("step", "loss", "loss_speech", "loss_text", "grad_norm", "lr", "batch_hash", "tokens", "raw_tokens")
@@ -210,3 +213,19 @@ def test_data_parallel_ranks_exchange_rows_and_share_the_curve(tiny, ranks: Rank
         for key in SAME:
             assert other[key] == (pytest.approx(one[key], rel=1e-5) if isinstance(one[key], float) else one[key]), key
     assert "(data=2)" in (Path(together.run.dir) / "events.log").read_text()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_shard_that_is_not_whole_is_found_before_the_first_step(
+    tiny, shard_sets: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    copies = {name: shutil.copytree(folder, tmp_path / "sets" / name) for name, folder in shard_sets.items()}
+    config = on_disk(tiny(training__steps=2), copies)
+    shard = max(copies["text"].rglob("*.mds*"))
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DamagedDataError, match=f"{re.escape(str(shard))}: .*{damage}"):
+        trainer.train(config)
+    assert read_metrics(Path(config.run.dir)) == []

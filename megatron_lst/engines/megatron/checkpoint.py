@@ -10,10 +10,13 @@ optimizer.  Nothing of the model draws random numbers while it trains; the gener
 
 import inspect
 import json
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.engines.megatron.exchange import local_pieces
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.model.weights import Piece, canonical_shapes
+from megatron_lst.parallel.children import end_with_parent, forked_children_end_with_this_process
 from megatron_lst.parallel.state import ParallelState
 
 SHAPES = "model.json"
@@ -155,20 +159,23 @@ def _global_name(name: str, first_layer: int) -> str:
 
 
 def _start_helper() -> None:
-    """Start the process that collects what Megatron's writers report; it stays for the life of the rank.
+    """Start the process that collects what Megatron's writers report; it stays for the life of the rank, no longer.
 
     It must not hear the signals that tell ranks to save and leave, which schedulers send to every process of a job:
     without it the save fails. What is ignored when a process starts stays ignored in it.
     """
-    start = getattr(filesystem_async, "_get_write_results_queue", None)
-    if start is None or threading.current_thread() is not threading.main_thread():
+    forked_children_end_with_this_process()
+    main = threading.current_thread() is threading.main_thread()
+    if not main or getattr(filesystem_async, "_results_queue", "no such thing in this release") is not None:
         return
     before = {
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     }
     try:
         resource_tracker.ensure_running()
-        start()
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(end_with_parent, (os.getpid(),))
+        filesystem_async._results_queue = manager.Queue()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
