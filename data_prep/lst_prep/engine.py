@@ -174,7 +174,7 @@ def run_stage(
 
         def finished(item: int, result: dict[str, Any]) -> None:
             results[item] = result
-            progress.advance(1, float(result.get("audio_seconds", 0.0)))
+            progress.advance(1, float(result.get("audio_seconds", 0.0)), str(result.get("note", "")))
 
         if workers == 1:
             function = stage.factory(*stage.arguments)

@@ -64,6 +64,9 @@ def _sources(summary: dict[str, Any]) -> list[str]:
             f"| {name} | {totals['documents']:,.0f} | {totals['seconds'] / 3600:.2f} | {totals['words']:,.0f} | "
             f"{speed} | {totals['pieces'] / max(totals['words'], 1):.2f} |"
         )
+    alike, compared = summary["units_like_fp32"]
+    if compared:
+        lines += ["", f"{alike / compared:.1%} of {compared:,} units looked at are those that fp32 gives."]
     return [*lines, ""]
 
 

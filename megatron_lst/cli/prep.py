@@ -95,6 +95,24 @@ def manifest(
 
 
 @prep_app.command()
+def cut(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    items: Items = None,
+    quiet: Quiet = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the pieces as a manifest, for a transcriber.")] = None,
+) -> None:
+    """Long recordings to pieces, where `cutting.by` is set; slices are joined by a last call without --items."""
+    with _stage(config, overrides, items, quiet) as stage:
+        stage.cut()
+        if out is None or items is not None:
+            return
+        from lst_prep import manifest as manifests
+
+        typer.echo(f"{out}: {manifests.write(out, stage.layout.pieces)} pieces")
+
+
+@prep_app.command()
 def codebook(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Fit the codebook, or take in the one that the config names."""
     with _stage(config, overrides, None, quiet) as stage:

@@ -49,7 +49,7 @@ def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> i
         process = start(folder)
         try:
             if hit >= kills:
-                assert process.wait(timeout=300) == 0, (folder / "log").read_text()
+                assert process.wait(timeout=900) == 0, (folder / "log").read_text()
                 return hit
             try:
                 process.wait(timeout=rng.uniform(0.5, longest))
@@ -63,7 +63,7 @@ def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> i
             else:
                 return hit
         finally:
-            process.wait(timeout=300)
+            process.wait(timeout=900)
             time.sleep(0.1)
 
 
@@ -75,6 +75,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.multiprocess
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_preparation_ends_as_an_uninterrupted_one(tmp_path: Path, kills: int) -> None:
     from importlib.util import module_from_spec, spec_from_file_location
