@@ -45,7 +45,7 @@ def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> N
     """Run to the end, killed exactly `kills` times on the way."""
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_yaml(replace(base, out=str(folder / "out"))))
-    hit, longest = 0, 4.0
+    hit, longest = 0, 6.0
     while hit < kills:
         process = start(folder)
         try:
@@ -56,11 +56,10 @@ def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> N
             else:
                 process.kill()  # the parent alone: its workers must notice and go
             hit += 1
-            longest = min(longest * 1.2, 12.0)
         else:  # it was done before the last kill: again from the beginning, with less time between kills
             assert process.returncode == 0, (folder / "log").read_text()
             shutil.rmtree(folder / "out")
-            hit, longest = 0, longest / 2
+            hit, longest = 0, 0.7 * longest
         process.wait(timeout=900)
         time.sleep(0.1)
     process = start(folder)
