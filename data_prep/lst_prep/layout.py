@@ -1,6 +1,7 @@
 """The output folder: where everything lies, and the plan that everything in it belongs to."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -46,9 +47,9 @@ class Table:
             if count:
                 rows.append((first, offset, count))
         temporary.replace(self.entries)
-        with self.items.with_suffix(".tmp").open("wb") as table:
-            np.save(table, np.array(rows, np.int64).reshape(-1, 3))
-        self.items.with_suffix(".tmp").replace(self.items)
+        table = io.BytesIO()
+        np.save(table, np.array(rows, np.int64).reshape(-1, 3))
+        write_atomically(self.items, table.getvalue())
         return len(rows)
 
     def _rows(self) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lst_prep import manifest, stages, text
 from lst_prep.config import PrepConfig
-from lst_prep.engine import Stage, lock, run_stage, write_atomically
+from lst_prep.engine import Stage, full_disk_is_the_users, lock, run_stage, write_atomically
 from lst_prep.layout import SETS, Layout, check_plan
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
@@ -62,7 +62,12 @@ class Preparation:
 
         def reject(where: str, rejection: Rejection) -> None:
             rejected.append(
-                {"id": where, "source": where.split(":")[0], "reason": rejection.reason, "detail": rejection.detail}
+                {
+                    "id": where,
+                    "source": Path(where.rpartition(":")[0]).stem,
+                    "reason": rejection.reason,
+                    "detail": rejection.detail,
+                }
             )
 
         heldout = HeldOut()
@@ -276,6 +281,7 @@ class Preparation:
         changes: Counter[str] = Counter()
         alike = np.zeros(2, np.int64)
         removed = 0
+        by_source: dict[str, Counter[str]] = {}
         lines = [json.loads(line) for line in self.layout.manifest_rejections.read_text().splitlines()]
         cut = self.results("cut", len(self.layout.recordings) if self._cuts else 0)
         every = [
@@ -298,6 +304,7 @@ class Preparation:
                     mine[key] += value
         for line in lines:
             rejected[line["reason"]] += 1
+            by_source.setdefault(line["source"], Counter())[line["reason"]] += 1
             if len(examples.setdefault(line["reason"], [])) < 5:
                 examples[line["reason"]].append(line)
         summary = {
@@ -305,6 +312,7 @@ class Preparation:
             "sets": {name: {"documents": m["documents"], "totals": m["totals"]} for name, m in manifests.items()},
             "sources": sources,
             "rejected": dict(rejected),
+            "rejected_by_source": {source: dict(counts) for source, counts in by_source.items()},
             "rejection_examples": examples,
             "audio_changes": dict(changes),
             "units_like_fp32": alike.tolist(),
@@ -338,7 +346,7 @@ def run(config: PrepConfig, quiet: bool = False) -> dict[str, Any]:
     """
     layout = Layout(config.out)
     layout.out.mkdir(parents=True, exist_ok=True)
-    with lock(layout.lock):
+    with lock(layout.lock), full_disk_is_the_users():
         _clean(layout)
         preparation = Preparation(config, quiet)
         preparation.manifest()

@@ -36,11 +36,11 @@ def _config(path: Path, overrides: list[str] | None) -> "PrepConfig":
 def _stage(config: Path, overrides: list[str] | None, items: str | None, quiet: bool) -> "Iterator[Preparation]":
     """The preparation, with its folder locked: for itself, or shared with the other slices of an array job."""
     prepared = _config(config, overrides)
-    from lst_prep.engine import lock
+    from lst_prep.engine import full_disk_is_the_users, lock
     from lst_prep.layout import Layout
     from lst_prep.pipeline import Preparation
 
-    with lock(Layout(prepared.out).lock, shared=items is not None):
+    with lock(Layout(prepared.out).lock, shared=items is not None), full_disk_is_the_users():
         yield Preparation(prepared, quiet, items)
 
 

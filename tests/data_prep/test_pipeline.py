@@ -72,7 +72,8 @@ def test_speech_documents_are_aligned_and_tokenised(prepared: tuple[PrepConfig, 
         document.check(64, tokenizer.info.size)
         assert tokenizer.encode(" ".join(document.text.split())) == document.token_ids.tolist()
         words = [document.text[a:b] for a, b in document.word_chars]
-        assert words == document.text.split()
+        assert " ".join(words).split() == document.text.split()
+        assert len(words) >= 0.98 * len(document.text.split())  # a word without a frame of its own joins another
         spoken = (document.word_frames[:, 1] - document.word_frames[:, 0]).sum() / len(document.units)
         assert 0.5 < spoken < 0.99
         assert len(np.unique(document.units)) > 20
