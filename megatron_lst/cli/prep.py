@@ -77,7 +77,7 @@ def manifest(
     overrides: Overrides = None,
     kind: Annotated[
         str | None,
-        typer.Option("--from", help="librispeech, mls, libriheavy, peoples-speech, folder or huggingface"),
+        typer.Option("--from", help="librispeech, mls, libriheavy, peoples-speech, yodas, folder or huggingface"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --from: the manifest to write.")] = None,
 ) -> None:
