@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from scipy.signal import resample_poly
+from typer.testing import CliRunner
 
 from lst_prep import manifest
 from lst_prep.audio import RATE
@@ -18,6 +19,8 @@ from lst_prep.manifest import Entry
 from lst_prep.pipeline import Preparation, run
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
+from megatron_lst.cli.prep import prep_app
+from megatron_lst.config.load import dump_yaml
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
 
@@ -194,6 +197,20 @@ def test_recordings_without_a_transcript_are_counted_and_their_pieces_listed(tmp
     summary = run(settings, quiet=True)
     assert summary["rejected"] == {"empty_transcript": len(again)}
     assert preparation.codebook().centres.shape[0] == 32  # the codebook is fitted on them all the same
+
+
+def test_the_command_cuts_and_lists_the_pieces(tmp_path: Path) -> None:
+    long_manifest(tmp_path, text=False)
+    (tmp_path / "prep.yaml").write_text(dump_yaml(config(tmp_path, "energy")))
+    out = str(tmp_path / "pieces.jsonl")
+    for arguments, said in ((["manifest", "prep.yaml"], "1 items"), (["cut", "prep.yaml", "--out", out], "pieces")):
+        command = [arguments[0], str(tmp_path / arguments[1]), *arguments[2:]]
+        result = CliRunner().invoke(prep_app, command, catch_exceptions=False)
+        assert result.exit_code == 0
+        assert said in result.output
+    found = list(manifest.read([out], lambda where, why: pytest.fail(f"{where}: {why}")))
+    assert {entry.recording for entry in found} == {"long"}
+    assert all(Path(entry.audio).exists() for entry in found)
 
 
 def test_slices_of_the_cutting_are_joined_by_the_last_call(tmp_path: Path) -> None:
