@@ -91,11 +91,11 @@ def draw_rejections(file: Path, rejected: dict[str, dict[str, int]], most: int =
         for reason, count in counts.items():
             totals[reason] = totals.get(reason, 0) + count
     reasons = sorted(totals, key=lambda reason: (totals[reason], reason))
-    figure = _figure(12, 0.9 + 0.28 * len(reasons))
+    groups = [[source] for source in sources[:most]] + ([sources[most:]] if len(sources) > most else [])
+    figure = _figure(12, 0.9 + max(0.28 * len(reasons), 0.19 * len(groups)))
     panel = figure.subplots()
     _bare(panel)
     left = np.zeros(len(reasons))
-    groups = [[source] for source in sources[:most]] + ([sources[most:]] if len(sources) > most else [])
     for index, group in enumerate(groups):
         widths = np.array([sum(rejected[source].get(reason, 0) for source in group) for reason in reasons])
         label = (group[0] or "no source") if len(group) == 1 else f"{len(group)} others"
@@ -107,7 +107,7 @@ def draw_rejections(file: Path, rejected: dict[str, dict[str, int]], most: int =
     panel.set_xlim(0, 1.08 * left.max())
     panel.tick_params(labelsize=8)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=8, frameon=False, loc="outside right upper", title="source", title_fontsize=8)
     figure.savefig(file, dpi=_DPI)
 
 
