@@ -155,6 +155,7 @@ def test_nothing_at_all_is_an_error_with_a_reason(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "c")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's half-written zip
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_is_said_and_the_next_run_goes_on(workers: int, tmp_path: Path) -> None:

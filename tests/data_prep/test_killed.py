@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lst_prep.config import JobConfig, PrepConfig
+from lst_prep.config import CuttingConfig, JobConfig, PrepConfig
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.documents.shards import verify
 
@@ -84,7 +84,11 @@ def test_a_killed_preparation_ends_as_an_uninterrupted_one(tmp_path: Path, kills
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    base = replace(module.small_config(tmp_path / "inputs"), jobs=JobConfig(workers=2, item_pieces=1))
+    base = replace(
+        module.small_config(tmp_path / "inputs"),
+        jobs=JobConfig(workers=2, item_pieces=1),
+        cutting=CuttingConfig("energy", over_seconds=20.0, shortest_seconds=5.0, longest_seconds=15.0),
+    )
     rng = random.Random(kills)
     prepare(tmp_path / "calm", base, 0, rng)
     prepare(tmp_path / "killed", base, kills, rng)
