@@ -1,7 +1,7 @@
 """Measure data preparation: times real time of each stage, tokens a second of shard writing, memory over ten hours.
 
     python data_prep/benchmark.py                      the embedded path, on this machine's cores
-    python data_prep/benchmark.py --memory             peak memory while pieces of a ten-hour file are read
+    python data_prep/benchmark.py --memory energy      peak memory while a ten-hour recording is cut and becomes units
     python data_prep/benchmark.py --hubert PATH --ctc PATH [--device cuda]      the neural path, with real models
 
 Checks come first: a figure is printed only after the stage's output was found right.
@@ -20,7 +20,9 @@ import numpy as np
 
 from lst_prep.align import make_aligner
 from lst_prep.audio import RATE, load
-from lst_prep.config import AlignConfig, AudioConfig, UnitsConfig
+from lst_prep.config import AlignConfig, AudioConfig, CuttingConfig, PrepConfig, UnitsConfig
+from lst_prep.cutting import Cutter
+from lst_prep.manifest import Entry
 from lst_prep.tokenizer import load_tokenizer
 from lst_prep.transcript import normalise
 from lst_prep.units import Codebook, make_extractor
@@ -103,44 +105,51 @@ def neural(hubert: str, ctc: str, layer: int, device: str, recordings: int) -> N
     if ctc:
         aligner = make_aligner(AlignConfig("ctc", ctc, device=device))
         words = [normalise(e["text"]) for e in entries]
-        aligner.align(sounds[0], words[0])
-        cpu, wall = timed(lambda: [aligner.align(s, w) for s, w in zip(sounds, words, strict=True)])
+        one = aligner.align(sounds[0], words[0])
+        assert len(one.seconds) == len(words[0])
+        cpu, wall = timed(lambda: aligner.align_batch(list(zip(sounds, words, strict=True))))
         line("alignment (ctc)", seconds, cpu, wall, "x real time")
 
 
-def memory() -> None:
-    """Units of a ten-hour recording, piece by piece: the peak must not grow with the file."""
+def memory(by: str) -> None:
+    """A ten-hour recording is cut and its pieces become units: the peak must be that of its first hour."""
     with tempfile.TemporaryDirectory() as folder:
-        path, hour = Path(folder, "10h.wav"), np.random.default_rng(0).normal(0, 3000, 3600 * RATE).astype("<i2")
+        path, config = Path(folder, "10h.wav"), PrepConfig(cutting=CuttingConfig(by))
+        entry = json.loads((CORPUS / "manifest.jsonl").read_text().splitlines()[0])
+        speech = load(CORPUS / entry["audio"], None, None, config.audio).samples
+        minutes = (np.resize(speech, 60 * RATE) * 32767).astype("<i2").tobytes()
         with wave.open(str(path), "wb") as out:
             out.setnchannels(1)
             out.setsampwidth(2)
             out.setframerate(RATE)
-            for _ in range(10):
-                out.writeframes(hour.tobytes())
-        del hour
-        extractor = make_extractor(UnitsConfig())
-        peaks = []
-        for index in range(1200):
-            sound = load(path, 30.0 * index, 30.0 * (index + 1), AudioConfig())
-            extractor.features([sound.samples])
-            if index in (120, 1199):
-                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        print(f"peak memory after 1 h {peaks[0]:,.0f} MiB, after 10 h {peaks[1]:,.0f} MiB")
-        assert peaks[1] < peaks[0] + 20, "memory grows with the file"
+            for _ in range(600):
+                out.writeframes(minutes)
+        cutter, extractor, peaks = Cutter(config), make_extractor(config.units), []
+        for hours in (1, 10):
+            pieces: list[Entry] = []
+            recording = Entry("x", str(path), "", 0.0, 3600.0 * hours)
+            cpu, wall = timed(lambda: pieces.extend(cutter.cut(recording)))  # noqa: B023
+            assert pieces[0].end, "not cut"
+            assert pieces[-1].end == 3600.0 * hours, "not cut to its end"
+            line(f"cutting {hours} h ({by})", 3600.0 * hours, cpu, wall, "x real time")
+            for piece in pieces:
+                extractor.features([load(path, piece.start, piece.end, config.audio).samples])
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(f"peak memory of 1 h {peaks[0]:,.0f} MiB, of 10 h {peaks[1]:,.0f} MiB")
+        assert peaks[1] < peaks[0] + 40, "memory grows with the file"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=int, default=10)
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", choices=("vad", "energy"))
     parser.add_argument("--hubert", default="")
     parser.add_argument("--layer", type=int, default=11)
     parser.add_argument("--ctc", default="")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     if arguments.memory:
-        memory()
+        memory(arguments.memory)
     elif arguments.hubert or arguments.ctc:
         neural(arguments.hubert, arguments.ctc, arguments.layer, arguments.device, arguments.recordings)
     else:

@@ -1,5 +1,7 @@
 """Audio in: decode, mix to mono, resample to 16 kHz, and refuse what is no speech, each with a reason."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -34,11 +36,14 @@ class Audio:
         return len(self.samples) / RATE
 
 
-def load(path: Path, start: float | None, end: float | None, config: AudioConfig) -> Audio:
-    """Read [start, end) seconds of a file (the whole of it by default) and check it.
+@contextmanager
+def open_audio(
+    path: Path, start: float | None, end: float | None, config: AudioConfig
+) -> Iterator[tuple[soundfile.SoundFile, int, int]]:
+    """The file, and [first, last) samples of [start, end) seconds, the whole of it by default.
 
     Raises:
-        Rejection: unreadable_audio, empty_audio, too_short, too_long, low_rate_audio, silent_audio, clipped_audio.
+        Rejection: unreadable_audio (also for what goes wrong while it is open), low_rate_audio, empty_audio.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -47,17 +52,27 @@ def load(path: Path, start: float | None, end: float | None, config: AudioConfig
                 raise Rejection("low_rate_audio", f"{rate} Hz")
             first = min(round((start or 0.0) * rate), file.frames)
             last = file.frames if end is None else min(round(end * rate), file.frames)
-            seconds = (last - first) / rate
-            if seconds <= 0:
+            if last <= first:
                 raise Rejection("empty_audio", f"{file.frames / rate:.2f} s in the file")
-            if seconds > config.max_seconds:
-                raise Rejection("too_long", f"{seconds:.1f} s")
-            if seconds < config.min_seconds:
-                raise Rejection("too_short", f"{seconds:.3f} s")
-            file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)
+            yield file, first, last
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise Rejection("unreadable_audio", f"{path}: {error}") from error
+
+
+def load(path: Path, start: float | None, end: float | None, config: AudioConfig) -> Audio:
+    """Read [start, end) seconds of a file (the whole of it by default) and check it.
+
+    Raises:
+        Rejection: unreadable_audio, empty_audio, too_short, too_long, low_rate_audio, silent_audio, clipped_audio.
+    """
+    with open_audio(path, start, end, config) as (file, first, last):
+        rate, seconds = file.samplerate, (last - first) / file.samplerate
+        if seconds > config.max_seconds:
+            raise Rejection("too_long", f"{seconds:.1f} s; give the times of its segments, or set cutting.by")
+        if seconds < config.min_seconds:
+            raise Rejection("too_short", f"{seconds:.3f} s")
+        file.seek(first)
+        samples = file.read(last - first, dtype="float32", always_2d=True)
     if len(samples) < (last - first) * 0.99:
         raise Rejection("unreadable_audio", f"{path}: truncated, {len(samples)} of {last - first} samples")
     return check(samples, rate, config)

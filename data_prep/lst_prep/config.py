@@ -12,13 +12,30 @@ class AudioConfig:
     min_seconds: float = 0.3
     """Shorter pieces are rejected as `too_short`."""
     max_seconds: float = 7200.0
-    """Longer pieces are rejected as `too_long`; memory grows by about 0.5 MB a second of the longest piece."""
+    """Longer pieces are rejected as `too_long`; memory grows by about 0.5 MB a second of the longest piece. Longer
+    recordings can be cut, see `cutting`."""
     min_rate: int = 16000
     """Files recorded below this rate are rejected as `low_rate_audio`; 8000 accepts telephone speech."""
     min_peak: float = 1e-3
     """Pieces that never exceed this amplitude are rejected as `silent_audio`."""
     max_clipped: float = 0.05
     """Rejected as `clipped_audio` when a larger share of the samples is at full scale."""
+
+
+@dataclass
+class CuttingConfig:
+    """How long recordings become pieces, which are joined again into documents (SPEC 7)."""
+
+    by: str = "none"
+    """`none`: manifest lines are taken as they are. `vad`: cut where silero-vad hears no speech; stretches without any
+    are left out. `energy`: cut in the quietest places. Recordings with a transcript are cut in the pauses between words
+    that the alignment finds, whichever of the two is chosen."""
+    over_seconds: float = 600.0
+    """Recordings up to this length stay whole."""
+    shortest_seconds: float = 10.0
+    """Pieces are no shorter, but where a stretch of speech is."""
+    longest_seconds: float = 30.0
+    """Pieces are no longer."""
 
 
 @dataclass
@@ -70,6 +87,8 @@ class AlignConfig:
     piece_seconds: float = 12.0
     """pocketsphinx: longer audio is aligned in windows of this length, each cut back to its last pause. ctc: length of
     the pieces that the acoustic model sees; the alignment itself runs over the whole."""
+    batch_seconds: float = 320.0
+    """ctc: as units.batch_seconds."""
     device: str = "auto"
     """ctc: as units.device."""
     precision: str = "auto"
@@ -146,6 +165,7 @@ class PrepConfig:
     seed: int = 0
     """Of the codebook's sample and initialisation."""
     audio: AudioConfig = field(default_factory=AudioConfig)
+    cutting: CuttingConfig = field(default_factory=CuttingConfig)
     units: UnitsConfig = field(default_factory=UnitsConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     text_options: TextConfig = field(default_factory=TextConfig)
@@ -153,6 +173,10 @@ class PrepConfig:
     jobs: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
+        if self.cutting.by not in ("none", "vad", "energy"):
+            raise UserError(f"cutting.by: {self.cutting.by!r} is not one of none, vad, energy")
+        if not 0 < 2 * self.cutting.shortest_seconds <= self.cutting.longest_seconds <= self.cutting.over_seconds:
+            raise UserError("cutting: 2 * shortest_seconds <= longest_seconds <= over_seconds must hold")
         if self.units.extractor not in ("mfcc", "hubert"):
             raise UserError(f"units.extractor: {self.units.extractor!r} is not one of mfcc, hubert")
         if self.align.aligner not in ("pocketsphinx", "ctc"):

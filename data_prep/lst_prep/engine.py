@@ -174,13 +174,14 @@ def run_stage(
 
         def finished(item: int, result: dict[str, Any]) -> None:
             results[item] = result
-            progress.advance(1, float(result.get("audio_seconds", 0.0)))
+            progress.advance(1, float(result.get("audio_seconds", 0.0)), str(result.get("note", "")))
 
         if workers == 1:
             function = stage.factory(*stage.arguments)
             for item in todo:
-                result = _translate_disk_full(function, item)
-                receipts.write(item, result)
+                with full_disk_is_the_users():
+                    result = function(item)
+                    receipts.write(item, result)
                 finished(item, result)
         else:
             _Pool(stage, receipts, min(workers, len(todo)), attempts).run(todo, finished)
@@ -191,9 +192,11 @@ def _quiet() -> Any:
     return open(os.devnull, "w")
 
 
-def _translate_disk_full(function: Work, item: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def full_disk_is_the_users() -> Iterator[None]:
+    """Raises UserError in place of `no space left` and `quota exceeded`."""
     try:
-        return function(item)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -211,8 +214,9 @@ def _worker(connection: Connection, stage: Stage, receipts: Receipts) -> None:
         connection.send((-1, "ready", None))
         while True:
             item = connection.recv()
-            result = _translate_disk_full(function, item)
-            receipts.write(item, result)
+            with full_disk_is_the_users():
+                result = function(item)
+                receipts.write(item, result)
             connection.send((item, "done", result))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return

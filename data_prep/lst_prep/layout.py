@@ -1,8 +1,10 @@
 """The output folder: where everything lies, and the plan that everything in it belongs to."""
 
 import hashlib
+import io
 import json
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,68 @@ from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
 
 SETS = ("speech", "text", "heldout-speech", "heldout-text")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Manifest entries divided into items of work.
+
+    Attributes:
+        entries: JSONL, one entry a line.
+        items: int64 [items, 3], first line, byte offset and number of lines of each item; written last.
+    """
+
+    entries: Path
+    items: Path
+
+    def write(self, entries: Iterable[Entry], item_pieces: int) -> int:
+        """Divide entries into items of about `item_pieces`, never inside a recording. Returns the number of items."""
+        self.entries.parent.mkdir(parents=True, exist_ok=True)
+        rows: list[tuple[int, int, int]] = []
+        temporary = self.entries.with_suffix(".tmp")
+        with temporary.open("wb") as out:
+            recording, count, first, offset, line = "", 0, 0, 0, 0
+            for entry in entries:
+                if count >= item_pieces and entry.recording != recording:
+                    rows.append((first, offset, count))
+                    first, offset, count = line, out.tell(), 0
+                recording, count, line = entry.recording, count + 1, line + 1
+                out.write(json.dumps(asdict(entry)).encode() + b"\n")
+            if count:
+                rows.append((first, offset, count))
+        temporary.replace(self.entries)
+        table = io.BytesIO()
+        np.save(table, np.array(rows, np.int64).reshape(-1, 3))
+        write_atomically(self.items, table.getvalue())
+        return len(rows)
+
+    def _rows(self) -> np.ndarray:
+        try:
+            return np.asarray(np.load(self.items, allow_pickle=False))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.items}: not there yet: run `lst prep manifest` (and, where `cutting.by` is set, `lst prep cut`)"
+            ) from None
+
+    def __len__(self) -> int:
+        """Number of items. Raises UserError when the table is not written yet."""
+        return len(self._rows())
+
+    def counts(self) -> np.ndarray:
+        """int64 [items], entries of each item."""
+        return self._rows()[:, 2]
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Every entry, in order."""
+        for item in range(len(self)):
+            yield from (entry for _, entry in self.read(item))
+
+    def read(self, item: int) -> list[tuple[int, Entry]]:
+        """(line number, entry) of each entry of one item."""
+        first, offset, count = (int(value) for value in self._rows()[item])
+        with self.entries.open("rb") as file:
+            file.seek(offset)
+            return [(first + i, Entry(**json.loads(file.readline()))) for i in range(count)]
 
 
 class Layout:
@@ -30,8 +94,8 @@ class Layout:
         self.heldout = self.out / "heldout.json"
         self.report = self.out / "report.md"
         self.summary = self.out / "summary.json"
-        self.entries = self.work / "entries.jsonl"
-        self.items = self.work / "items.npy"
+        self.pieces = Table(self.work / "entries.jsonl", self.work / "items.npy")
+        self.recordings = Table(self.work / "recordings.jsonl", self.work / "recordings.npy")
         self.manifest_rejections = self.work / "manifest-rejections.jsonl"
 
     def item(self, stage: str, item: int, suffix: str) -> Path:
@@ -92,16 +156,3 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         keys = sorted(set(old) | set(new))
         return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
     return [] if old == new else [f"{path.removeprefix('config.')} was {old!r}, is now {new!r}"]
-
-
-def read_item(layout: Layout, item: int) -> list[tuple[int, Entry]]:
-    """(line number, entry) of each piece in one item of speech."""
-    items = np.load(layout.items, allow_pickle=False)
-    first, offset, count = (int(value) for value in items[item])
-    with layout.entries.open("rb") as file:
-        file.seek(offset)
-        return [(first + i, Entry(**json.loads(file.readline()))) for i in range(count)]
-
-
-def item_count(layout: Layout) -> int:
-    return len(np.load(layout.items, allow_pickle=False))

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 
 from lst_prep import manifest, stages, text
 from lst_prep.config import PrepConfig
-from lst_prep.engine import Stage, lock, run_stage, write_atomically
-from lst_prep.layout import SETS, Layout, check_plan, item_count
+from lst_prep.engine import Stage, full_disk_is_the_users, lock, run_stage, write_atomically
+from lst_prep.layout import SETS, Layout, check_plan
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
 from lst_prep.tokenizer import load_tokenizer
@@ -51,35 +51,36 @@ class Preparation:
     # -- manifest -----------------------------------------------------------------------------------------------
 
     def manifest(self) -> int:
-        """Read the manifests into items of work and collect what is held out. Returns the number of items."""
-        done = self.layout.items
-        if done.exists():
-            return item_count(self.layout)
+        """Divide the manifests into items of work and collect what is held out. Returns the number of items.
+
+        Where `cutting.by` is set they are recordings, which `cut` makes pieces of; else pieces.
+        """
+        table = self.layout.recordings if self._cuts else self.layout.pieces
+        if self.layout.tokenizer.exists():  # written last
+            return len(table)
         rejected: list[dict[str, str]] = []
 
         def reject(where: str, rejection: Rejection) -> None:
             rejected.append(
-                {"id": where, "source": where.split(":")[0], "reason": rejection.reason, "detail": rejection.detail}
+                {
+                    "id": where,
+                    "source": Path(where.rpartition(":")[0]).stem,
+                    "reason": rejection.reason,
+                    "detail": rejection.detail,
+                }
             )
 
         heldout = HeldOut()
         for path in self.config.heldout:
             heldout.hashes |= HeldOut.load(Path(path)).hashes
-        self.layout.work.mkdir(parents=True, exist_ok=True)
-        items: list[tuple[int, int, int]] = []
-        temporary = self.layout.entries.with_suffix(".tmp")
-        with temporary.open("wb") as out:
-            recording, count, first, offset, line = "", 0, 0, 0, 0
+
+        def entries() -> Iterator[manifest.Entry]:
             for entry in manifest.read(self.config.manifests, reject):
                 if entry.split == "heldout":
                     heldout.add(entry.text)
-                if count >= self.config.jobs.item_pieces and entry.recording != recording:
-                    items.append((first, offset, count))
-                    first, offset, count = line, out.tell(), 0
-                recording, count, line = entry.recording, count + 1, line + 1
-                out.write(json.dumps(asdict(entry)).encode() + b"\n")
-            if count:
-                items.append((first, offset, count))
+                yield entry
+
+        items = table.write(entries(), self.config.jobs.item_pieces)
         for source in self.config.text:
             for file in text.source_files(source):
                 for record in text.read_records(source, file, lambda *_: None):
@@ -88,7 +89,6 @@ class Preparation:
         if not items and not self.config.text:
             why = f"; {len(rejected)} lines were rejected, the first as {rejected[0]['reason']}" if rejected else ""
             raise UserError(f"nothing to prepare: no usable manifest line and no text source{why}")
-        temporary.replace(self.layout.entries)
         heldout.save(self.layout.heldout)
         write_atomically(
             self.layout.manifest_rejections, "".join(json.dumps(line) + "\n" for line in rejected).encode()
@@ -99,12 +99,23 @@ class Preparation:
                 {"spec": self.config.tokenizer, "path": self.tokenizer.path, **asdict(self.tokenizer.info)}, indent=1
             ).encode(),
         )
-        with done.with_suffix(".tmp").open("wb") as table:
-            np.save(table, np.array(items, np.int64).reshape(-1, 3))
-        done.with_suffix(".tmp").replace(done)
-        return len(items)
+        return items
 
     # -- speech -------------------------------------------------------------------------------------------------
+
+    @property
+    def _cuts(self) -> bool:
+        return self.config.cutting.by != "none"
+
+    def cut(self) -> int:
+        """Recordings -> pieces, every item; then the table of pieces, unless this is a slice. Returns its items."""
+        if not self._cuts or self.layout.pieces.items.exists():
+            return len(self.layout.pieces)
+        items = len(self.layout.recordings)
+        self._stage("cut", items, stages.cut_factory, self.config)
+        if self.part is not None:
+            return 0
+        return self.layout.pieces.write(stages.cut_pieces(self.layout, items), self.config.jobs.item_pieces)
 
     def codebook(self) -> Codebook:
         """Load, import or fit the codebook."""
@@ -128,34 +139,35 @@ class Preparation:
 
         layout, heldout = self.layout, HeldOut.load(self.layout.heldout)
         extractor = make_extractor(self.config.units)
-        order = np.random.default_rng(self.config.seed).permutation(item_count(layout))
+        order = np.random.default_rng(self.config.seed).permutation(len(layout.pieces))
         wanted, frames, found = self.config.units.fit_frames, 0, []
         with StageProgress("codebook", len(order), stream=_stream(self.quiet)) as progress:
             for item in order:
-                pieces = [
-                    sound.samples
-                    for _, entry, sound in stages.load_pieces(layout, self.config, heldout, int(item), None)
-                    if entry.split == "train"
-                ]
-                found += extractor.features(pieces)
-                frames += sum(len(f) for f in found[-len(pieces) :]) if pieces else 0
-                progress.advance(1, sum(map(len, pieces)) / 16000)
+                usable = stages.load_pieces(layout, self.config, heldout, int(item), None, transcribed=False)
+                for batch in stages.batches(piece for piece in usable if piece[1].split == "train"):
+                    features = extractor.features([sound.samples for *_, sound in batch])
+                    frames += sum(map(len, features))
+                    found += features
+                    progress.advance(0, sum(sound.seconds for *_, sound in batch))
+                    if frames >= wanted:
+                        break
+                progress.advance(1)
                 if frames >= wanted:
                     break
         return np.concatenate(found)[:wanted] if found else np.zeros((0, extractor.dim), np.float32)
 
     def units(self) -> None:
         """Audio -> units, every item."""
-        self._stage("units", item_count(self.layout), stages.units_factory, self.config)
+        self._stage("units", len(self.layout.pieces), stages.units_factory, self.config)
 
     def align(self) -> None:
         """Audio + transcripts -> word times, every item."""
-        self._stage("align", item_count(self.layout), stages.align_factory, self.config)
+        self._stage("align", len(self.layout.pieces), stages.align_factory, self.config)
 
     def shards(self) -> dict[str, dict[str, Any]]:
         """Documents and shard sets of everything. Returns the manifests by set name."""
-        items, groups = item_count(self.layout), []
-        counts = np.load(self.layout.items)[:, 2] if items else np.zeros(0, np.int64)
+        items, groups = len(self.layout.pieces), []
+        counts = self.layout.pieces.counts()
         first, size = 0, 0
         for item in range(items):
             size += int(counts[item])
@@ -257,7 +269,7 @@ class Preparation:
                     codebook if kind == "speech" else None,
                     {"plan": self.plan},
                 )
-        self._summarise(manifests, results, item_count(self.layout))
+        self._summarise(manifests, results, len(self.layout.pieces))
         return manifests
 
     def _summarise(
@@ -267,14 +279,24 @@ class Preparation:
         examples: dict[str, list[dict[str, str]]] = {}
         sources: dict[str, dict[str, float]] = {}
         changes: Counter[str] = Counter()
+        alike = np.zeros(2, np.int64)
         removed = 0
+        by_source: dict[str, Counter[str]] = {}
         lines = [json.loads(line) for line in self.layout.manifest_rejections.read_text().splitlines()]
-        every = [*self.results("units", items), *self.results("align", items), *results["speech"], *results["text"]]
+        cut = self.results("cut", len(self.layout.recordings) if self._cuts else 0)
+        every = [
+            *cut,
+            *self.results("units", items),
+            *self.results("align", items),
+            *results["speech"],
+            *results["text"],
+        ]
         for result in every:
             if result is None:
                 continue
             lines += result.get("rejections", [])
             changes.update(result.get("changes", {}))
+            alike += result.get("like_fp32", [0, 0])
             removed += result.get("heldout_sentences_removed", 0)
             for name, totals in result.get("sources", {}).items():
                 mine = sources.setdefault(name, dict.fromkeys(totals, 0))
@@ -282,6 +304,7 @@ class Preparation:
                     mine[key] += value
         for line in lines:
             rejected[line["reason"]] += 1
+            by_source.setdefault(line["source"], Counter())[line["reason"]] += 1
             if len(examples.setdefault(line["reason"], [])) < 5:
                 examples[line["reason"]].append(line)
         summary = {
@@ -289,8 +312,10 @@ class Preparation:
             "sets": {name: {"documents": m["documents"], "totals": m["totals"]} for name, m in manifests.items()},
             "sources": sources,
             "rejected": dict(rejected),
+            "rejected_by_source": {source: dict(counts) for source, counts in by_source.items()},
             "rejection_examples": examples,
             "audio_changes": dict(changes),
+            "units_like_fp32": alike.tolist(),
             "heldout_sentences": len(HeldOut.load(self.layout.heldout)),
             "heldout_sentences_removed_from_text": removed,
         }
@@ -321,11 +346,11 @@ def run(config: PrepConfig, quiet: bool = False) -> dict[str, Any]:
     """
     layout = Layout(config.out)
     layout.out.mkdir(parents=True, exist_ok=True)
-    with lock(layout.lock):
+    with lock(layout.lock), full_disk_is_the_users():
         _clean(layout)
         preparation = Preparation(config, quiet)
-        items = preparation.manifest()
-        if items:
+        preparation.manifest()
+        if preparation.cut():
             preparation.codebook()
             preparation.units()
             preparation.align()

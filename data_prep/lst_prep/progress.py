@@ -41,9 +41,10 @@ class StageProgress:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
                 console=Console(file=self._stream),
             )
-            self._task = self._bar.add_task(name, total=total, completed=done, rate="")
+            self._task = self._bar.add_task(name, total=total, completed=done, rate="", note="")
 
     def __enter__(self) -> "StageProgress":
         if self._bar is not None:
@@ -54,7 +55,7 @@ class StageProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, rate=self.rate())
+            self._bar.update(self._task, completed=self.done, rate=self.rate(), note=self.note)
             self._bar.stop()
         elif kind is None and self.total > self._before:
             self._line(final=True)
@@ -76,7 +77,7 @@ class StageProgress:
         self.audio_seconds += audio_seconds
         self.note = note or self.note
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, rate=self.rate())
+            self._bar.update(self._task, completed=self.done, rate=self.rate(), note=self.note)
         elif time.monotonic() - self._last >= _PLAIN_EVERY:
             self._line()
 

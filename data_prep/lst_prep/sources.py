@@ -139,6 +139,31 @@ def peoples_speech(root: Path) -> Iterator[Entry]:
                     )
 
 
+def yodas(root: Path) -> Iterator[Entry]:
+    """YODAS as its Hugging Face repository has it: LANG/text/*.txt, and LANG/audio/*.tar.gz unpacked where they lie.
+
+    Subtitles are named VIDEO-NUMBER-START-END, times in hundredths of a second; neighbours in time are joined.
+    """
+    shards = [path for path in root.rglob("*.txt") if path.parent.name == "text"]
+    for path in _need(shards, root, "no text/*.txt: not YODAS's layout"):
+        here = {p.stem: p for p in (path.parent.parent / "audio").rglob(f"{path.stem}/*") if p.suffix in _AUDIO}
+        chain = _Chain()
+        for line in sorted(path.read_text(encoding="utf-8").splitlines()):
+            name, _, text = line.partition(" ")
+            video, _, *times = name.rsplit("-", 3)
+            start, end = (int(time) / 100 for time in times)
+            yield Entry(
+                id=name,
+                audio=str(here.get(name, path.parent.parent / "audio" / path.stem / f"{name}.wav")),
+                text=text.strip(),
+                seconds=end - start,
+                speaker=video,
+                license="CC BY 3.0",
+                source=f"yodas-{path.parent.parent.name}",
+                document=chain.name(video, start, end),
+            )
+
+
 def folder(root: Path) -> Iterator[Entry]:
     """Any folder of audio files with a .txt (or .lab) of the same name beside each."""
     audio = [path for path in root.rglob("*") if path.suffix.lower() in _AUDIO]
@@ -174,7 +199,7 @@ def huggingface(root: Path) -> Iterator[Entry]:
         if audio is None or text is None:
             raise UserError(f"{root}: columns {', '.join(rows.features)}: no audio, or no text column")
         for index, row in enumerate(rows.cast_column(audio, Audio(decode=False))):
-            name = str(row.get("id") or row.get("file") or f"{split}-{index}")
+            name = str(row.get("utt_id") or row.get("id") or row.get("file") or f"{split}-{index}")
             sound, path = row[audio], Path(row[audio].get("path") or "audio.wav")
             if sound.get("bytes"):
                 path = root / "lst-audio" / f"{split}-{index:08d}{path.suffix or '.wav'}"
@@ -196,6 +221,7 @@ READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
     "mls": mls,
     "libriheavy": libriheavy,
     "peoples-speech": peoples_speech,
+    "yodas": yodas,
     "folder": folder,
     "huggingface": huggingface,
 }

@@ -1,8 +1,11 @@
 """The work of each stage, one item at a time. Factories run in worker processes; see `engine`."""
 
 import io
+import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,16 @@ import numpy as np
 from lst_prep import audio, text
 from lst_prep.align import AlignedWords, make_aligner
 from lst_prep.config import PrepConfig, TextSource
+from lst_prep.cutting import Cutter
 from lst_prep.engine import Work, write_atomically
 from lst_prep.join import Piece, documents
-from lst_prep.layout import Layout, read_item
+from lst_prep.layout import Layout
 from lst_prep.manifest import Entry
 from lst_prep.rejection import Rejection
 from lst_prep.tokenizer import load_tokenizer
-from lst_prep.transcript import normalise
-from lst_prep.units import Codebook, make_extractor
+from lst_prep.transcript import check_rate, normalise
+from lst_prep.units import Codebook, Extractor, make_extractor
+from lst_prep.units.hubert import HubertExtractor
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.writing import PartWriter
@@ -44,18 +49,77 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, int]:
 
 
 def load_pieces(
-    layout: Layout, config: PrepConfig, heldout: HeldOut, item: int, rejections: Rejections | None
+    layout: Layout,
+    config: PrepConfig,
+    heldout: HeldOut,
+    item: int,
+    rejections: Rejections | None,
+    transcribed: bool = True,
 ) -> Iterator[tuple[int, Entry, audio.Audio]]:
-    """Every usable piece of an item, decoded. Both speech stages use this, so both see the same pieces."""
-    for line, entry in read_item(layout, item):
+    """Every usable piece of an item, decoded. Both speech stages use this, so both see the same pieces.
+
+    Args:
+        rejections: where those go that are not; None: they are not counted.
+        transcribed: pieces without a transcript are of no use (the codebook takes them).
+    """
+    for line, entry in layout.pieces.read(item):
         try:
             if entry.split == "train" and heldout.find(entry.text):
                 raise Rejection("held_out", heldout.find(entry.text)[0])
-            normalise(entry.text, config.align.numbers)
+            if entry.text.strip() or transcribed:
+                normalise(entry.text, config.align.numbers)
             yield line, entry, audio.load(Path(entry.audio), entry.start, entry.end, config.audio)
         except Rejection as rejection:
             if rejections is not None:
                 rejections.add(entry.id, entry.source, rejection)
+
+
+def batches(
+    pieces: Iterator[tuple[int, Entry, audio.Audio]], seconds: float = 1800.0
+) -> Iterator[list[tuple[int, Entry, audio.Audio]]]:
+    """Pieces of at most `seconds` in all (or one longer), so that memory does not grow with the recording."""
+    batch: list[tuple[int, Entry, audio.Audio]] = []
+    for piece in pieces:
+        if batch and sum(sound.seconds for *_, sound in [*batch, piece]) > seconds:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def cut_factory(config: PrepConfig) -> Work:
+    """Recordings -> pieces. Writes one .jsonl an item, one manifest entry a line."""
+    layout, cutter = Layout(config.out), Cutter(config)
+
+    def work(item: int) -> dict[str, Any]:
+        rejections, seconds = Rejections(), 0.0
+        pieces: list[Entry] = []
+        for _, entry in layout.recordings.read(item):
+            try:
+                found = list(cutter.cut(entry))
+            except Rejection as rejection:
+                rejections.add(entry.id, entry.source, rejection)
+                continue
+            pieces += found
+            seconds += sum(piece.seconds or 0.0 for piece in found)
+        content = "".join(json.dumps(asdict(piece)) + "\n" for piece in pieces).encode()
+        path = layout.item("cut", item, ".jsonl")
+        write_atomically(path, content)
+        return {"files": {str(path): len(content)}, "audio_seconds": seconds, "rejections": rejections.all}
+
+    return work
+
+
+def cut_pieces(layout: Layout, items: int) -> Iterator[Entry]:
+    """What the items of the `cut` stage wrote, in order."""
+    for item in range(items):
+        for line in layout.item("cut", item, ".jsonl").read_text().splitlines():
+            yield Entry(**json.loads(line))
+
+
+_COMPARED_ITEMS = 4
+"""Items whose first piece is coded in fp32, too, where units are made in a lower precision."""
 
 
 def units_factory(config: PrepConfig) -> Work:
@@ -66,17 +130,22 @@ def units_factory(config: PrepConfig) -> Work:
     heldout = HeldOut.load(layout.heldout)
 
     def work(item: int) -> dict[str, Any]:
-        lines, pieces, rejections = [], [], Rejections()
-        changes: dict[str, int] = {}
-        for line, entry, sound in load_pieces(layout, config, heldout, item, rejections):
-            if len(sound.samples) < audio.SAMPLES_PER_FRAME:
-                rejections.add(entry.id, entry.source, Rejection("too_short", f"{sound.seconds:.3f} s"))
-                continue
-            lines.append(line)
-            pieces.append(sound.samples)
-            for change in sound.changes:
-                changes[change] = changes.get(change, 0) + 1
-        units = [codebook.encode(features) for features in extractor.features(pieces)]
+        lines, units, rejections = list[int](), list[np.ndarray](), Rejections()
+        changes: Counter[str] = Counter()
+        seconds, compared = 0.0, dict[str, Any]()
+        for batch in batches(load_pieces(layout, config, heldout, item, rejections)):
+            pieces = []
+            for line, entry, sound in batch:
+                if len(sound.samples) < audio.SAMPLES_PER_FRAME:
+                    rejections.add(entry.id, entry.source, Rejection("too_short", f"{sound.seconds:.3f} s"))
+                    continue
+                lines.append(line)
+                pieces.append(sound.samples)
+                changes.update(sound.changes)
+                seconds += sound.seconds
+            if pieces and not units and item < _COMPARED_ITEMS:
+                compared = _compare(extractor, codebook, pieces[:1])
+            units += [codebook.encode(features) for features in extractor.features(pieces)]
         files = save_arrays(
             layout.item("units", item, ".npz"),
             {
@@ -87,40 +156,54 @@ def units_factory(config: PrepConfig) -> Work:
         )
         return {
             "files": files,
-            "audio_seconds": sum(map(len, pieces)) / audio.RATE,
-            "pieces": len(pieces),
+            "audio_seconds": seconds,
+            "pieces": len(units),
             "codebook": codebook.fingerprint,
-            "changes": changes,
+            "changes": dict(changes),
             "rejections": rejections.all,
+            **compared,
         }
 
     return work
 
 
+def _compare(extractor: Extractor, codebook: Codebook, pieces: list[np.ndarray]) -> dict[str, Any]:
+    """How far units of a lower precision are those of fp32, for receipt, progress and report; {} in fp32."""
+    if not isinstance(extractor, HubertExtractor) or extractor.exact:
+        return {}
+    alike, units = extractor.agreement(pieces, codebook.encode)
+    return {"like_fp32": [alike, units], "note": f"{alike / max(units, 1):.1%} of {units} units as in fp32"}
+
+
 def align_factory(config: PrepConfig) -> Work:
     """Audio + transcript -> word times. Writes one .npz an item, words of all pieces end to end."""
     layout, aligner = Layout(config.out), make_aligner(config.align)
-    heldout = HeldOut.load(layout.heldout)
+    heldout, least = HeldOut.load(layout.heldout), config.align.min_score
 
     def work(item: int) -> dict[str, Any]:
         rejections, seconds = Rejections(), 0.0
         lines: list[int] = []
         found: list[AlignedWords] = []
-        for line, entry, sound in load_pieces(layout, config, heldout, item, None):
-            seconds += sound.seconds
-            try:
+        for batch in batches(load_pieces(layout, config, heldout, item, None)):
+            wanted = []
+            for line, entry, sound in batch:
+                seconds += sound.seconds
                 words = normalise(entry.text, config.align.numbers)
-                spoken = sum(len(word.spoken) for word in words)
-                if spoken > config.align.max_words_per_second * sound.seconds + 1:
-                    raise Rejection("words_too_fast", f"{spoken} words in {sound.seconds:.1f} s")
-                aligned = aligner.align(sound.samples, words)
-                if float(aligned.scores.mean()) < config.align.min_score:
-                    raise Rejection("low_score", f"{float(aligned.scores.mean()):.2f}")
-            except Rejection as rejection:
-                rejections.add(entry.id, entry.source, rejection)
-                continue
-            lines.append(line)
-            found.append(aligned)
+                try:
+                    check_rate(words, sound.seconds, config.align.max_words_per_second)
+                except Rejection as rejection:
+                    rejections.add(entry.id, entry.source, rejection)
+                else:
+                    wanted.append((line, entry, sound.samples, words))
+            aligned = aligner.align_batch([(samples, words) for *_, samples, words in wanted])
+            for (line, entry, *_), result in zip(wanted, aligned, strict=True):
+                if not isinstance(result, Rejection) and (score := float(result.scores.mean())) < least:
+                    result = Rejection("low_score", f"{score:.2f}")
+                if isinstance(result, Rejection):
+                    rejections.add(entry.id, entry.source, result)
+                else:
+                    lines.append(line)
+                    found.append(result)
         files = save_arrays(
             layout.item("align", item, ".npz"),
             {
@@ -155,7 +238,7 @@ def _item_pieces(layout: Layout, item: int) -> Iterator[tuple[str, list[Piece | 
     unit_ends, word_ends = np.cumsum(units["lengths"]), np.cumsum(align["words"])
     unit_of = {int(line): i for i, line in enumerate(units["lines"])}
     word_of = {int(line): i for i, line in enumerate(align["lines"])}
-    for recording, group in groupby(read_item(layout, item), key=lambda pair: pair[1].recording):
+    for recording, group in groupby(layout.pieces.read(item), key=lambda pair: pair[1].recording):
         pieces: list[Piece | None] = []
         for line, entry in group:
             u, w = unit_of.get(line), word_of.get(line)

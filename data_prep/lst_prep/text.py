@@ -9,7 +9,7 @@ import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import xxhash
@@ -74,13 +74,15 @@ def read_records(source: TextSource, path: Path, on_reject: Callable[[str, Rejec
     kind, stem = _kind(path), path.name.split(".")[0]
     try:
         if kind == ".parquet":
-            yield from _read_parquet(source, path, stem)
+            yield from _read_parquet(source, path, stem, on_reject)
         elif kind == ".txt":
             with open_text(path) as file:
                 yield TextRecord(stem, file.read(), source.split)
         else:
             with open_text(path) as file:
                 yield from _read_jsonl(source, file, path, stem, on_reject)
+    except UserError:
+        raise  # a ValueError, too
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         on_reject(str(path), Rejection("bad_text_line", f"the file breaks off: {error}"))
     except Exception as error:
@@ -104,25 +106,36 @@ def _read_jsonl(
         if not isinstance(text, str):
             on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))
             continue
-        split = value.get("split", source.split)
-        yield TextRecord(
-            str(value.get("id", f"{stem}-{number}")), text, split if split in ("train", "heldout") else source.split
-        )
+        yield _record(source, f"{stem}-{number}", text, value)
 
 
-def _read_parquet(source: TextSource, path: Path, stem: str) -> Iterator[TextRecord]:
+def _record(source: TextSource, name: str, text: str, value: dict[str, Any]) -> TextRecord:
+    """A text with its own `id` and `split` where the record has them."""
+    split = value.get("split")
+    return TextRecord(str(value.get("id") or name), text, split if split in ("train", "heldout") else source.split)
+
+
+def _read_parquet(
+    source: TextSource, path: Path, stem: str, on_reject: Callable[[str, Rejection], None]
+) -> Iterator[TextRecord]:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from error
-    file = parquet.ParquetFile(path)
-    if source.text_key not in file.schema_arrow.names:
-        raise UserError(f"{path}: no column {source.text_key!r}; it has {', '.join(file.schema_arrow.names)}")
-    number = 0
-    for batch in file.iter_batches(batch_size=1024, columns=[source.text_key]):
-        for value in batch.column(0):
-            number += 1
-            yield TextRecord(f"{stem}-{number}", value.as_py() or "", source.split)
+    with parquet.ParquetFile(path) as file:
+        there = file.schema_arrow.names
+        if source.text_key not in there:
+            raise UserError(f"{path}: no column {source.text_key!r}; it has {', '.join(there)}")
+        number = 0
+        columns = [name for name in (source.text_key, "id", "split") if name in there]
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            for value in batch.to_pylist():
+                number += 1
+                text = value[source.text_key]
+                if not isinstance(text, str):
+                    on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))
+                    continue
+                yield _record(source, f"{stem}-{number}", text, value)
 
 
 def document_hash(text: str) -> int:

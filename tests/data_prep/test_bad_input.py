@@ -1,8 +1,11 @@
 """Bad input is rejected or handled, counted by reason, and never stops the job."""
 
 import json
+import os
 import shutil
+import subprocess
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,11 @@ import pytest
 import soundfile
 
 from lst_prep.audio import load
-from lst_prep.config import AlignConfig, AudioConfig, JobConfig, PrepConfig, UnitsConfig
+from lst_prep.config import AlignConfig, AudioConfig, JobConfig, PrepConfig, TextSource, UnitsConfig
+from lst_prep.engine import lock
 from lst_prep.pipeline import run
 from lst_prep.rejection import REASONS, Rejection
-from megatron_lst.documents.shards import ShardSet
+from megatron_lst.documents.shards import ShardSet, verify
 from megatron_lst.errors import UserError
 
 CORPUS = Path(__file__).parents[2] / "data_prep" / "corpus"
@@ -74,6 +78,7 @@ CASES: dict[str, tuple[dict[str, object], str | None]] = {
     "missing": ({"audio": "missing.wav"}, "unreadable_audio"),
     "a folder": ({"audio": "."}, "unreadable_audio"),
     "Russian": ({"audio": "good.wav", "text": "В начале было слово"}, "language"),
+    "German": ({"audio": "good.wav", "text": "Im Anfang schuf Gott Himmel und Erde"}, "no_pronunciation"),
     "markup": ({"audio": "good.wav", "text": "and <unk> then [laughter]"}, "markup_in_transcript"),
     "empty transcript": ({"audio": "good.wav", "text": "  "}, "empty_transcript"),
     "punctuation only": ({"audio": "good.wav", "text": "... -- !"}, "empty_transcript"),
@@ -148,6 +153,57 @@ def test_nothing_at_all_is_an_error_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.jsonl: cannot be read"):
         run(PrepConfig(manifests=(str(tmp_path / "missing.jsonl"),), out=str(tmp_path / "c")), quiet=True)
     shutil.rmtree(tmp_path / "c")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's half-written zip
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_said_and_the_next_run_goes_on(workers: int, tmp_path: Path) -> None:
+    """A real disk of a few hundred kB; made larger, the same command ends with what a large one gives."""
+    make_audio(tmp_path)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", "audio": "good.wav", "text": TEXT}))
+    sentences = [
+        json.dumps({"id": str(i), "text": f"This is sentence {i} of them, and {i * i} more."}) for i in range(2000)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(sentences))
+    base = PrepConfig(
+        manifests=(str(tmp_path / "m.jsonl"),),
+        text=(TextSource("toy", str(tmp_path / "t.jsonl")),),
+        units=UnitsConfig(codebook_size=16),
+        align=AlignConfig(flite=False, pronunciations=(str(CORPUS / "pronunciations.txt"),)),
+        jobs=JobConfig(workers=workers),
+    )
+    small, large = replace(base, out=str(tmp_path / "small")), replace(base, out=str(tmp_path / "large"))
+    expected = run(large, quiet=True)
+    (tmp_path / "small").mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small.out], capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mount.stderr.strip()}")
+    try:
+        sizes = []
+        for size in ("96k", "160k", "64m"):
+            with pytest.raises(UserError, match="no space left"):
+                run(small, quiet=True)
+            sizes.append(len(list((tmp_path / "small").rglob("*.json"))))
+            subprocess.run(["mount", "-o", f"remount,size={size}", small.out], check=True)
+        assert sizes == sorted(sizes)  # what is done stays done
+        assert run(small, quiet=True) == expected
+        for name in ("speech", "text"):
+            assert verify(Path(small.out) / name) == []
+            found, wanted = (list(ShardSet.open(Path(c.out) / name)) for c in (small, large))
+            assert [(d.id, d.text) for d in found] == [(d.id, d.text) for d in wanted]
+        assert not list(Path(small.out).rglob("*.tmp"))
+    finally:
+        subprocess.run(["umount", small.out], check=True)
+
+
+def test_two_runs_on_one_folder_do_not_mix(prepared: tuple[PrepConfig, dict]) -> None:
+    config, summary = prepared
+    with lock(Path(config.out) / ".lock"), pytest.raises(UserError, match="another preparation works in this folder"):
+        run(config, quiet=True)
+    assert run(config, quiet=True) == summary
 
 
 def test_too_little_audio_for_the_codebook_is_said(tmp_path: Path) -> None:

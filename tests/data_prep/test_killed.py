@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lst_prep.config import JobConfig, PrepConfig
+from lst_prep.config import CuttingConfig, JobConfig, PrepConfig
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.documents.shards import verify
 
@@ -40,31 +41,29 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> int:
-    """Run to the end, killing it `kills` times on the way. Returns how many kills hit."""
+def prepare(folder: Path, base: PrepConfig, kills: int, rng: random.Random) -> None:
+    """Run to the end, killed exactly `kills` times on the way."""
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_yaml(replace(base, out=str(folder / "out"))))
-    hit, longest = 0, 4.0
-    while True:
+    hit, longest = 0, 6.0
+    while hit < kills:
         process = start(folder)
         try:
-            if hit >= kills:
-                assert process.wait(timeout=300) == 0, (folder / "log").read_text()
-                return hit
-            try:
-                process.wait(timeout=rng.uniform(0.5, longest))
-            except subprocess.TimeoutExpired:
-                if rng.random() < 0.5:
-                    os.killpg(process.pid, signal.SIGKILL)
-                else:
-                    process.kill()  # the parent alone: its workers must notice and go
-                hit += 1
-                longest = min(longest * 1.2, 12.0)
+            process.wait(timeout=rng.uniform(0.5, longest))
+        except subprocess.TimeoutExpired:
+            if rng.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)
             else:
-                return hit
-        finally:
-            process.wait(timeout=300)
-            time.sleep(0.1)
+                process.kill()  # the parent alone: its workers must notice and go
+            hit += 1
+        else:  # it was done before the last kill: again from the beginning, with less time between kills
+            assert process.returncode == 0, (folder / "log").read_text()
+            shutil.rmtree(folder / "out")
+            hit, longest = 0, 0.7 * longest
+        process.wait(timeout=900)
+        time.sleep(0.1)
+    process = start(folder)
+    assert process.wait(timeout=900) == 0, (folder / "log").read_text()
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -75,6 +74,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.multiprocess
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_preparation_ends_as_an_uninterrupted_one(tmp_path: Path, kills: int) -> None:
     from importlib.util import module_from_spec, spec_from_file_location
@@ -84,11 +84,14 @@ def test_a_killed_preparation_ends_as_an_uninterrupted_one(tmp_path: Path, kills
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    base = replace(module.small_config(tmp_path / "inputs"), jobs=JobConfig(workers=2, item_pieces=1))
+    base = replace(
+        module.small_config(tmp_path / "inputs"),
+        jobs=JobConfig(workers=2, item_pieces=1),
+        cutting=CuttingConfig("energy", over_seconds=20.0, shortest_seconds=5.0, longest_seconds=15.0),
+    )
     rng = random.Random(kills)
     prepare(tmp_path / "calm", base, 0, rng)
-    hit = prepare(tmp_path / "killed", base, kills, rng)
-    assert hit >= 1
+    prepare(tmp_path / "killed", base, kills, rng)
     calm, killed = contents(tmp_path / "calm" / "out"), contents(tmp_path / "killed" / "out")
     assert sorted(calm) == sorted(killed)
     differing = [name for name, value in calm.items() if killed[name] != value and name != "summary.json"]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lst_prep.align.ctc import CtcAligner, _states_of
-from lst_prep.align.viterbi import ctc_align
+from lst_prep.align.ctc import CtcAligner, _batches, _Lattice, _states_of
+from lst_prep.align.viterbi import ctc_align, torchaudio_align
 from lst_prep.config import AlignConfig, JobConfig, PrepConfig, UnitsConfig
 from lst_prep.devices import choose_device, choose_dtype
 from lst_prep.pieces import equal_length_batches, quiet_cuts
 from lst_prep.pipeline import run
 from lst_prep.rejection import Rejection
-from lst_prep.transcript import normalise
+from lst_prep.transcript import Word, normalise
 from lst_prep.units import Codebook
 from lst_prep.units.hubert import HubertExtractor
 from megatron_lst.documents.shards import ShardSet
@@ -108,11 +108,19 @@ def test_long_audio_is_cut_in_quiet_places(hubert: str) -> None:
 
 
 def test_bf16_agreement_is_measured(hubert: str) -> None:
-    extractor = HubertExtractor(UnitsConfig("hubert", hubert, layer=2, precision="bf16"))
-    piece = waves(2.0)[0]
-    exact = HubertExtractor(UnitsConfig("hubert", hubert, layer=2)).features([piece])[0]
-    codebook = Codebook(exact[::5], "hubert", extractor.fingerprint)
-    assert 0.5 < extractor.agreement(piece, codebook.encode) <= 1.0
+    """Against fp32 weights, not against bf16 ones cast back; random units would agree on a tenth."""
+    pieces = waves(2.0, 3.0)
+    reference = HubertExtractor(UnitsConfig("hubert", hubert, layer=2))
+    exact = reference.features(pieces)
+    codebook = Codebook(np.concatenate(exact)[::12], "hubert", reference.fingerprint)
+    lower = HubertExtractor(UnitsConfig("hubert", hubert, layer=2, precision="bf16"))
+    assert reference.exact and not lower.exact
+    mine = lower.features(pieces)
+    alike = sum((codebook.encode(a) == codebook.encode(b)).sum() for a, b in zip(mine, exact, strict=True))
+    assert lower.agreement(pieces, codebook.encode) == (alike, 125)
+    assert 60 < alike < 125  # and bf16 is not fp32: some units differ
+    assert (codebook.encode(mine[0]) == codebook.encode(exact[1][:50])).sum() < 25
+    assert reference.agreement(pieces, codebook.encode) == (125, 125)
 
 
 def test_what_is_no_25_hz_hubert_is_refused(hubert: str, ctc: str, tmp_path: Path) -> None:
@@ -183,7 +191,7 @@ def test_ctc_finds_planted_letters(ctc: str, monkeypatch: pytest.MonkeyPatch) ->
     log_probs = np.full((len(plan), 29), -20.0, np.float32)
     for t, ch in enumerate(plan):
         log_probs[t, ids[ch]] = -0.1
-    monkeypatch.setattr(aligner, "_emissions", lambda samples: log_probs)
+    monkeypatch.setattr(aligner, "_emissions", lambda pieces: [log_probs] * len(pieces))
     aligned = aligner.align(np.zeros(len(plan) * 320, np.float32), normalise("Hello, world!"))
     np.testing.assert_allclose(aligned.seconds, np.array([[0, 10], [14, 23]]) * 0.02)
     np.testing.assert_allclose(aligned.letters, np.array([2, 3, 7, 9, 10, 15, 18, 19, 22, 23]) * 0.02)
@@ -193,6 +201,60 @@ def test_ctc_finds_planted_letters(ctc: str, monkeypatch: pytest.MonkeyPatch) ->
         aligner.align(np.zeros(320), normalise("one two three four five six seven eight"))
 
 
+def aligned_pieces(count: int) -> list[tuple[np.ndarray, list[Word]]]:
+    """Noise of three lengths with transcripts of several; two pieces of each length share a batch."""
+    text = "and he said unto them go ye into all the world".split()
+    lengths = [1.0, 2.5, 1.0, 1.7, 2.5, 1.7]
+    return [(wave, normalise(" ".join(text[: 1 + i % 5]))) for i, wave in enumerate(waves(*lengths[:count]))]
+
+
+def test_a_batch_is_aligned_as_each_piece_alone(ctc: str) -> None:
+    aligner = CtcAligner(AlignConfig("ctc", ctc, piece_seconds=1.0))
+    pieces = [*aligned_pieces(6), (waves(0.1)[0], normalise("far too many letters")), (waves(0.001)[0], normalise("a"))]
+    together = aligner.align_batch(pieces)
+    assert [isinstance(result, Rejection) for result in together] == [False] * 6 + [True] * 2
+    for (samples, words), result in zip(pieces[:6], together, strict=False):
+        alone = aligner.align(samples, words)
+        assert not isinstance(result, Rejection)
+        np.testing.assert_allclose(result.seconds, alone.seconds)
+        np.testing.assert_allclose(result.letters, alone.letters)
+        np.testing.assert_allclose(result.scores, alone.scores, atol=1e-4)
+    other = together[1]
+    assert not isinstance(other, Rejection)
+    assert other.seconds[-1, 1] > 1.0  # negative control: the second piece is not the first one's length
+
+
+def test_batches_see_every_lattice_once_and_keep_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    lattices = [_Lattice(i, np.zeros((40 + i % 7, 3)), [1] * (1 + i % 4), np.zeros(1 + i % 4)) for i in range(30)]
+    monkeypatch.setattr("lst_prep.align.ctc._BATCH_CELLS", 2000)
+    batches = list(_batches(lattices))
+    assert sorted(one.piece for batch in batches for one in batch) == list(range(30))
+    for batch in batches:
+        steps, letters = max(len(one.log_probs) for one in batch), max(len(one.targets) for one in batch)
+        assert len(batch) * steps * (2 * letters + 1) <= 2000
+    assert len(batches) < 15
+
+
+def test_a_transcript_that_would_fill_memory_is_rejected(ctc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    aligner = CtcAligner(AlignConfig("ctc", ctc))
+    monkeypatch.setattr("lst_prep.align.ctc._MOST_CELLS", 500)
+    with pytest.raises(Rejection, match="too_long.*times of the recording's segments"):
+        aligner.align(*aligned_pieces(1)[0][:1], normalise("hello world"))
+
+
+def test_torchaudio_gives_the_same_paths(ctc: str) -> None:
+    if torchaudio_align() is None:
+        pytest.skip("torchaudio does not import here (it needs a CUDA build of torch)")
+    aligner, ours = CtcAligner(AlignConfig("ctc", ctc)), CtcAligner(AlignConfig("ctc", ctc))
+    assert aligner._native is not None
+    ours._native = None
+    for (samples, words), mine in zip(aligned_pieces(6), ours.align_batch(aligned_pieces(6)), strict=True):
+        theirs = aligner.align(samples, words)
+        assert not isinstance(mine, Rejection)
+        np.testing.assert_allclose(mine.seconds, theirs.seconds)
+        np.testing.assert_allclose(mine.letters, theirs.letters)
+
+
 def test_hubert_and_ctc_end_to_end(hubert: str, ctc: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (CORPUS / "manifest.jsonl").read_text().splitlines()]
     chosen = [{**e, "audio": str(CORPUS / e["audio"])} for e in lines if e["source"] == "librivox"]
@@ -200,12 +262,15 @@ def test_hubert_and_ctc_end_to_end(hubert: str, ctc: str, tmp_path: Path) -> Non
     config = PrepConfig(
         manifests=(str(tmp_path / "m.jsonl"),),
         out=str(tmp_path / "out"),
-        units=UnitsConfig("hubert", hubert, layer=2, codebook_size=20),
+        units=UnitsConfig("hubert", hubert, layer=2, codebook_size=20, precision="bf16"),
         align=AlignConfig("ctc", ctc),
         jobs=JobConfig(workers=1),
     )
     summary = run(config, quiet=True)
     assert summary["rejected"] == {}
+    alike, compared = summary["units_like_fp32"]
+    assert 0.5 * compared < alike < compared
+    assert f"{alike / compared:.1%} of {compared} units" in (tmp_path / "out" / "report.md").read_text()
     shards = ShardSet.open(tmp_path / "out" / "speech")
     assert shards.codebook is not None
     assert shards.codebook.extractor == "hubert"

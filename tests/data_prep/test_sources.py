@@ -83,6 +83,19 @@ def test_peoples_speech(tmp_path: Path) -> None:
     assert found["doc/p_0"].document == "doc"
 
 
+def test_yodas_joins_subtitles_that_follow(tmp_path: Path) -> None:
+    names = ["Yab-c_d-00000-00000100-00000350", "Yab-c_d-00001-00000360-00000500", "Yab-c_d-00002-00000900-00001000"]
+    put(tmp_path / "en000" / "text" / "00000000.txt", "".join(f"{n} Words of {n[-8:]}\n" for n in reversed(names)))
+    for name in names:
+        put(tmp_path / "en000" / "audio" / "00000000" / f"{name}.wav")
+    found = read("yodas", tmp_path)
+    assert list(found) == names
+    assert found[names[1]].text == "Words of 00000500"
+    assert found[names[1]].seconds == pytest.approx(1.4)
+    assert {(e.speaker, e.source) for e in found.values()} == {("Yab-c_d", "yodas-en000")}
+    assert found[names[0]].document == found[names[1]].document != found[names[2]].document
+
+
 def test_a_folder_and_its_manifest(tmp_path: Path) -> None:
     put(tmp_path / "anna" / "1.ogg")
     put(tmp_path / "anna" / "1.txt", " He was not an ill-disposed young man,\n")
@@ -100,16 +113,14 @@ def test_a_folder_and_its_manifest(tmp_path: Path) -> None:
 def test_huggingface(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = {"id": ["x"], "audio": [{"bytes": SPEECH.read_bytes(), "path": "a.ogg"}], "sentence": ["he was"]}
-    features = datasets.Features(
-        {"id": datasets.Value("string"), "audio": datasets.Audio(), "sentence": datasets.Value("string")}
-    )
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    made = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
+    made.save_to_disk(tmp_path / "set")
     found = read("huggingface", tmp_path / "set")
     assert found["x"].text == "he was"
     assert Path(found["x"].audio).read_bytes() == SPEECH.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["librispeech", "mls", "libriheavy", "peoples-speech", "folder"])
+@pytest.mark.parametrize("kind", ["librispeech", "mls", "libriheavy", "peoples-speech", "yodas", "folder"])
 def test_another_layout_is_said(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         list(sources.read(kind, tmp_path))

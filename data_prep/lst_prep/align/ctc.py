@@ -7,19 +7,27 @@ from which text pieces get frames of their own.
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 
-from lst_prep.align.spans import AlignedWords, group_spoken
+from lst_prep.align.spans import AlignedWords, attempt, group_spoken
 from lst_prep.align.viterbi import ctc_align, torchaudio_align
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig
 from lst_prep.devices import choose_device, choose_dtype, model_fingerprint
-from lst_prep.pieces import quiet_cuts
+from lst_prep.pieces import equal_length_batches, quiet_cuts
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word
 from megatron_lst.errors import UserError
+
+_MOST_CELLS = 1 << 31
+"""Cells of one piece's lattice, a byte each: some twenty minutes of speech."""
+
+_BATCH_CELLS = 1 << 26
 
 
 class CtcAligner:
@@ -53,24 +61,60 @@ class CtcAligner:
         self._device = choose_device(config.device)
         self._dtype = choose_dtype(config.precision, self._device)
         self._model = model.eval().to(self._device, self._dtype)
-        self._longest = config.piece_seconds
+        self._longest, self._budget = config.piece_seconds, int(config.batch_seconds * RATE)
         self._torch = torch
         self._native = torchaudio_align() if find_spec("torchaudio") else None
 
     def align(self, samples: np.ndarray, words: list[Word]) -> AlignedWords:
-        spoken = [part for word in words for part in word.spoken]
-        targets, owners = self._targets(spoken)
-        log_probs = self._emissions(samples)
-        if len(log_probs) < len(targets):
+        result = self.align_batch([(samples, words)])[0]
+        if isinstance(result, Rejection):
+            raise result
+        return result
+
+    def align_batch(self, pieces: Sequence[tuple[np.ndarray, list[Word]]]) -> list[AlignedWords | Rejection]:
+        """Each piece with its words or with why it has none; the model and the lattice see many at a time."""
+        results: list[AlignedWords | Rejection] = [Rejection("not_aligned")] * len(pieces)
+        lattices: list[_Lattice] = []
+        emissions = self._emissions([samples for samples, _ in pieces])
+        for index, ((_, words), log_probs) in enumerate(zip(pieces, emissions, strict=True)):
+            try:
+                lattices.append(self._lattice(index, log_probs, words))
+            except Rejection as rejection:
+                results[index] = rejection
+        for batch in _batches(lattices):
+            for lattice, (states, score) in zip(batch, self._paths(batch), strict=True):
+                samples, words = pieces[lattice.piece]
+                results[lattice.piece] = attempt(
+                    partial(self._words, lattice, states, score, len(samples) / RATE, words)
+                )
+        return results
+
+    def _lattice(self, piece: int, log_probs: np.ndarray, words: list[Word]) -> "_Lattice":
+        targets, owners = self._targets([part for word in words for part in word.spoken])
+        if len(log_probs) < max(len(targets), 1):
             raise Rejection("words_too_fast", f"{len(targets)} characters in {len(log_probs)} frames")
-        states, score = self._path(log_probs, targets)
+        lattice = _Lattice(piece, log_probs, targets, owners)
+        if lattice.cells > _MOST_CELLS:
+            raise Rejection(
+                "too_long",
+                f"{len(targets)} characters in {len(log_probs)} frames would need {lattice.cells / 2**30:.0f} GiB: "
+                f"give the times of the recording's segments",
+            )
+        return lattice
+
+    def _words(
+        self, lattice: "_Lattice", states: np.ndarray, score: float, total: float, words: list[Word]
+    ) -> AlignedWords:
+        """Times of words and letters from the state of each frame."""
+        log_probs, targets, owners = lattice.log_probs, lattice.targets, lattice.owners
         if not np.isfinite(score):
             raise Rejection("not_aligned", f"no path for {len(targets)} characters in {len(log_probs)} frames")
+        spoken = [part for word in words for part in word.spoken]
         at = np.flatnonzero((states % 2 == 1) & (owners[np.minimum(states // 2, len(targets) - 1)] >= 0))
         target = states[at] // 2
         word = owners[target]
         own = log_probs[at, np.array(targets)[target]]
-        frame, total = self._stride / RATE, len(samples) / RATE
+        frame = self._stride / RATE
         times: list[tuple[float, float]] = []
         scores: list[float] = []
         letters: list[list[float]] = []
@@ -102,43 +146,101 @@ class CtcAligner:
                 owners.append(index)
         return ids, np.array(owners)
 
-    def _emissions(self, samples: np.ndarray) -> np.ndarray:
-        """float32 [T, V] log-probabilities, one row every stride."""
-        torch = self._torch
-        cuts = quiet_cuts(samples, self._longest, self._stride)
-        rows = []
-        for begin, end in zip(cuts, cuts[1:], strict=False):
-            piece = samples[begin:end]
-            frames = len(piece) // self._stride
-            if not frames:
-                continue
-            piece = (piece - piece.mean()) / np.sqrt(piece.var() + 1e-7)
-            margin = max(self._receptive - self._stride, 0)
-            padded = np.pad(piece, (margin // 2, margin - margin // 2))
-            with torch.inference_mode():
-                wave = torch.from_numpy(padded.astype(np.float32))[None].to(self._device, self._dtype)
-                logits = self._model(wave).logits[0].float()
-                rows.append(torch.log_softmax(logits, -1)[:frames].cpu().numpy())
-        if not rows:
-            raise Rejection("too_short", f"{len(samples) / RATE:.3f} s")
-        return np.concatenate(rows)
+    def _emissions(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32 [T, V] log-probabilities of each piece, one row every stride."""
+        parts: list[np.ndarray] = []
+        owners: list[int] = []
+        margin = max(self._receptive - self._stride, 0)
+        for owner, samples in enumerate(pieces):
+            cuts = quiet_cuts(samples, self._longest, self._stride)
+            for begin, end in zip(cuts, cuts[1:], strict=False):
+                if end - begin >= self._stride:
+                    part = samples[begin:end]
+                    part = (part - part.mean()) / np.sqrt(part.var() + 1e-7)
+                    parts.append(np.pad(part, (margin // 2, margin - margin // 2)).astype(np.float32))
+                    owners.append(owner)
+        rows: list[np.ndarray | None] = [None] * len(parts)
+        for members in equal_length_batches([len(part) for part in parts], self._budget):
+            for index, found in zip(members, self._run([parts[i] for i in members]), strict=True):
+                rows[index] = found
+        out: list[list[np.ndarray]] = [[] for _ in pieces]
+        for owner, found in zip(owners, rows, strict=True):
+            assert found is not None, "a part without emissions"
+            out[owner].append(found)
+        return [np.concatenate(found) if found else np.zeros((0, 1), np.float32) for found in out]
 
-    def _path(self, log_probs: np.ndarray, targets: list[int]) -> tuple[np.ndarray, float]:
-        """States int64 [T] as `ctc_align` gives them, and the path's log-probability."""
+    def _run(self, batch: list[np.ndarray]) -> np.ndarray:
+        """Equal lengths [N + margin] each -> float32 [B, N // stride, V]."""
         torch = self._torch
-        emissions = torch.from_numpy(log_probs)[None].to(self._device)
-        wanted = torch.tensor([targets], device=self._device)
-        if self._native is not None:
-            labels, scores = self._native(emissions, wanted, blank=self._blank)  # type: ignore[operator]
-            return _states_of(labels[0].cpu().numpy(), self._blank), float(scores.sum())
-        states, score = ctc_align(
-            emissions,
-            wanted,
-            torch.tensor([len(log_probs)], device=self._device),
-            torch.tensor([len(targets)], device=self._device),
+        frames = (len(batch[0]) - max(self._receptive - self._stride, 0)) // self._stride
+        with torch.inference_mode():
+            waves = torch.from_numpy(np.stack(batch)).to(self._device, self._dtype)
+            logits = self._model(waves).logits.float()
+            return np.asarray(torch.log_softmax(logits, -1)[:, :frames].cpu().numpy())
+
+    def _paths(self, batch: "list[_Lattice]") -> list[tuple[np.ndarray, float]]:
+        """States int64 [T] of each lattice as `ctc_align` gives them, and the path's log-probability."""
+        torch = self._torch
+        if self._native is not None:  # takes one at a time
+            return [self._native_path(lattice) for lattice in batch]
+        frames, lengths = [len(one.log_probs) for one in batch], [len(one.targets) for one in batch]
+        emissions = np.zeros((len(batch), max(frames), batch[0].log_probs.shape[1]), np.float32)
+        targets = np.zeros((len(batch), max(lengths)), np.int64)
+        for row, one in enumerate(batch):
+            emissions[row, : frames[row]] = one.log_probs
+            targets[row, : lengths[row]] = one.targets
+        states, scores = ctc_align(
+            torch.from_numpy(emissions).to(self._device),
+            torch.from_numpy(targets).to(self._device),
+            torch.tensor(frames, device=self._device),
+            torch.tensor(lengths, device=self._device),
             self._blank,
         )
-        return states[0].cpu().numpy(), float(score[0])
+        paths = states.cpu().numpy()
+        return [(paths[row, : frames[row]], float(scores[row])) for row in range(len(batch))]
+
+    def _native_path(self, lattice: "_Lattice") -> tuple[np.ndarray, float]:
+        torch = self._torch
+        emissions = torch.from_numpy(lattice.log_probs)[None].to(self._device)
+        wanted = torch.tensor([lattice.targets], device=self._device, dtype=torch.int32)
+        labels, scores = self._native(emissions, wanted, blank=self._blank)  # type: ignore[operator, misc]
+        return _states_of(labels[0].cpu().numpy(), self._blank), float(scores.sum())
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """What the Viterbi search walks for one piece.
+
+    Attributes:
+        piece: its index in the batch.
+        log_probs: float32 [T, V].
+        targets: L character ids, at least one.
+        owners: int64 [L], the spoken word of each, -1 for separators.
+    """
+
+    piece: int
+    log_probs: np.ndarray
+    targets: list[int]
+    owners: np.ndarray
+
+    @property
+    def cells(self) -> int:
+        """Bytes of back pointers."""
+        return len(self.log_probs) * (2 * len(self.targets) + 1)
+
+
+def _batches(lattices: list[_Lattice]) -> Iterator[list[_Lattice]]:
+    """Batches of similar lengths: padded together, they have at most _BATCH_CELLS cells, or there is only one."""
+    batch: list[_Lattice] = []
+    for lattice in sorted(lattices, key=lambda one: (len(one.log_probs), len(one.targets), one.piece)):
+        members = [*batch, lattice]
+        longest = max(len(one.targets) for one in members)
+        if batch and len(members) * len(lattice.log_probs) * (2 * longest + 1) > _BATCH_CELLS:
+            yield batch
+            members = [lattice]
+        batch = members
+    if batch:
+        yield batch
 
 
 def _receptive_field(kernels: list[int], strides: list[int]) -> int:

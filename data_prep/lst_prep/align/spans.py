@@ -1,5 +1,6 @@
 """Times of words, and their rounding to frames (SPEC 6)."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class AlignedWords:
 
 
 class Aligner(Protocol):
-    """What aligns one piece.
+    """What aligns pieces.
 
     Attributes:
         fingerprint: identity of the acoustic model and of the pronunciations.
@@ -41,6 +42,17 @@ class Aligner(Protocol):
 
     def align(self, samples: np.ndarray, words: list[Word]) -> AlignedWords:
         """samples float32 [N] at 16 kHz. Raises Rejection: no_pronunciation, not_aligned, words_differ..."""
+
+    def align_batch(self, pieces: Sequence[tuple[np.ndarray, list[Word]]]) -> list[AlignedWords | Rejection]:
+        """The same for several pieces, each with its words or with why it has none."""
+
+
+def attempt(function: Callable[[], AlignedWords]) -> AlignedWords | Rejection:
+    """What a function returns, or the rejection that it raises."""
+    try:
+        return function()
+    except Rejection as rejection:
+        return rejection
 
 
 def group_spoken(

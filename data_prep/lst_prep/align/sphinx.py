@@ -2,31 +2,40 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lst_prep.align.spans import AlignedWords, group_spoken
+from lst_prep.align.spans import AlignedWords, attempt, group_spoken
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig
 from lst_prep.pronounce import flite_available, flite_pronunciation, read_table
+from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word
 from megatron_lst.errors import UserError
 
 _FRAME = 0.01
 _FLOOR = 1e-300
+_FAST = {"ds": 2}
+"""The first try evaluates the acoustic model on every second 10 ms frame: half again as fast, and on synthetic speech
+the boundaries are as good (docs/data-prep.md has the figures)."""
 _WIDE = {"beam": 1e-100, "pbeam": 1e-100, "wbeam": 1e-80}
-"""Search beams of the second try: slower, and what the first try lost is usually found."""
+"""The second try, on every frame with wide search beams: slower, and what the first try lost is usually found."""
+
+_MOST_LEFT = 10
+"""Windows; with fewer words left than windows want, a longer rest is not searched at once."""
 
 Segment = tuple[str, float, float, float]
 """(spoken word, begin s, end s, score)."""
 
 
 class SphinxAligner:
-    """Two decoders (narrow beams first, wide ones when those fail), kept for many pieces.
+    """Two decoders (a fast one first, a thorough one when that fails), kept for many pieces.
 
     A long piece is walked in windows: a window's grammar is a chain of words that may end after any plausible one, so
     the search itself finds how far the transcript goes in the window; the window is cut back to its last pause, and
@@ -44,10 +53,11 @@ class SphinxAligner:
         except ModuleNotFoundError as error:
             raise UserError("align.aligner pocketsphinx: pip install pocketsphinx") from error
         self._decoders = [
-            pocketsphinx.Decoder(lm=None, loglevel="FATAL", cmn="batch", silprob=1.0, **beams) for beams in ({}, _WIDE)
+            pocketsphinx.Decoder(lm=None, loglevel="FATAL", cmn="batch", silprob=1.0, **options)
+            for options in (_FAST, _WIDE)
         ]
         self._table: dict[str, str] = {}
-        digest = hashlib.sha256(f"pocketsphinx {version('pocketsphinx')} windows-2".encode())
+        digest = hashlib.sha256(f"pocketsphinx {version('pocketsphinx')} windows-2 {_FAST} {_WIDE}".encode())
         for path in config.pronunciations:
             self._table.update(read_table(Path(path)))
             digest.update(Path(path).read_bytes())
@@ -56,39 +66,51 @@ class SphinxAligner:
         self._window = config.piece_seconds
 
     def align(self, samples: np.ndarray, words: list[Word]) -> AlignedWords:
+        return self._align(_Samples(samples), words)
+
+    def align_batch(self, pieces: Sequence[tuple[np.ndarray, list[Word]]]) -> list[AlignedWords | Rejection]:
+        return [attempt(partial(self.align, samples, words)) for samples, words in pieces]
+
+    def align_recording(self, recording: Recording, words: list[Word]) -> AlignedWords:
+        """As `align`, reading one window at a time: memory grows with the words, not with the audio."""
+        return self._align(recording, words)
+
+    def _align(self, source: "Recording | _Samples", words: list[Word]) -> AlignedWords:
         spoken = [part for word in words for part in word.spoken]
         for part in dict.fromkeys(spoken):
             self._learn(part)
-        pcm = (np.clip(samples, -1, 1) * 32767).astype(np.int16)
-        segments = self._walk(pcm, spoken)
+        segments = self._walk(source, spoken)
         times = [(begin, end) for _, begin, end, _ in segments]
         return group_spoken(words, times, [score for *_, score in segments])
 
-    def _walk(self, pcm: np.ndarray, spoken: list[str]) -> list[Segment]:
+    def _walk(self, source: "Recording | _Samples", spoken: list[str]) -> list[Segment]:
         """Align window by window."""
         found: list[Segment] = []
         start, window = 0, int(self._window * RATE)
         letters = np.cumsum([0] + [len(word) + 1 for word in spoken])
-        while len(pcm) - start > 1.5 * window:
+        while len(source) - start > 1.5 * window:
             first = len(found)
-            share = window / (len(pcm) - start)
+            share = window / (len(source) - start)
             expected = (letters[-1] - letters[first]) * share
             low, high = np.searchsorted(letters, letters[first] + np.array([0.4, 1.8]) * expected)
             low, high = max(int(low) - first, 2), min(int(high) + 4, len(spoken)) - first
             if high <= low:
                 break
-            part = self._search(pcm[start : start + window], spoken[first : first + high], low)
+            part = self._search(_pcm(source.read(start, start + window)), spoken[first : first + high], low)
             part = part[: _last_pause(part)]
             origin = start / RATE
             found += [(word, origin + begin, origin + end, score) for word, begin, end, score in part]
             start = round(found[-1][2] * RATE)
             if len(found) == len(spoken):
                 raise Rejection(
-                    "not_aligned", f"all words were heard by {found[-1][2]:.1f} s of {len(pcm) / RATE:.1f} s"
+                    "not_aligned", f"all words were heard by {found[-1][2]:.1f} s of {len(source) / RATE:.1f} s"
                 )
         rest = spoken[len(found) :]
         origin = start / RATE
-        last = self._search(pcm[start:], rest, len(rest))
+        if len(source) - start > _MOST_LEFT * window:
+            left = len(source) / RATE - origin
+            raise Rejection("not_aligned", f"{len(rest)} words are left at {origin:.1f} s for {left:.0f} s of audio")
+        last = self._search(_pcm(source.read(start, len(source))), rest, len(rest))
         return found + [(word, origin + begin, origin + end, score) for word, begin, end, score in last]
 
     def _search(self, pcm: np.ndarray, spoken: list[str], least: int) -> list[Segment]:
@@ -109,6 +131,24 @@ class SphinxAligner:
             raise Rejection("no_pronunciation", word)
         for decoder in self._decoders:
             decoder.add_word(word, phones, True)
+
+
+class _Samples:
+    """Samples in memory, read as a `Recording` is."""
+
+    def __init__(self, samples: np.ndarray) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        return self._samples[begin:end]
+
+
+def _pcm(samples: np.ndarray) -> np.ndarray:
+    """float32 [N] -> int16 [N]."""
+    return (np.clip(samples, -1, 1) * 32767).astype(np.int16)
 
 
 def _decode(decoder: Any, pcm: np.ndarray, spoken: list[str], least: int) -> list[Segment] | None:

@@ -31,17 +31,20 @@ def ctc_align(
     may_skip = torch.zeros(batch, states, dtype=torch.bool, device=device)
     may_skip[:, 3::2] = targets[:, 1:] != targets[:, :-1]
     skip = torch.where(may_skip, 0.0, float("-inf"))
-    emissions = log_probs.float().gather(2, labels[:, None].expand(batch, steps, states))
+
+    def emitted(t: int) -> "torch.Tensor":
+        return log_probs[:, t].float().gather(1, labels)  # all steps at once would take five times the memory
+
     never = torch.full((batch, 1), float("-inf"), device=device)
     alpha = torch.full((batch, states), float("-inf"), device=device)
-    alpha[:, :2] = emissions[:, 0, :2]
+    alpha[:, :2] = emitted(0)[:, :2]
     back = torch.zeros(batch, steps, states, dtype=torch.uint8, device=device)
     final = alpha
     for t in range(1, steps):
         one = torch.cat([never, alpha[:, :-1]], 1)
         two = torch.cat([never, never, alpha[:, :-2]], 1) + skip
         best, origin = torch.stack([alpha, one, two]).max(0)
-        alpha = best + emissions[:, t]
+        alpha = best + emitted(t)
         back[:, t] = origin.to(torch.uint8)
         final = torch.where((frames - 1 > t - 1)[:, None], alpha, final)
     rows = torch.arange(batch, device=device)

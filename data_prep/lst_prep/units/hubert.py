@@ -8,7 +8,8 @@ would change most units. Long audio is cut in its quietest places; at each cut, 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class HubertExtractor:
                 f"units.model {config.model!r}: one frame every {stride} samples ({RATE / stride:g} Hz); units are "
                 f"25 Hz, one frame every {SAMPLES_PER_FRAME} samples"
             )
+        self._config = config
         self.dim = int(model.config.hidden_size)
         weights = model_fingerprint(model)
         self.fingerprint = hashlib.sha256(
@@ -57,6 +59,11 @@ class HubertExtractor:
         self._layer, self._padding = config.layer, config.padding
         self._budget, self._longest = int(config.batch_seconds * RATE), config.piece_seconds
         self._torch = torch
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is fp32, the precision that the codebook's makers used."""
+        return self._dtype == self._torch.float32
 
     def features(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [N] each -> float32 [F, dim] each, F = N // 640 up to the model's own rounding at the ends."""
@@ -92,15 +99,14 @@ class HubertExtractor:
             states = np.concatenate([states, np.repeat(states[:, -1:], frames - states.shape[1], axis=1)], axis=1)
         return np.asarray(states[:, :frames], np.float32)
 
-    def agreement(self, samples: np.ndarray, encode: "object") -> float:
-        """Share of units that this precision and fp32 give alike on one piece; `encode` is `Codebook.encode`."""
-        torch = self._torch
-        mine = self.features([samples])[0]
-        dtype, self._dtype = self._dtype, torch.float32
-        self._model.float()
-        try:
-            exact = self.features([samples])[0]
-        finally:
-            self._dtype = dtype
-            self._model.to(dtype)
-        return float((encode(mine) == encode(exact)).mean()) if len(mine) else 1.0  # type: ignore[operator]
+    def agreement(self, pieces: Sequence[np.ndarray], encode: Callable[[np.ndarray], np.ndarray]) -> tuple[int, int]:
+        """How many units this precision and fp32 give alike, of how many.
+
+        Args:
+            pieces: float32 [N] each.
+            encode: `Codebook.encode`.
+        """
+        exact = HubertExtractor(replace(self._config, precision="fp32")).features(pieces)
+        mine = self.features(pieces)
+        alike = sum(int((encode(a) == encode(b)).sum()) for a, b in zip(mine, exact, strict=True))
+        return alike, sum(map(len, exact))
