@@ -9,6 +9,9 @@ from megatron_lst.errors import UserError
 class AudioConfig:
     """What audio is accepted."""
 
+    root: str = ""
+    """Audio must lie under this folder, or its line is rejected as `outside_corpus`: for manifests that others made.
+    Empty: relative paths must stay under their manifest's folder, absolute ones are taken as they are."""
     min_seconds: float = 0.3
     """Shorter pieces are rejected as `too_short`."""
     max_seconds: float = 7200.0

@@ -10,6 +10,7 @@ on their own and joined again (SPEC 7). Paths are relative to the manifest's fol
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Entry:
         return self.document or self.id
 
 
-def _parse(line: str, folder: Path, default_source: str) -> Entry:
+def _parse(line: str, folder: Path, root: str, default_source: str) -> Entry:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -66,16 +67,26 @@ def _parse(line: str, folder: Path, default_source: str) -> Entry:
     for name in ("speaker", "license", "source", "document"):
         known[name] = str(known.get(name) or "")
     known["source"] = known["source"] or default_source
-    known["audio"] = str(folder / value["audio"])
+    known["audio"] = _audio_path(value["audio"], folder, root)
     return Entry(**known)
 
 
-def read(paths: Iterable[str | Path], on_reject: Callable[[str, Rejection], None]) -> Iterator[Entry]:
+def _audio_path(audio: str, folder: Path, root: str) -> str:
+    """A manifest may come from elsewhere: it must not reach for any file of this machine."""
+    allowed = Path(root) if root else folder
+    path = os.path.abspath(folder / audio)
+    if (root or not os.path.isabs(audio)) and not Path(path).is_relative_to(os.path.abspath(allowed)):
+        raise Rejection("outside_corpus", f"{audio} is not under {allowed}")
+    return path if os.path.isabs(audio) else os.path.normpath(folder / audio)
+
+
+def read(paths: Iterable[str | Path], on_reject: Callable[[str, Rejection], None], root: str = "") -> Iterator[Entry]:
     """Every good line of the manifests, in order. Blank lines are skipped.
 
     Args:
         paths: manifests.
         on_reject: called with `path:line` and the rejection for each line that cannot be used.
+        root: see `AudioConfig.root`.
 
     Raises:
         UserError: a manifest that cannot be read.
@@ -91,7 +102,7 @@ def read(paths: Iterable[str | Path], on_reject: Callable[[str, Rejection], None
                 if not line.strip():
                     continue
                 try:
-                    entry = _parse(line, path.parent, path.stem)
+                    entry = _parse(line, path.parent, root, path.stem)
                     if entry.id in seen:
                         raise Rejection("duplicate_id", entry.id)
                 except Rejection as rejection:

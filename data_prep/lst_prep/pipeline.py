@@ -75,7 +75,7 @@ class Preparation:
             heldout.hashes |= HeldOut.load(Path(path)).hashes
 
         def entries() -> Iterator[manifest.Entry]:
-            for entry in manifest.read(self.config.manifests, reject):
+            for entry in manifest.read(self.config.manifests, reject, self.config.audio.root):
                 if entry.split == "heldout":
                     heldout.add(entry.text)
                 yield entry

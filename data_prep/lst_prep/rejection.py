@@ -21,6 +21,7 @@ REASONS: dict[str, str] = {
     "duplicate_text": "a text document that was there before, word for word",
     "duplicate_id": "an id that was there before",
     "bad_manifest_line": "a line that is not a JSON object with id, audio and text",
+    "outside_corpus": "a path that leads out of the manifest's folder, or of audio.root",
     "bad_text_line": "a text record that is not what its format says",
     "tokenizer": "the tokenizer gives no piece for a word",
 }

@@ -134,3 +134,30 @@ def test_nonsense_in_the_right_place_is_the_users_mistake(tmp_path: Path) -> Non
         list(sources.read("libriheavy", tmp_path))
     with pytest.raises(UserError, match="unknown corpus"):
         list(sources.read("nope", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("audio", "root", "good"),
+    [
+        ("a/b.flac", "", True),
+        ("a/../b.flac", "", True),
+        ("../b.flac", "", False),
+        ("a/../../b.flac", "", False),
+        ("/elsewhere/b.flac", "", True),
+        ("/elsewhere/b.flac", "{corpus}", False),
+        ("/elsewhere/b.flac", "/elsewhere", True),
+        ("/elsewhere/../b.flac", "/elsewhere", False),
+        ("/elsewhere-too/b.flac", "/elsewhere", False),
+        ("b.flac", "{corpus}", True),
+        ("b.flac", "/elsewhere", False),
+    ],
+)
+def test_a_manifest_reaches_no_other_files(tmp_path: Path, audio: str, root: str, good: bool) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "manifest.jsonl").write_text(json.dumps({"id": "x", "audio": audio, "text": "word"}) + "\n")
+    said: list[str] = []
+    entries = list(
+        manifest.read([corpus / "manifest.jsonl"], lambda _, why: said.append(why.reason), root.format(corpus=corpus))
+    )
+    assert (len(entries), said) == ((1, []) if good else (0, ["outside_corpus"]))
