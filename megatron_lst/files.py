@@ -15,13 +15,14 @@ from typing import IO, Any
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success it is flushed to disk and takes its place.
 
-    The temporary name is this thread's own, also where several hosts share the folder.
+    The temporary name is this thread's own, also where several hosts share the folder. The folder is made.
 
     Args:
         mode: "w" (UTF-8) or "wb".
     """
     owner = f"{socket.gethostname()}.{threading.get_native_id()}"
     temporary = path.with_name(f".{path.name}.{owner}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -30,6 +31,11 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path, "wb") as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

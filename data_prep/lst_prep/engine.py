@@ -24,6 +24,7 @@ from typing import Any
 
 from lst_prep.progress import StageProgress
 from megatron_lst.errors import LstError, UserError
+from megatron_lst.files import write_bytes
 
 Work = Callable[[int], dict[str, Any]]
 Factory = Callable[..., Work]
@@ -48,22 +49,6 @@ class Stage:
     items: int
     factory: Factory
     arguments: tuple[Any, ...] = ()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, on this machine and after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 class Receipts:
@@ -97,7 +82,7 @@ class Receipts:
             files = {os.path.relpath(name, self._root): size for name, size in result["files"].items()}
             result = {**result, "files": files}
         receipt = {"plan": self._plan, "stage": self._stage, "item": item, "result": result}
-        write_atomically(self._path(item), json.dumps(receipt).encode())
+        write_bytes(self._path(item), json.dumps(receipt).encode())
 
 
 def slice_items(items: int, part: str | None) -> range:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from lst_prep.config import PrepConfig
-from lst_prep.engine import write_atomically
 from lst_prep.manifest import Entry
 from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.files import replacing, write_bytes
 
 SETS = ("speech", "text", "heldout-speech", "heldout-text")
 
@@ -33,10 +33,8 @@ class Table:
 
     def write(self, entries: Iterable[Entry], item_pieces: int) -> int:
         """Divide entries into items of about `item_pieces`, never inside a recording. Returns the number of items."""
-        self.entries.parent.mkdir(parents=True, exist_ok=True)
         rows: list[tuple[int, int, int]] = []
-        temporary = self.entries.with_suffix(".tmp")
-        with temporary.open("wb") as out:
+        with replacing(self.entries, "wb") as out:
             recording, count, first, offset, line = "", 0, 0, 0, 0
             for entry in entries:
                 if count >= item_pieces and entry.recording != recording:
@@ -46,10 +44,9 @@ class Table:
                 out.write(json.dumps(asdict(entry)).encode() + b"\n")
             if count:
                 rows.append((first, offset, count))
-        temporary.replace(self.entries)
         table = io.BytesIO()
         np.save(table, np.array(rows, np.int64).reshape(-1, 3))
-        write_atomically(self.items, table.getvalue())
+        write_bytes(self.items, table.getvalue())
         return len(rows)
 
     def _rows(self) -> np.ndarray:
@@ -147,7 +144,7 @@ def check_plan(layout: Layout, config: PrepConfig) -> str:
                 f"choose another `out` or remove that folder"
             )
     else:
-        write_atomically(layout.plan, json.dumps(plan, indent=1).encode())
+        write_bytes(layout.plan, json.dumps(plan, indent=1).encode())
     return fingerprint_of(plan)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import UserError
+from megatron_lst.files import replacing
 
 SPLITS = ("train", "heldout")
 
@@ -114,10 +115,8 @@ def read(paths: Iterable[str | Path], on_reject: Callable[[str, Rejection], None
 
 def write(path: Path, entries: Iterable[Entry]) -> int:
     """Write a manifest; audio paths are made relative to its folder where they lie under it. Returns the count."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     count, folder = 0, path.parent.resolve()
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as out:
+    with replacing(path) as out:
         for entry in entries:
             value = {name: item for name, item in asdict(entry).items() if item not in (None, "")}
             audio = Path(entry.audio).resolve()
@@ -125,5 +124,4 @@ def write(path: Path, entries: Iterable[Entry]) -> int:
             value.setdefault("text", "")
             out.write(json.dumps(value, ensure_ascii=False) + "\n")
             count += 1
-    temporary.replace(path)
     return count

@@ -18,7 +18,7 @@ import numpy as np
 
 from lst_prep import manifest, stages, text
 from lst_prep.config import PrepConfig
-from lst_prep.engine import Stage, full_disk_is_the_users, lock, run_stage, write_atomically
+from lst_prep.engine import Stage, full_disk_is_the_users, lock, run_stage
 from lst_prep.layout import SETS, Layout, check_plan
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
@@ -28,6 +28,7 @@ from lst_prep.units.codebook import fit, import_codebook
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
+from megatron_lst.files import write_bytes
 
 
 class Preparation:
@@ -90,10 +91,8 @@ class Preparation:
             why = f"; {len(rejected)} lines were rejected, the first as {rejected[0]['reason']}" if rejected else ""
             raise UserError(f"nothing to prepare: no usable manifest line and no text source{why}")
         heldout.save(self.layout.heldout)
-        write_atomically(
-            self.layout.manifest_rejections, "".join(json.dumps(line) + "\n" for line in rejected).encode()
-        )
-        write_atomically(
+        write_bytes(self.layout.manifest_rejections, "".join(json.dumps(line) + "\n" for line in rejected).encode())
+        write_bytes(
             self.layout.tokenizer,
             json.dumps(
                 {"spec": self.config.tokenizer, "path": self.tokenizer.path, **asdict(self.tokenizer.info)}, indent=1
@@ -319,7 +318,7 @@ class Preparation:
             "heldout_sentences": len(HeldOut.load(self.layout.heldout)),
             "heldout_sentences_removed_from_text": removed,
         }
-        write_atomically(self.layout.summary, json.dumps(summary, indent=1, ensure_ascii=False).encode())
+        write_bytes(self.layout.summary, json.dumps(summary, indent=1, ensure_ascii=False).encode())
 
 
 def _stream(quiet: bool) -> Any:

@@ -16,7 +16,7 @@ from lst_prep import audio, text
 from lst_prep.align import AlignedWords, make_aligner
 from lst_prep.config import PrepConfig, TextSource
 from lst_prep.cutting import Cutter
-from lst_prep.engine import Work, write_atomically
+from lst_prep.engine import Work
 from lst_prep.join import Piece, documents
 from lst_prep.layout import Layout
 from lst_prep.manifest import Entry
@@ -28,6 +28,7 @@ from lst_prep.units.hubert import HubertExtractor
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.writing import PartWriter
+from megatron_lst.files import write_bytes
 
 
 class Rejections:
@@ -44,7 +45,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, int]:
     """Write an .npz atomically. Returns {path: size} for the receipt."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return {str(path): buffer.tell()}
 
 
@@ -105,7 +106,7 @@ def cut_factory(config: PrepConfig) -> Work:
             seconds += sum(piece.seconds or 0.0 for piece in found)
         content = "".join(json.dumps(asdict(piece)) + "\n" for piece in pieces).encode()
         path = layout.item("cut", item, ".jsonl")
-        write_atomically(path, content)
+        write_bytes(path, content)
         return {"files": {str(path): len(content)}, "audio_seconds": seconds, "rejections": rejections.all}
 
     return work

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep.engine import write_atomically
 from megatron_lst.documents.format import CodebookInfo
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.documents.writing import write_set
 from megatron_lst.errors import UserError
+from megatron_lst.files import write_bytes
 
 _FIRST_CHARACTER = 0x4E00
 """Units are mapped to one script's letters, so that SentencePiece never splits between them."""
@@ -74,7 +74,7 @@ def train(speech: ShardSet, out: Path, pieces: int = 1000, sequences: int = 100_
         )
     except RuntimeError as error:
         raise UserError(f"unit BPE: {pieces} pieces cannot be fitted on {len(speech)} documents ({error})") from error
-    write_atomically(out, model.getvalue())
+    write_bytes(out, model.getvalue())
     return UnitBpe(out)
 
 

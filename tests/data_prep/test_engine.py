@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lst_prep.engine import JobFault, Receipts, Stage, Work, lock, run_stage, slice_items, write_atomically
+from lst_prep.engine import JobFault, Receipts, Stage, Work, lock, run_stage, slice_items
 from megatron_lst.errors import UserError
+from megatron_lst.files import write_bytes
 
 pytestmark = pytest.mark.multiprocess
 
@@ -31,7 +32,7 @@ def factory(folder: str, behaviour: str) -> Work:
         if behaviour == "bug" and item == 3:
             raise KeyError("oops")
         path = Path(folder, f"{item}.txt")
-        write_atomically(path, b"x" * item)
+        write_bytes(path, b"x" * item)
         return {"files": {str(path): item}, "square": item * item}
 
     return work

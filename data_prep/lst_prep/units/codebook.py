@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from megatron_lst.documents.format import CodebookInfo
 from megatron_lst.errors import UserError
+from megatron_lst.files import write_bytes
 
 
 class Codebook:
@@ -56,7 +57,6 @@ class Codebook:
 
     def save(self, path: Path) -> None:
         """Write .safetensors, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         about = {
             "format": "megatron-lst codebook",
             "version": "1",
@@ -64,9 +64,7 @@ class Codebook:
             "extractor_fingerprint": self.extractor_fingerprint,
         }
         metadata = {"codebook": json.dumps(about)}  # one key: safetensors writes several in random order
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(save({"centres": self.centres}, metadata))
-        temporary.replace(path)
+        write_bytes(path, save({"centres": self.centres}, metadata))
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
