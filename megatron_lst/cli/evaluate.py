@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from megatron_lst.cli.analysis import jitter, words
+from megatron_lst.cli.harness import harness
 from megatron_lst.cli.spoken import asr, questions, speed, tts
 
 if TYPE_CHECKING:
@@ -239,5 +240,5 @@ def compare(
     print(comparison_table(paired_tests(load_results(first), load_results(second), score)))
 
 
-for command in (asr, tts, questions, speed, words, jitter):
+for command in (asr, tts, questions, harness, speed, words, jitter):
     eval_app.command()(command)

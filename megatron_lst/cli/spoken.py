@@ -25,14 +25,20 @@ def open_with_documents(export: Path, documents: Path, limit: int, device: str) 
     return opened, opened.model(device=device), list(islice(shards, limit))
 
 
-def _decoder(tokenizer: str | None, metadata: dict[str, Any]) -> Any:
-    from megatron_lst.cli.speech import text_decoder
+def tokenizer_name(given: str | None, metadata: dict[str, Any]) -> str:
+    """The tokenizer that the user or the export names. Raises UserError where neither does."""
     from megatron_lst.errors import UserError
 
-    spec = tokenizer or (metadata.get("tokenizer") or {}).get("name")
+    spec = given or (metadata.get("tokenizer") or {}).get("name")
     if spec is None:
         raise UserError("give --tokenizer: the export does not name one")
-    return text_decoder(spec)
+    return str(spec)
+
+
+def _decoder(tokenizer: str | None, metadata: dict[str, Any]) -> Any:
+    from megatron_lst.cli.speech import text_decoder
+
+    return text_decoder(tokenizer_name(tokenizer, metadata))
 
 
 def asr(
@@ -109,7 +115,7 @@ def questions(
     spoken = [SpokenQuestion(q.id, encode(q.audio), q.answers) for q in found if q.audio is not None]
     if len(spoken) <= shots:
         raise UserError(f"{source}: {len(spoken)} spoken questions, {shots} of them examples: none is left")
-    encode_text, _ = text_encoder(tokenizer or opened.metadata["tokenizer"]["name"])
+    encode_text, _ = text_encoder(tokenizer_name(tokenizer, opened.metadata))
     examples = [(speech(q.units), text(encode_text(q.answers[0], False))) for q in spoken[:shots]]
     graded = answer_questions(opened.model(device=device), spoken[shots:], decode, examples=examples)
     print(f"{graded.count} questions: {graded.accuracy:.1%} hold an accepted answer, {graded.exact:.1%} are one")
