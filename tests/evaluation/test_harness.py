@@ -1,4 +1,4 @@
-"""lm-eval itself, offline: tasks of each kind from local YAML and JSONL run on a tiny export, and agree with our scorer."""
+"""lm-eval itself, offline: tasks of each kind from local files run on a tiny export, and agree with our scorer."""
 
 import json
 from pathlib import Path
@@ -149,7 +149,7 @@ def test_the_command_writes_results(folders: tuple[Path, Path], monkeypatch: pyt
         "32",
     ]
     done = CliRunner().invoke(eval_app, command)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, (done.output, done.exception)
     found = json.loads((out / "lm_eval.json").read_text())
     assert set(found["results"]) == {"choice"}
     assert "choice" in done.output
