@@ -1,5 +1,6 @@
 """`lst eval asr|tts|questions|speed` and `lst warm-start`: what needs generation, and starts from other models."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,7 @@ def tts(
 
 
 def questions(
-    export: EXPORT, source: Annotated[Path, typer.Argument(help="*.jsonl: question, answers, audio")],
+    export: EXPORT, source: Annotated[Path, typer.Argument(help="Questions as published: .csv, .json, .jsonl, .parquet")],
     codebook: Annotated[Path, typer.Option(help="The codebook of the model's units")],
     shots: Annotated[int, typer.Option(help="Examples in front of each question, the file's first")] = 0,
     tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
@@ -101,7 +102,7 @@ def questions(
     """Spoken questions, answers in text (S -> T): the share of answers that hold an accepted one."""
     from megatron_lst.cli.speech import audio_encoder, text_encoder
     from megatron_lst.errors import UserError
-    from megatron_lst.evaluation.benchmarks.readers import questions as read_questions
+    from megatron_lst.evaluation.benchmarks.questions import questions as read_questions
     from megatron_lst.evaluation.items import speech, text
     from megatron_lst.evaluation.spoken import SpokenQuestion, answer_questions
     from megatron_lst.inference import load_export
@@ -110,9 +111,10 @@ def questions(
     encode, info = audio_encoder(codebook)
     opened.check_fingerprints(codebook=info["fingerprint"])
     decode = _decoder(tokenizer, opened.metadata)
-    found, refused = read_questions(source)
-    refused |= {q.id: "no audio" for q in found if q.audio is None}
-    spoken = [SpokenQuestion(q.id, encode(q.audio), q.answers) for q in found if q.audio is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        found, refused = read_questions(source, Path(folder))
+        refused |= {q.id: "no audio" for q in found if q.audio is None}
+        spoken = [SpokenQuestion(q.id, encode(q.audio), q.answers) for q in found if q.audio is not None]
     if len(spoken) <= shots:
         raise UserError(f"{source}: {len(spoken)} spoken questions, {shots} of them examples: none is left")
     encode_text, _ = text_encoder(tokenizer_name(tokenizer, opened.metadata))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from safetensors.torch import load_file, save_file
 
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
