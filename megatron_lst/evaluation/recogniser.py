@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def _model(folder: Path, device: str) -> Recognise:
         raise UserError(f"recogniser {folder}: needs transformers ({error})") from None
     try:
         # Half a minute at a time: that is what Whisper hears at once.
-        hear = pipeline("automatic-speech-recognition", model=str(folder), device=device, chunk_length_s=30)
+        hear: Any = pipeline("automatic-speech-recognition", model=str(folder), device=device, chunk_length_s=30)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"recogniser {folder}: not a model of speech recognition ({error})") from None
 

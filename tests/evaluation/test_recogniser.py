@@ -105,9 +105,9 @@ def whisper(folder: Path) -> None:
     tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     WhisperProcessor(WhisperFeatureExtractor(feature_size=8), tokenizer).save_pretrained(folder)
     config = WhisperConfig(
-        vocab_size=len(words), num_mel_bins=8, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=16,
-        decoder_start_token_id=5, bos_token_id=4, eos_token_id=4, pad_token_id=4, suppress_tokens=[],
+        vocab_size=len(words), num_mel_bins=8, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, max_target_positions=16, decoder_start_token_id=5, bos_token_id=4, eos_token_id=4, pad_token_id=4, suppress_tokens=[],
         begin_suppress_tokens=[],
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config)
