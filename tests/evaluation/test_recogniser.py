@@ -104,11 +104,12 @@ def whisper(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     WhisperProcessor(WhisperFeatureExtractor(feature_size=8), tokenizer).save_pretrained(folder)
+    layers = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    layers |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    tokens = {"decoder_start_token_id": 5, "bos_token_id": 4, "eos_token_id": 4, "pad_token_id": 4}
     config = WhisperConfig(
-        vocab_size=len(words), num_mel_bins=8, d_model=16, encoder_layers=1, decoder_layers=1,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
-        decoder_ffn_dim=16, max_target_positions=16, decoder_start_token_id=5, bos_token_id=4, eos_token_id=4, pad_token_id=4, suppress_tokens=[],
-        begin_suppress_tokens=[],
+        vocab_size=len(words), num_mel_bins=8, d_model=16, max_target_positions=16, suppress_tokens=[],
+        begin_suppress_tokens=[], **layers, **tokens,
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config)
     with torch.no_grad():
