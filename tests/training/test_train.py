@@ -123,9 +123,9 @@ def _train_poisoned(config: Config, steps: set[int]) -> str:
         engine = build(settings)
         step, count = engine.step, iter(range(1, settings.training.steps + 1))
 
-        def counted(rows: Any, lr: float) -> Any:
+        def counted(rows: Any, lr: float, **options: Any) -> Any:
             engine.poison = next(count) in steps and engine.data_rank == 1
-            return step(rows, lr)
+            return step(rows, lr, **options)
 
         def spoil(module: Any, inputs: Any, output: Any) -> Any:
             return output * float("nan") if engine.poison else output
