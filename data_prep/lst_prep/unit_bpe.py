@@ -101,6 +101,13 @@ class UnitBpe:
         text = "".join(self._model.id_to_piece([int(p) for p in pieces])) if len(pieces) else ""
         return np.array([ord(ch) - _FIRST_CHARACTER for ch in text], np.int16)
 
+    def lengths(self) -> list[int]:
+        """Units that each piece stands for; 0 for the unknown piece, which no encoding holds."""
+        return [
+            0 if self._model.is_unknown(piece) or self._model.is_control(piece) else len(self._model.id_to_piece(piece))
+            for piece in range(self.size)
+        ]
+
     def convert(self, document: Document) -> Document:
         """The document with pieces for units; see the module for its spans."""
         begins = document.word_frames[:, 0]
@@ -131,6 +138,7 @@ def convert_set(speech: ShardSet, model: UnitBpe, out: Path, size_limit: int, co
                 "pieces": model.size,
                 "of_codebook": speech.codebook.fingerprint,
                 "units": int(speech.frames.sum()),
+                "lengths": model.lengths(),
             }
         },
     )

@@ -70,6 +70,15 @@ PACKAGES = (
     ("datasets", "datasets", "preparation: corpora as Hugging Face data sets", "pip install datasets", False),
     ("sentencepiece", "sentencepiece", "tokenizer, unit BPE", "pip install sentencepiece", False),
     ("mistral_common", "mistral-common", "the default 32,000-piece tokenizer", "pip install mistral-common", False),
+    ("jiwer", "jiwer", "evaluation: word and character error rates", "pip install jiwer", False),
+    ("whisper_normalizer", "whisper-normalizer", "the same: text normaliser", "pip install whisper-normalizer", False),
+    (
+        "lm_eval",
+        "lm-eval",
+        "evaluation: text tasks of lm-eval",
+        "pip install --no-deps -r requirements/harness.txt",
+        False,
+    ),
     (
         "torchaudio",
         "torchaudio",

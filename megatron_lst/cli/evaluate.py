@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from megatron_lst.cli.analysis import jitter, words
+from megatron_lst.cli.harness import harness
 from megatron_lst.cli.spoken import asr, questions, speed, tts
 
 if TYPE_CHECKING:
@@ -54,11 +55,10 @@ def run(
             raise UserError("nothing to evaluate on: give --task FOLDER or --documents SHARDS")
         tasks = _prepared_tasks(opened, task or [], direction)
         held_out: dict[str, Any] = _held_out_losses(opened)
-        speech = _speech_documents(opened, documents or [])
+        speech, frames_of = _speech_documents(opened, documents or [])
         if speech:
-            found, bits = _held_out_choices(opened, speech, direction, items, prompt_words, continuation_words, aligned)
-            tasks += found
-            held_out |= bits
+            tasks += _held_out_choices(opened, speech, direction, items, prompt_words, continuation_words, aligned)
+            held_out |= _speech_bits(opened, speech, frames_of)
         described = {"name": opened.name, **_plain(opened.metadata)}
         if opened.is_writer:
             folder = out or target / "eval"
@@ -132,27 +132,35 @@ def _held_out_losses(target: "Target") -> dict[str, Any]:
     return found
 
 
-def _speech_documents(target: "Target", folders: list[Path]) -> list[Any]:
-    """Documents of held-out speech sets, fingerprints compared."""
+def _speech_documents(target: "Target", folders: list[Path]) -> tuple[list[Any], Any]:
+    """Documents of held-out speech sets, fingerprints compared, and for unit BPE the frames of each piece."""
+    import numpy as np
+
     from megatron_lst.documents.shards import ShardSet
+    from megatron_lst.errors import UserError
 
     paths = [str(f) for f in folders]
     if not paths and target.config is not None:
         paths = [p for s in target.config.data.validation if s.kind == "interleaved" for p in s.shards]
     found: list[Any] = []
+    frames_of = None
     for path in paths:
         tokenizer, codebook = ((target.metadata.get(k) or {}).get("fingerprint") for k in ("tokenizer", "codebook"))
         shards = ShardSet.open(path, tokenizer=tokenizer, codebook=codebook)
         found.extend(d for d in shards if d.has_speech)
-    return found
+        if "unit_bpe" in shards.manifest:
+            if "lengths" not in shards.manifest["unit_bpe"]:
+                raise UserError(f"{path}: does not say how long its pieces are; write it again with `lst prep bpe`")
+            frames_of = np.array(shards.manifest["unit_bpe"]["lengths"])
+    return found, frames_of
 
 
 def _held_out_choices(
     target: "Target", documents: list[Any], wanted: list[str] | None, items: int, prompt: int, continuation: int,
     aligned: bool,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:  # fmt: skip
     from megatron_lst.evaluation.choice import Patching, run_choice
-    from megatron_lst.evaluation.heldout import DIRECTIONS, continuation_choices, speech_bits
+    from megatron_lst.evaluation.heldout import DIRECTIONS, continuation_choices
     from megatron_lst.evaluation.report import summarise
 
     patching = Patching(target.patch_size, target.units)
@@ -166,14 +174,24 @@ def _held_out_choices(
             progress=_progress(f"held-out {direction}"),
         )  # fmt: skip
         results.append(summarise(result, direction))
-    bits = speech_bits(documents, target.score, target.vocabulary, patching, progress=_progress("held-out speech"))
-    measured = {
+    return results
+
+
+def _speech_bits(target: "Target", documents: list[Any], frames_of: Any) -> dict[str, Any]:
+    from megatron_lst.evaluation.choice import Patching
+    from megatron_lst.evaluation.heldout import speech_bits
+
+    patching = Patching(target.patch_size, target.units)
+    bits = speech_bits(
+        documents, target.score, target.vocabulary, patching,
+        frames_of=frames_of, progress=_progress("held-out speech"),
+    )  # fmt: skip
+    return {
         "speech_bits_per_second": bits.bits_per_second,
         "speech_bits_per_word": bits.bits_per_word,
         "speech_bits_per_token": bits.bits_per_token,
         "speech_seconds": bits.seconds,
     }
-    return results, measured
 
 
 @eval_app.command("prepare")
@@ -239,5 +257,5 @@ def compare(
     print(comparison_table(paired_tests(load_results(first), load_results(second), score)))
 
 
-for command in (asr, tts, questions, speed, words, jitter):
+for command in (asr, tts, questions, harness, speed, words, jitter):
     eval_app.command()(command)

@@ -11,6 +11,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The folder to write; must not exist, or be empty")],
     step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the newest")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    shard_size: Annotated[str, typer.Option(help="Largest file of weights, such as 5GB")] = "5GB",
     results: Annotated[Path | None, typer.Option(help="Folder of `lst eval` results for the model card")] = None,
 ) -> None:
     """Write safetensors, config.json and a model card. Loads in transformers after `import megatron_lst.hf`."""
@@ -41,7 +42,7 @@ def export(
             ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip()
         metadata |= {"step": found, "version": __version__, "commit": commit or None, **data_fingerprints(config)}
-        write_export(out, weights, config, metadata, dtype=dtype)
+        write_export(out, weights, config, metadata, dtype=dtype, shard_size=shard_size)
         count = sum(w.numel() for w in weights.values())
         print(f"{out}: {config.model.kind} of step {found}, {count / 1e6:,.2f}M parameters, {dtype}")
     finally:

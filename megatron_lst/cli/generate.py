@@ -1,9 +1,12 @@
 """`lst generate`: continue a prompt of text or speech with text or speech."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from megatron_lst.inference.vocoder import Vocoder
 
 
 def generate(
@@ -107,12 +110,20 @@ def speak(
     """The response's units as sound, after the prompt's own where it was speech."""
     import numpy as np
 
+    from megatron_lst.inference.vocoder import write_wav
+
+    voice = open_vocoder(size, codebook, vocoder)
+    write_wav(out, voice(np.array(before + units)), voice.rate)
+
+
+def open_vocoder(size: int, codebook: Path | None, vocoder: Path | None) -> "Vocoder":
+    """HiFi-GAN where a folder is given, else the codebook's spectral inversion. Raises UserError without either."""
     from megatron_lst.errors import UserError
     from megatron_lst.inference.hifigan import HifiGanVocoder
-    from megatron_lst.inference.vocoder import SpectralVocoder, Vocoder, write_wav
+    from megatron_lst.inference.vocoder import SpectralVocoder
 
-    if vocoder is None and codebook is None:
-        raise UserError("--out needs --codebook (spectral inversion) or --vocoder (HiFi-GAN over units)")
-    voice: Vocoder
-    voice = HifiGanVocoder(vocoder, size) if vocoder else SpectralVocoder.from_codebook(codebook)  # type: ignore[arg-type]
-    write_wav(out, voice(np.array(before + units)), voice.rate)
+    if vocoder is not None:
+        return HifiGanVocoder(vocoder, size)
+    if codebook is None:
+        raise UserError("sound needs --codebook (spectral inversion) or --vocoder (HiFi-GAN over units)")
+    return SpectralVocoder.from_codebook(codebook)

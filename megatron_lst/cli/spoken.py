@@ -1,5 +1,6 @@
 """`lst eval asr|tts|questions|speed` and `lst warm-start`: what needs generation, and starts from other models."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,9 @@ EXPORT = Annotated[Path, typer.Argument(help="An exported model")]
 DOCUMENTS = Annotated[Path, typer.Argument(help="A held-out shard set of speech")]
 LIMIT = Annotated[int, typer.Option(help="First documents only")]
 TOKENIZER = Annotated[str | None, typer.Option(help="Default: the one that the export names")]
+RECOGNISER = Annotated[
+    str | None, typer.Option(help="Hears spoken answers: a command with {wav}, or the folder of a Whisper or CTC model")
+]
 DEVICE = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 
 
@@ -25,14 +29,40 @@ def open_with_documents(export: Path, documents: Path, limit: int, device: str) 
     return opened, opened.model(device=device), list(islice(shards, limit))
 
 
-def _decoder(tokenizer: str | None, metadata: dict[str, Any]) -> Any:
-    from megatron_lst.cli.speech import text_decoder
+def tokenizer_name(given: str | None, metadata: dict[str, Any]) -> str:
+    """The tokenizer that the user or the export names. Raises UserError where neither does."""
     from megatron_lst.errors import UserError
 
-    spec = tokenizer or (metadata.get("tokenizer") or {}).get("name")
+    spec = given or (metadata.get("tokenizer") or {}).get("name")
     if spec is None:
         raise UserError("give --tokenizer: the export does not name one")
-    return text_decoder(spec)
+    return str(spec)
+
+
+def _decoder(tokenizer: str | None, metadata: dict[str, Any]) -> Any:
+    from megatron_lst.cli.speech import text_decoder
+
+    return text_decoder(tokenizer_name(tokenizer, metadata))
+
+
+def _transcriber(recogniser: str | None, size: int, codebook: Path | None, vocoder: Path | None, device: str) -> Any:
+    """Units -> text through a vocoder and a recogniser; None without a recogniser."""
+    from megatron_lst.cli.generate import open_vocoder
+    from megatron_lst.evaluation.recogniser import of_units, open_recogniser
+
+    if recogniser is None:
+        return None
+    return of_units(open_recogniser(recogniser, device), open_vocoder(size, codebook, vocoder))
+
+
+def _spoken_units(command: str, said: str, encode: Any) -> Any:
+    """A text through a speech synthesiser and the unit pipeline."""
+    from megatron_lst.evaluation.benchmarks.prepare import synthesise
+
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder) / "said.wav"
+        synthesise(command, said, wav)
+        return encode(wav)
 
 
 def asr(
@@ -62,17 +92,23 @@ def tts(
     vocoder: Annotated[Path | None, typer.Option()] = None,
     temperature: Annotated[float, typer.Option()] = 0.8,
     max_tokens: Annotated[int, typer.Option(help="Longest response, 25 a second")] = 750,
+    recogniser: RECOGNISER = None,
 ) -> None:  # fmt: skip
-    """Speak held-out texts: global steps relative to the unpatched model, and sound."""
+    """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
     from megatron_lst.cli.generate import speak
+    from megatron_lst.evaluation.paper import SPEECH
     from megatron_lst.evaluation.spoken import synthesise
 
     _, model, found = open_with_documents(export, documents, limit, device)
-    result = synthesise(model, found, temperature=temperature, max_tokens=max_tokens)
+    hear = _transcriber(recogniser, model.vocabulary.speech_size, codebook, vocoder, device)
+    result = synthesise(model, found, temperature=temperature, max_tokens=max_tokens, transcribe=hear)
     for name, reason in result.refused.items():
         print(f"refused {name}: {reason}")
     share = result.global_steps / max(result.generated, 1)
     print(f"{result.generated} units in {result.global_steps} global steps, {share:.2f}x the unpatched model's")
+    if result.cer is not None:
+        print(f"CER {result.cer.rate:.1%} of {result.cer.length} characters, as {recogniser} hears it")
+        print(f"paper, CER after adaptation (1B), as Whisper hears it: {SPEECH['tts_cer_clean']}")
     for name, units in result.units.items():
         if out is not None and len(units):
             out.mkdir(parents=True, exist_ok=True)
@@ -87,15 +123,20 @@ def tts(
 
 
 def questions(
-    export: EXPORT, source: Annotated[Path, typer.Argument(help="*.jsonl: question, answers, audio")],
+    export: EXPORT, source: Annotated[Path, typer.Argument(help="Questions as published")],
     codebook: Annotated[Path, typer.Option(help="The codebook of the model's units")],
     shots: Annotated[int, typer.Option(help="Examples in front of each question, the file's first")] = 0,
     tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
+    to: Annotated[str, typer.Option(help="Answers in text, or in speech, which needs --recogniser")] = "text",
+    recogniser: RECOGNISER = None,
+    vocoder: Annotated[Path | None, typer.Option(help="HiFi-GAN folder; default: the codebook's inversion")] = None,
+    tts: Annotated[str | None, typer.Option(help="Speaks the examples' answers, for --to speech with --shots")] = None,
 ) -> None:  # fmt: skip
-    """Spoken questions, answers in text (S -> T): the share of answers that hold an accepted one."""
+    """Spoken questions, answered in text (S->T) or speech (S->S): the share of answers that hold an accepted one."""
     from megatron_lst.cli.speech import audio_encoder, text_encoder
     from megatron_lst.errors import UserError
-    from megatron_lst.evaluation.benchmarks.readers import questions as read_questions
+    from megatron_lst.evaluation.benchmarks.prepare import choose_synthesiser
+    from megatron_lst.evaluation.benchmarks.questions import questions as read_questions
     from megatron_lst.evaluation.items import speech, text
     from megatron_lst.evaluation.spoken import SpokenQuestion, answer_questions
     from megatron_lst.inference import load_export
@@ -103,15 +144,26 @@ def questions(
     opened = load_export(export)
     encode, info = audio_encoder(codebook)
     opened.check_fingerprints(codebook=info["fingerprint"])
+    if to not in ("text", "speech"):
+        raise UserError(f"--to {to!r}: expected text or speech")
     decode = _decoder(tokenizer, opened.metadata)
-    found, refused = read_questions(source)
-    refused |= {q.id: "no audio" for q in found if q.audio is None}
-    spoken = [SpokenQuestion(q.id, encode(q.audio), q.answers) for q in found if q.audio is not None]
+    hear = _transcriber(recogniser, opened.vocabulary.speech_size, codebook, vocoder, device)
+    with tempfile.TemporaryDirectory() as folder:
+        found, refused = read_questions(source, Path(folder))
+        refused |= {q.id: "no audio" for q in found if q.audio is None}
+        spoken = [SpokenQuestion(q.id, encode(q.audio), q.answers) for q in found if q.audio is not None]
     if len(spoken) <= shots:
         raise UserError(f"{source}: {len(spoken)} spoken questions, {shots} of them examples: none is left")
-    encode_text, _ = text_encoder(tokenizer or opened.metadata["tokenizer"]["name"])
-    examples = [(speech(q.units), text(encode_text(q.answers[0], False))) for q in spoken[:shots]]
-    graded = answer_questions(opened.model(device=device), spoken[shots:], decode, examples=examples)
+    examples: list[Any] = []
+    if shots and to == "text":
+        encode_text, _ = text_encoder(tokenizer_name(tokenizer, opened.metadata))
+        examples = [(speech(q.units), text(encode_text(q.answers[0], False))) for q in spoken[:shots]]
+    elif shots:
+        say = choose_synthesiser(tts)
+        examples = [(speech(q.units), speech(_spoken_units(say, q.answers[0], encode))) for q in spoken[:shots]]
+    graded = answer_questions(
+        opened.model(device=device), spoken[shots:], decode, examples=examples, to=to, transcribe=hear
+    )
     print(f"{graded.count} questions: {graded.accuracy:.1%} hold an accepted answer, {graded.exact:.1%} are one")
     print(f"{len(refused)} refused" + "".join(f"\n  {k}: {v}" for k, v in list(refused.items())[:10]))
 

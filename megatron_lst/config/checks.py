@@ -93,6 +93,13 @@ def check(config: Config) -> None:
             f"training.global_batch={training.global_batch} is not divisible by "
             f"training.micro_batch={training.micro_batch}"
         )
+    if training.freeze_global_steps < 0:
+        refuse(f"training.freeze_global_steps: must not be negative, got {training.freeze_global_steps}")
+    if training.freeze_global_steps and training.init_from is None:
+        refuse(
+            f"training.freeze_global_steps={training.freeze_global_steps} without training.init_from would hold random "
+            "weights still; name the export that `lst warm-start` wrote"
+        )
     _check_data(config)
 
 

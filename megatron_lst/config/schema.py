@@ -254,6 +254,9 @@ class TrainingConfig:
     """Activation recomputation in the global transformer."""
     init_from: str | None = None
     """An exported model to start from (fork, adapt, extend); null: random weights."""
+    freeze_global_steps: int = 0
+    """Steps at the start during which what `lst warm-start` takes from a language model stands still: the global
+    transformer, and the text rows of tables and heads where the architecture has a place for them."""
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite (each skipped) before the run stops."""
     hang_seconds: float = 1800.0

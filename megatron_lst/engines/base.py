@@ -49,13 +49,14 @@ class Engine(Protocol):
     is_writer: bool
     device: torch.device
 
-    def step(self, rows: Sequence[Row], lr: float) -> StepResult:
+    def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
         """One optimiser step.
 
         Args:
             rows: this data-parallel rank's rows of the global batch, in global order;
                 global_batch / data_size of them.
             lr: learning rate of this step.
+            frozen: warm-started weights stand still (`engines.freezing`); for runs with `freeze_global_steps` alone.
         """
         ...
 

@@ -1,9 +1,9 @@
-"""An adapter for lm-eval (the `lm_eval` package): every text task of the harness runs on an exported LST, T -> T.
+"""lm-eval (the `lm_eval` package) on an exported LST: every text task of the harness, T -> T.
 
-    lm = HarnessModel("exports/lst", tokenizer="mistral-v1")
+    lm = make_harness_model("exports/lst", encode, decode)
     lm_eval.simple_evaluate(model=lm, tasks=["hellaswag", "arc_easy"])
 
-The class is made when lm_eval is there; without it `make_harness_model` says how to get it.
+or `lst eval harness`.  The class is made when lm_eval is there; without it `make_harness_model` says how to get it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,76 +14,122 @@ import numpy as np
 
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import score_laid
-from megatron_lst.evaluation.items import lay_out, text
+from megatron_lst.evaluation.items import Laid, lay_out, text
 from megatron_lst.inference import GenerationSettings, generate, load_export
-from megatron_lst.inference.model import LatentSpeechTextModel
+from megatron_lst.inference.model import LatentSpeechTextModel, State
 
 Encode = Callable[[str, bool], list[int]]
 Decode = Callable[[list[int]], str]
+LONGEST_ANSWER = 256
+"""Pieces of a generated answer where the task does not say."""
 
 
 class TextScorer:
     """What the harness asks of a model, on plain strings.
 
+    Words are encoded one by one, so white space at the join of context and continuation does not count.
+
     Args:
         encode: (text, continuing) -> ids.
         units: longest context; longer contexts lose their beginning, as in the harness's own models.
+        batch: prompts that are continued together.
     """
 
-    def __init__(self, model: LatentSpeechTextModel, encode: Encode, decode: Decode, units: int = 4096) -> None:
-        self.model, self.encode, self.decode, self.units = model, encode, decode, units
+    def __init__(
+        self, model: LatentSpeechTextModel, encode: Encode, decode: Decode, units: int = 4096, batch: int = 8
+    ) -> None:
+        self.model, self.encode, self.decode, self.units, self.batch = model, encode, decode, units, batch
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """(log p of the continuation, whether it is the greedy one) for each (context, continuation)."""
-        laid, targets = [], []
+        """(log p of the continuation, whether it is the greedy one) for each (context, continuation).
+
+        Raises:
+            UserError: a continuation is empty, or longer than the context; names the request.
+        """
+        laid = []
         for number, (context, continuation) in enumerate(pairs):
-            before = self.encode(context.rstrip(), False) if context else []
+            before = self.encode(context.rstrip(), False) if context.strip() else []
             after = self.encode(continuation.strip(), bool(before))
             if not after:
                 raise UserError(f"request {number}: the continuation {continuation!r} is empty")
+            if len(after) >= self.units:
+                raise UserError(f"request {number}: a continuation of {len(after)} pieces, the context is {self.units}")
             before = before[max(0, len(before) + len(after) + 1 - self.units) :]
             laid.append(
                 lay_out((text(before), text(after)), 1, self.model.vocabulary, self.model.patch_size, str(number))
             )
-            targets.append(after)
         scores = score_laid(laid, self.model.score, self.model.vocabulary, self.units)
-        greedy = [self._is_greedy(one.chunk.tokens, one.scored) for one in laid]
-        return [(float(s.sum(dtype=np.float64)), g) for s, g in zip(scores, greedy, strict=True)]
+        return [(float(s.sum(dtype=np.float64)), self._is_greedy(one)) for s, one in zip(scores, laid, strict=True)]
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
-        """log p of whole texts, in windows of the context without overlap."""
-        totals = []
+        """log p of whole texts, in windows of the context without overlap; 0 for an empty text."""
+        windows: list[Laid] = []
+        owners: list[int] = []
         for number, whole in enumerate(texts):
             ids = self.encode(whole, False)
-            windows = [ids[i : i + self.units - 1] for i in range(0, len(ids), self.units - 1)]
-            laid = [lay_out([text(w)], 0, self.model.vocabulary, self.model.patch_size, str(number)) for w in windows]
-            scores = score_laid(laid, self.model.score, self.model.vocabulary, self.units)
-            totals.append(sum(float(s.sum(dtype=np.float64)) for s in scores))
+            for begin in range(0, len(ids), self.units - 1):
+                span = text(ids[begin : begin + self.units - 1])
+                windows.append(lay_out([span], 0, self.model.vocabulary, self.model.patch_size, str(number)))
+                owners.append(number)
+        totals = [0.0] * len(texts)
+        scores = score_laid(windows, self.model.score, self.model.vocabulary, self.units) if windows else []
+        for number, values in zip(owners, scores, strict=True):
+            totals[number] += float(values.sum(dtype=np.float64))
         return totals
 
-    def generate_until(self, prompts: Sequence[str], stops: Sequence[Sequence[str]], most: int = 256) -> list[str]:
-        """Greedy continuations, cut at the first stop string."""
+    def generate_until(
+        self, prompts: Sequence[str], stops: Sequence[Sequence[str]], settings: GenerationSettings
+    ) -> list[str]:
+        """Continuations, each cut at the first of its stop strings; long prompts lose their beginning."""
+        room = self.units - settings.max_tokens - 1
+        if room < 1:
+            raise UserError(f"an answer of {settings.max_tokens} pieces leaves no room in a context of {self.units}")
         bos = self.model.vocabulary.bos
-        ids = [[bos, *self.encode(p.rstrip(), False)] for p in prompts]
-        settings = GenerationSettings(max_tokens=most, modality="text", context=self.units)
-        results, _ = generate(self.model, ids, settings)
+        ids = [[bos, *self.encode(p.rstrip(), False)[-room:]] for p in prompts]
         answers = []
-        for result, until in zip(results, stops, strict=True):
-            said = self.decode(result.tokens)
-            cuts = [said.find(s) for s in until if s and s in said]
-            answers.append(said[: min(cuts)] if cuts else said)
+        for begin in range(0, len(ids), self.batch):
+            results, _ = generate(self.model, ids[begin : begin + self.batch], settings)
+            for result, until in zip(results, stops[begin : begin + self.batch], strict=True):
+                said = self.decode(result.tokens)
+                cuts = [said.find(s) for s in until if s and s in said]
+                answers.append(said[: min(cuts)] if cuts else said)
         return answers
 
-    def _is_greedy(self, tokens: np.ndarray, scored: np.ndarray) -> bool:
-        from megatron_lst.inference.model import State
-
+    def _is_greedy(self, laid: Laid) -> bool:
+        tokens, scored = laid.chunk.tokens, laid.scored
         counter = self.model.counters(1)[0]
         outputs = self.model.advance([counter.add(tokens)], State(self.model.config, 1, transient=True))
         best = outputs.logits(scored).argmax(-1).cpu().numpy()
         return bool((best == tokens[scored + 1]).all())
 
 
-def make_harness_model(folder: Path | str, tokenizer: Encode, decode: Decode, device: str = "cpu") -> Any:
+def generation_settings(options: dict[str, Any], units: int) -> GenerationSettings:
+    """What a task's `generation_kwargs` ask for, as far as this loop has it; greedy unless `do_sample` is set.
+
+    Raises:
+        UserError: an option that this loop does not have.
+    """
+    left = dict(options)
+    left.pop("until", None)
+    sampled = bool(left.pop("do_sample", False))
+    temperature = float(left.pop("temperature", 1.0 if sampled else 0.0))
+    most = min(left.pop("max_gen_toks", LONGEST_ANSWER), units // 2)
+    settings = GenerationSettings(
+        max_tokens=most,
+        modality="text",
+        temperature=temperature if sampled else 0.0,
+        top_p=float(left.pop("top_p", 1.0)),
+        top_k=int(left.pop("top_k", 0)),
+        context=units,
+    )
+    if left:
+        raise UserError(f"generation options of the task that this loop does not have: {', '.join(sorted(left))}")
+    return settings
+
+
+def make_harness_model(
+    folder: Path | str, encode: Encode, decode: Decode, device: str = "cpu", units: int = 4096, batch: int = 8
+) -> Any:
     """An `lm_eval.api.model.LM` over an exported model.
 
     Raises:
@@ -91,10 +137,12 @@ def make_harness_model(folder: Path | str, tokenizer: Encode, decode: Decode, de
     """
     try:
         from lm_eval.api.model import LM
-    except ImportError:
-        raise UserError("the harness adapter needs lm_eval: pip install lm_eval") from None
+    except ImportError as error:
+        raise UserError(
+            f"the harness adapter needs lm_eval ({error}): pip install --no-deps -r requirements/harness.txt"
+        ) from None
 
-    scorer = TextScorer(load_export(folder).model(device=device), tokenizer, decode)
+    scorer = TextScorer(load_export(folder).model(device=device), encode, decode, units, batch)
 
     class HarnessModel(LM):  # type: ignore[misc]
         def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
@@ -104,12 +152,15 @@ def make_harness_model(folder: Path | str, tokenizer: Encode, decode: Decode, de
             return scorer.loglikelihood_rolling([request.args[0] for request in requests])
 
         def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-            found = []
-            for request in requests:
-                prompt, options = request.args
-                until = options.get("until", [])
-                stops = [until] if isinstance(until, str) else list(until)
-                found += scorer.generate_until([prompt], [stops], options.get("max_gen_toks", 256))
-            return found
+            groups: dict[GenerationSettings, list[int]] = {}
+            for number, request in enumerate(requests):
+                groups.setdefault(generation_settings(request.args[1], units), []).append(number)
+            found: dict[int, str] = {}
+            for settings, members in groups.items():
+                prompts = [requests[i].args[0] for i in members]
+                until = [requests[i].args[1].get("until", []) for i in members]
+                stops = [[u] if isinstance(u, str) else list(u) for u in until]
+                found.update(zip(members, scorer.generate_until(prompts, stops, settings), strict=True))
+            return [found[i] for i in range(len(requests))]
 
     return HarnessModel()

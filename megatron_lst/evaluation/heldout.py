@@ -3,7 +3,7 @@
 Bits per second of audio (and per word) are comparable across patch sizes and unit BPE; nats per token are not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,13 +70,14 @@ def speech_bits(
     patching: Patching,
     *,
     max_seconds: float = 60.0,
-    seconds_of: Callable[[np.ndarray], float] | None = None,
+    frames_of: np.ndarray | None = None,
     progress: Progress = lambda done, total: None,
 ) -> SpeechBits:
     """Code length of the units of `BOS <s> units`, in windows of at most `max_seconds`, each cut at a word.
 
     Args:
-        seconds_of: duration of a stretch of units; None: 25 a second. For unit BPE, the sum of its pieces' lengths.
+        frames_of: int [codebook], frames that each of its entries stands for; None: one. For unit BPE, the lengths of
+            its pieces, so that windows and seconds are those of the audio.
 
     Raises:
         UserError: no document has speech.
@@ -86,10 +87,11 @@ def speech_bits(
     for document in documents:
         if not document.has_speech:
             continue
-        for begin, end, count in word_windows(document, min(limit, (patching.units - 2) * patching.size)):
-            span = speech(document.units[begin:end])
-            laid.append(lay_out([span], 0, vocabulary, patching.size, document.id))
-            seconds += seconds_of(document.units[begin:end]) if seconds_of else (end - begin) / FRAMES_PER_SECOND
+        for begin, end, count in word_windows(document, min(limit, (patching.units - 2) * patching.size), frames_of):
+            units = document.units[begin:end]
+            laid.append(lay_out([speech(units)], 0, vocabulary, patching.size, document.id))
+            frames = len(units) if frames_of is None else int(frames_of[units].sum())
+            seconds += frames / FRAMES_PER_SECOND
             words += count
     if not laid:
         raise UserError("held-out bits: no document has speech")
@@ -99,17 +101,22 @@ def speech_bits(
     return SpeechBits(bits / seconds, bits / max(words, 1), bits / tokens, seconds, words)
 
 
-def word_windows(document: Document, limit: int) -> list[tuple[int, int, int]]:
-    """Consecutive stretches of whole words: (first frame, end, words). A word longer than `limit` is left out."""
+def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = None) -> list[tuple[int, int, int]]:
+    """Consecutive stretches of whole words, each of at most `limit` frames: (first unit, end, words).
+
+    A word longer than `limit` is left out. `frames_of`: see `speech_bits`.
+    """
     ends = np.append(document.word_frames[1:, 0], len(document.units))  # a gap belongs to the word before it
+    frames = np.ones(len(document.units), int) if frames_of is None else frames_of[document.units]
+    passed = np.append(0, np.cumsum(frames))
     windows = []
     begin, first = 0, 0
     for word in range(len(ends)):
-        if ends[word] - begin > limit:
+        if passed[ends[word]] - passed[begin] > limit:
             if word > first:
                 windows.append((begin, int(ends[word - 1]), word - first))
                 begin, first = int(ends[word - 1]), word
-            if ends[word] - begin > limit:
+            if passed[ends[word]] - passed[begin] > limit:
                 begin, first = int(ends[word]), word + 1
     if first < len(ends):
         windows.append((begin, int(ends[-1]), len(ends) - first))

@@ -1,7 +1,9 @@
 """The exported model: a folder that needs no Megatron to run.
 
     config.json           model, vocabulary, patching, fingerprints and where it comes from
-    model.safetensors     weights under the canonical names (those of `reference`), [out, in], no biases
+    model.safetensors     weights under the canonical names (those of `reference`), [out, in], no biases; beyond the
+                          shard size model-00001-of-0000N.safetensors with model.safetensors.index.json, as
+                          transformers reads them
     README.md             the model card
 
 A folder is written beside its name and renamed when complete.  `load_export` reads it strictly.
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 MODEL_TYPE = "megatron_lst"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -87,8 +89,9 @@ def write_export(
     metadata: Mapping[str, Any] | None = None,
     model_card: str | None = None,
     dtype: str = "float32",
+    shard_size: str | int = "5GB",
 ) -> Path:
-    """Write an exported model.
+    """Write an exported model; beside the given weights it needs the memory of one shard.
 
     Args:
         folder: must not exist, or be empty.
@@ -97,6 +100,7 @@ def write_export(
         metadata: plain values; `tokenizer` and `codebook` hold {"fingerprint": ...} and are compared at load.
         model_card: README.md; None writes one from the metadata.
         dtype: float32, bfloat16, float16 or float64.
+        shard_size: largest file of weights, in bytes or such as "5GB".
 
     Raises:
         UserError: the folder is in use, or the weights do not fit.
@@ -111,8 +115,7 @@ def write_export(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    stored = {name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous().clone() for name, tensor in weights.items()}
-    save_file(stored, temporary / "model.safetensors", metadata={"format": "pt"})
+    hashes = _write_shards(temporary, weights, DTYPES[dtype], shard_size)
     vocabulary = config.vocabulary
     content = {
         "model_type": MODEL_TYPE,
@@ -128,10 +131,10 @@ def write_export(
         "vocabulary": to_plain(vocabulary),
         "patching": to_plain(config.patching),
         "metadata": dict(metadata or {}),
-        "weights_xxh3_64": _hash(temporary / "model.safetensors"),
+        "weights_xxh3_64": hashes,
     }
     (temporary / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    card = model_card if model_card is not None else default_card(content, stored)
+    card = model_card if model_card is not None else default_card(content, weights)
     (temporary / "README.md").write_text(card)
     if folder.exists():
         folder.rmdir()
@@ -162,15 +165,17 @@ def load_export(folder: Path | str, *, verify: bool = True) -> Export:
         raise UserError(f"{folder}: model_type is {content.get('model_type')!r}, expected {MODEL_TYPE!r}")
     if content.get("format") != FORMAT:
         raise UserError(f"{folder}: export format {content.get('format')!r}; this version reads {FORMAT}")
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise DamagedDataError(f"{path} is missing")
-    if verify and (found := _hash(path)) != content.get("weights_xxh3_64"):
-        raise DamagedDataError(f"{path}: hash {found}, {content.get('weights_xxh3_64')} was written")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise DamagedDataError(f"{path}: {error}") from None
+    weights: dict[str, Tensor] = {}
+    for name, written in content["weights_xxh3_64"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedDataError(f"{path} is missing")
+        if verify and (found := _hash(path)) != written:
+            raise DamagedDataError(f"{path}: hash {found}, {written} was written")
+        try:
+            weights |= load_file(path)
+        except SafetensorError as error:
+            raise DamagedDataError(f"{path}: {error}") from None
     return Export(
         folder=folder,
         config=build(ModelConfig, content["model"], "model"),
@@ -182,10 +187,23 @@ def load_export(folder: Path | str, *, verify: bool = True) -> Export:
     )
 
 
-def stored_names(folder: Path) -> list[str]:
-    """Names of the weights, without reading them."""
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return sorted(file.keys())
+def _write_shards(
+    folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, shard_size: str | int
+) -> dict[str, str]:
+    """Write the weights as transformers does. Returns file name -> hash."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    shapes = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in weights.items()}
+    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_size)
+    hashes = {}
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: weights[name].detach().to("cpu", dtype).contiguous().clone() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        hashes[file] = _hash(folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return hashes
 
 
 def default_card(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:

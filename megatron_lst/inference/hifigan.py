@@ -1,14 +1,18 @@
 """A HiFi-GAN generator over units, from a checkpoint on disk in the published layout (arXiv 2010.05646, 2104.00355).
 
-    FOLDER/config.json      model_in_dim, num_embeddings, embedding_dim, upsample_rates, upsample_kernel_sizes,
-                            upsample_initial_channel, resblock_kernel_sizes, resblock_dilation_sizes, sampling_rate
+    FOLDER/*config.json     as textlesslib, fairseq and speech-resynthesis write it: model_in_dim, num_embeddings,
+                            embedding_dim, upsample_rates, upsample_kernel_sizes, upsample_initial_channel, resblock,
+                            resblock_kernel_sizes, resblock_dilation_sizes, sampling_rate, code_hop_size; perhaps
+                            multispkr, num_speakers, multistyle, num_styles, dur_predictor_params
     FOLDER/*.pt, g_*        {"generator": weights}, read without unpickling code; or generator.safetensors
 
-Only what turns a sequence of units at full rate into samples is here: no duration predictor, for units are never
-merged, and one speaker (`multispkr` checkpoints take the speaker's number).
+Only what turns a sequence of units at full rate into samples is here: a duration predictor is passed over, for units
+are never merged; checkpoints of several speakers or styles take a number.  Vocoders that want a pitch contour (`f0`) or
+an embedding of the speaker's voice (`embedder_params`) as well are refused by name.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,15 @@ from torch.nn.functional import leaky_relu
 from megatron_lst.errors import DamagedDataError, UserError
 
 SLOPE = 0.1
+FRAMES_PER_SECOND = 25
+NEEDED = (
+    "model_in_dim", "num_embeddings", "embedding_dim", "upsample_rates", "upsample_kernel_sizes",
+    "upsample_initial_channel", "resblock_kernel_sizes", "resblock_dilation_sizes",
+)  # fmt: skip
+
+
+def sampling_rate(config: dict[str, Any]) -> int:
+    return int(config.get("sampling_rate", 16000))
 
 
 def _same(kernel: int, dilation: int = 1) -> int:
@@ -49,9 +62,9 @@ class Generator(nn.Module):
         super().__init__()
         channels = config["upsample_initial_channel"]
         self.dict = nn.Embedding(config["num_embeddings"], config["embedding_dim"])
-        self.spkr = (
-            nn.Embedding(config.get("num_speakers", 200), config["embedding_dim"]) if config.get("multispkr") else None
-        )
+        width = config["embedding_dim"]
+        self.spkr = nn.Embedding(config.get("num_speakers", 200), width) if config.get("multispkr") else None
+        self.style = nn.Embedding(config.get("num_styles", 100), width) if config.get("multistyle") else None
         self.conv_pre = nn.Conv1d(config["model_in_dim"], channels, 7, padding=3)
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
         for rate, kernel in zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True):
@@ -62,11 +75,12 @@ class Generator(nn.Module):
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
         self.per_stage = len(config["resblock_kernel_sizes"])
 
-    def forward(self, units: Tensor, speaker: int) -> Tensor:
+    def forward(self, units: Tensor, speaker: int, style: int = 0) -> Tensor:
         """int64 [F] -> [samples]."""
         x = self.dict(units).T[None]
-        if self.spkr is not None:
-            x = torch.cat([x, self.spkr.weight[speaker][None, :, None].expand(-1, -1, x.shape[-1])], 1)
+        for table, chosen in ((self.spkr, speaker), (self.style, style)):
+            if table is not None:
+                x = torch.cat([x, table.weight[chosen][None, :, None].expand(-1, -1, x.shape[-1])], 1)
         x = self.conv_pre(x)
         for stage, up in enumerate(self.ups):
             x = up(leaky_relu(x, SLOPE))
@@ -90,21 +104,21 @@ class HifiGanVocoder:
     """A unit vocoder from a folder.
 
     Args:
-        folder: with config.json and one checkpoint.
+        folder: with config.json (or one *config.json) and one checkpoint.
         units: the codebook's size, compared with the checkpoint's; None: not compared.
-        speaker: for checkpoints of several speakers.
+        speaker, style: for checkpoints of several.
 
     Raises:
-        UserError: files missing, weights of another shape, or a vocoder of another codebook size.
+        UserError: files missing, weights of another shape, a vocoder of another codebook size or unit rate, or one that
+            needs more than units.
         DamagedDataError: the checkpoint cannot be read.
     """
 
-    def __init__(self, folder: Path | str, units: int | None = None, speaker: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path | str, units: int | None = None, speaker: int = 0, style: int = 0, device: str = "cpu"
+    ) -> None:
         folder = Path(folder)
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"vocoder {folder}: config.json cannot be read ({error})") from None
+        config = self._config(folder)
         files = sorted(
             p for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".safetensors") or p.name.startswith("g_")
         )
@@ -122,7 +136,36 @@ class HifiGanVocoder:
             raise UserError(f"vocoder {folder}: weights that do not fit config.json: {', '.join(wrong[:8])}")
         generator.load_state_dict(weights)
         self.generator = generator.requires_grad_(False).eval().to(device)
-        self.rate, self.speaker, self.device = int(config.get("sampling_rate", 16000)), speaker, device
+        for name, table, number in (("speaker", generator.spkr, speaker), ("style", generator.style, style)):
+            if table is not None and not 0 <= number < table.num_embeddings:
+                raise UserError(f"vocoder {folder}: {name} {number}, it has {table.num_embeddings}")
+        self.rate, self.speaker, self.style, self.device = sampling_rate(config), speaker, style, device
+
+    @staticmethod
+    def _config(folder: Path) -> dict[str, Any]:
+        named = folder / "config.json"
+        found = [named] if named.is_file() else sorted(folder.glob("*config.json"))
+        if len(found) != 1:
+            raise UserError(f"vocoder {folder}: expected config.json, found {len(found)} files named *config.json")
+        try:
+            config: dict[str, Any] = json.loads(found[0].read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"vocoder {folder}: {found[0].name} cannot be read ({error})") from None
+        if missing := [key for key in NEEDED if key not in config]:
+            raise UserError(f"vocoder {folder}: {found[0].name} has no {', '.join(missing)}")
+        if config.get("f0"):
+            raise UserError(f"vocoder {folder} needs a pitch contour beside the units (f0: true)")
+        if config.get("embedder_params"):
+            raise UserError(f"vocoder {folder} needs an embedding of the speaker's voice (embedder_params)")
+        if str(config.get("resblock", "1")) != "1":
+            raise UserError(f"vocoder {folder}: resblock {config['resblock']}; only residual blocks of kind 1 are here")
+        hop, rate = math.prod(config["upsample_rates"]), sampling_rate(config)
+        if hop * FRAMES_PER_SECOND != rate:
+            raise UserError(
+                f"vocoder {folder} turns a unit into {hop} samples at {rate} Hz, so it is of {rate / hop:g} units a "
+                f"second; the model's units are {FRAMES_PER_SECOND} a second"
+            )
+        return config
 
     @staticmethod
     def _read(path: Path) -> dict[str, Tensor]:
@@ -146,4 +189,4 @@ class HifiGanVocoder:
         if not len(units):
             return np.zeros(0, np.float32)
         ids = torch.as_tensor(np.asarray(units, np.int64), device=self.device)
-        return self.generator(ids, self.speaker).float().cpu().numpy()
+        return self.generator(ids, self.speaker, self.style).float().cpu().numpy()

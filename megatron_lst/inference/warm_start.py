@@ -106,7 +106,7 @@ def warm_start(
     except ValueError as error:
         raise DamagedDataError(f"{folder / 'config.json'}: not JSON ({error})") from None
     check_architecture(theirs, config, vocabulary)
-    places = _text_places(config)
+    places = text_places(config)
     result = WarmStart()
     seen: set[str] = set()
     for path in _files(folder):
@@ -128,7 +128,7 @@ def warm_start(
     return result
 
 
-def _text_places(config: ModelConfig) -> dict[str, str]:
+def text_places(config: ModelConfig) -> dict[str, str]:
     """Their text tables and final norm -> ours."""
     if config.kind == "baseline":
         return {

@@ -1,4 +1,4 @@
-"""Learning rate of a step: linear warm-up, then a cosine down to a share of the peak (SPEC 8)."""
+"""What a step's number alone decides: its learning rate (SPEC 8), and whether warm-started weights are frozen."""
 
 import math
 
@@ -15,3 +15,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+
+def is_frozen(step: int, config: TrainingConfig) -> bool:
+    """Whether the warm-started weights stand still in `step`, counted from 1."""
+    return step <= config.freeze_global_steps

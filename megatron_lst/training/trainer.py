@@ -34,7 +34,7 @@ from megatron_lst.training.resilience.signals import StopSignals
 from megatron_lst.training.resilience.stragglers import StragglerReport, probe
 from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.saving import CheckpointSaver
-from megatron_lst.training.schedule import learning_rate
+from megatron_lst.training.schedule import is_frozen, learning_rate
 from megatron_lst.training.start import meet, on_writer, settle_config, take_folder
 
 
@@ -177,7 +177,7 @@ class _Run:
         self.stragglers.add("data", time.perf_counter() - began)
         self.watchdog.beat(step, "step")
         lr = learning_rate(step, self.config.training)
-        result = engine.step(dealer(batch.rows), lr)
+        result = engine.step(dealer(batch.rows), lr, frozen=is_frozen(step, self.config.training))
         self.step = step
         self.cursors.update(batch.cursors)
         record = recorder.record(step, lr, result, batch.rows, time.perf_counter() - began)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,53 @@ def test_recognises_and_speaks(exported: Path, shards: Path, tmp_path: Path, mon
     assert "global steps" in lst("eval", "tts", exported, shards, "--limit", 1, "--max-tokens", 9)
 
 
+def random_codebook(path: Path) -> Path:
+    """A codebook of random centres for the real MFCC features, of the exported model's size."""
+    from lst_prep.units import Codebook
+    from lst_prep.units.mfcc import MfccExtractor
+
+    extractor = MfccExtractor()
+    centres = np.random.default_rng(0).standard_normal((50, extractor.dim)).astype(np.float32)
+    Codebook(centres, extractor.name, extractor.fingerprint).save(path)
+    return path
+
+
+def test_what_is_spoken_is_graded_by_a_recogniser(exported: Path, shards: Path, tmp_path: Path) -> None:
+    """The recogniser is a command that hears the document's own text, then one that hears nothing of it."""
+    codebook = random_codebook(tmp_path / "codebook.safetensors")
+    options = ("--limit", 1, "--max-tokens", 9, "--codebook", codebook, "--recogniser")
+    right = ("abcd " * 40).strip()
+    assert "CER 0.0% of 199 characters" in lst(
+        "eval", "tts", exported, shards, *options, f"{sys.executable} -c 'print(\"{right}\")' {{wav}}"
+    )
+    assert "CER 100.0%" in lst("eval", "tts", exported, shards, *options, "true {wav}")
+
+
+def test_spoken_questions_answered_in_speech(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("soundfile")
+    from lst_prep.units import Codebook
+    from megatron_lst.inference.vocoder import write_wav
+
+    monkeypatch.setattr("megatron_lst.cli.speech.text_decoder", lambda spec: lambda ids: "something else")
+    codebook = random_codebook(tmp_path / "codebook.safetensors")
+    info = {"tokenizer": {"name": "toy"}, "codebook": {"fingerprint": Codebook.load(codebook).fingerprint}}
+    weights = ReferenceModel(CONFIG.model, CONFIG.vocabulary).state_dict()
+    export = write_export(tmp_path / "model", weights, CONFIG, info)
+    folder = tmp_path / "llama_questions"
+    (folder / "audios").mkdir(parents=True)
+    write_wav(folder / "audios" / "0.wav", np.random.default_rng(0).standard_normal(16000) / 10)
+    (folder / "llama_questions.csv").write_text(
+        "Questions,Answer,audio_filename\nWhat is the capital?,Paris,0.wav\nAnd the other?,Rome,gone.wav\n"
+    )
+    command = ("eval", "questions", export, folder, "--codebook", codebook)
+    spoken = lst(*command, "--to", "speech", "--recogniser", "echo It is Paris {wav}")
+    assert "1 questions: 100.0% hold an accepted answer" in spoken
+    assert "1 refused" in spoken
+    assert "1 questions: 0.0% hold an accepted answer" in lst(*command)
+    with pytest.raises(UserError, match="need a recogniser"):
+        lst(*command, "--to", "speech")
+
+
 def test_words_and_jitter(exported: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fewer than two words"):  # the toy documents say one word over and over
         lst("eval", "words", exported, shards, "--out", tmp_path / "w.png")
@@ -110,12 +158,7 @@ def test_prepares_a_benchmark_end_to_end(tmp_path: Path) -> None:
     """Real tokenizer, real synthesiser, real features, a codebook of random centres."""
     pytest.importorskip("mistral_common")
     pytest.importorskip("soundfile")
-    from lst_prep.units import Codebook
-    from lst_prep.units.mfcc import MfccExtractor
-
-    extractor = MfccExtractor()
-    centres = np.random.default_rng(0).standard_normal((50, extractor.dim)).astype(np.float32)
-    Codebook(centres, extractor.name, extractor.fingerprint).save(tmp_path / "codebook.safetensors")
+    random_codebook(tmp_path / "codebook.safetensors")
     header = "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
     header += "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding\n"
     (tmp_path / "cloze.csv").write_text(header + "a,One.,Two.,Three.,Four.,Five.,Fish swim.,1\nb,One.,Two.,,,A.,B.,1\n")

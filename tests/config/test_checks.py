@@ -26,6 +26,8 @@ CONTRADICTIONS = [
     (["engine.name=deepspeed", "parallel.pipeline=2"], ["engine.name=deepspeed", "parallel.pipeline"]),
     (["engine.zero_stage=4"], ["engine.zero_stage"]),
     (["training.micro_batch=3"], ["training.global_batch=128", "training.micro_batch=3"]),
+    (["training.freeze_global_steps=-1"], ["training.freeze_global_steps"]),
+    (["training.freeze_global_steps=5"], ["training.freeze_global_steps=5", "training.init_from"]),
     (["vocabulary.bos=40000"], ["bos=40000", "32000"]),
 ]
 

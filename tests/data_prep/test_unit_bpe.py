@@ -63,9 +63,11 @@ def test_converted_shards_keep_words_apart(speech: ShardSet, tmp_path: Path) -> 
     assert verify(tmp_path / "speech-bpe") == []
     assert manifest["codebook"]["size"] == 60
     assert manifest["codebook"]["fingerprint"] != "c"
+    lengths = np.array(manifest["unit_bpe"]["lengths"])
     for before, after in zip(speech, ShardSet.open(tmp_path / "speech-bpe"), strict=True):
         after.check(60, 100)
         np.testing.assert_array_equal(model.decode(after.units), before.units)
+        assert lengths[after.units].sum() == len(before.units)
         begins = [len(model.decode(after.units[:b])) for b in after.word_frames[:, 0]]
         assert begins == before.word_frames[:, 0].tolist()
 

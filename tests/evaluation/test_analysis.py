@@ -11,8 +11,8 @@ from megatron_lst.config.schema import ModelConfig
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.embeddings import WordEmbeddings, clustering, draw, jitter, word_embeddings
-from megatron_lst.evaluation.harness import TextScorer
-from megatron_lst.inference import LatentSpeechTextModel
+from megatron_lst.evaluation.harness import TextScorer, generation_settings
+from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel
 from megatron_lst.patching.row import assemble_row
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.reference.causality import random_chunk
@@ -112,9 +112,12 @@ def test_harness_requests_are_scored_as_text() -> None:
     def encode(text: str, continuing: bool) -> list[int]:
         return [3 + names.index(c) for c in text.replace(" ", "")]
 
+    def answer(most: int) -> GenerationSettings:
+        return generation_settings({"max_gen_toks": most, "until": ["."]}, 16)
+
     scorer = TextScorer(model, encode, lambda ids: "".join(names[i - 3] for i in ids), units=16)
     ((total, greedy), (best, is_best)) = scorer.loglikelihood(
-        [("a b", " c"), ("a b", scorer.generate_until(["a b"], [[]], 1)[0])]
+        [("a b", " c"), ("a b", scorer.generate_until(["a b"], [[]], answer(1))[0])]
     )
     tokens = np.array([V.bos, 3, 4, 5], np.int32)
     from megatron_lst.patching.row import Chunk
@@ -127,6 +130,8 @@ def test_harness_requests_are_scored_as_text() -> None:
     assert is_best == (int(log_p[2].argmax()) == int(log_p[2, 3:24].argmax()) + 3)
     assert greedy == (int(log_p[2].argmax()) == 5)
     assert scorer.loglikelihood_rolling(["abc"])[0] < 0
-    assert scorer.generate_until(["ab"], [["zz", ""]], 4)[0] != ""
+    assert scorer.generate_until(["ab"], [["zz", ""]], answer(4))[0] != ""
     with pytest.raises(UserError, match="request 0"):
         scorer.loglikelihood([("a", " ")])
+    with pytest.raises(UserError, match="num_beams"):
+        generation_settings({"num_beams": 4}, 16)

@@ -1,5 +1,6 @@
 """Readers on tiny files in each published format, preparation with a real synthesiser, and prepared folders."""
 
+import csv
 import json
 import shutil
 import wave
@@ -12,7 +13,7 @@ from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.evaluation.benchmarks import READERS, PreparedTask, read_prepared, write_prepared
 from megatron_lst.evaluation.benchmarks.prepare import choose_synthesiser, prepare, synthesise
 from megatron_lst.evaluation.benchmarks.prepared import PreparedItem, Side
-from megatron_lst.evaluation.benchmarks.readers import questions
+from megatron_lst.evaluation.benchmarks.questions import questions
 
 
 def touch(path: Path) -> Path:
@@ -34,6 +35,15 @@ def test_hellaswag(tmp_path: Path) -> None:
     assert task.items[0].prompt.text == "A man sits."  # type: ignore[union-attr]
     assert set(task.refused) == {"25", "26", "27", "line-5"}
     assert "3 endings" in task.refused["25"]
+
+
+def test_hellaswag_without_wikihows_headings(tmp_path: Path) -> None:
+    said = "[header] How to sit [title] Find a chair. [step] Look around."
+    record = {"ind": 1, "ctx": said, "endings": ["[substeps] a.", "b.", "c.", "d."], "label": "2"}
+    (tmp_path / "hellaswag_val.jsonl").write_text(json.dumps(record))
+    (item,) = READERS["hellaswag"](tmp_path).items
+    assert item.prompt.text == "How to sit. Find a chair. Look around."  # type: ignore[union-attr]
+    assert (item.candidates[0].text, item.answer) == ("a.", 2)
 
 
 def test_storycloze(tmp_path: Path) -> None:
@@ -73,6 +83,9 @@ def test_numbered_pairs(tmp_path: Path) -> None:
     assert [i.id for i in task.items] == ["0", "5"]
     assert [c.audio.name for c in task.items[1].candidates] == ["10_z.wav", "11_w.wav"]  # type: ignore[union-attr]
     assert task.refused == {"1": "the recording of number 3 is missing"}
+    for name in ("0_x", "1_y"):
+        touch(tmp_path / "sub" / "voice" / f"{name}.wav")
+    assert [i.id for i in READERS["numbered"](tmp_path / "sub").items] == ["./0", "./5", "voice/0"]
     touch(tmp_path / "sub" / "1_again.wav")
     with pytest.raises(UserError, match="two recordings of number 1"):
         READERS["numbered"](tmp_path / "sub")
@@ -98,6 +111,68 @@ def test_questions(tmp_path: Path) -> None:
     found, refused = questions(tmp_path)
     assert [(q.id, q.answers) for q in found] == [("a", ("me", "I")), ("b", ("me",))]
     assert set(refused) == {"c", "d"}
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_questions_of_openaudiobench(tmp_path: Path) -> None:
+    rows: dict[str, dict[str, str]] = {
+        "llama_questions": {"Questions": "What is the capital of France?", "Answer": "Paris, France"},
+        "web_questions": {"question": "who is his daughter?", "answers": "Ann Lee; Bo Lee"},
+        "trivia_qa": {"question": "Which film?", "answer_normalized_value": "jaws",
+                      "answer_normalized_aliases": "['jaws', 'jaws film']"},
+    }  # fmt: skip
+    accepted = {
+        "llama_questions": ("Paris, France",),
+        "web_questions": ("Ann Lee", "Bo Lee"),
+        "trivia_qa": ("jaws", "jaws film"),
+    }
+    for name, row in rows.items():
+        touch(tmp_path / name / "audios" / "0.wav")
+        gone = {**row, "audio_filename": "gone.wav"}
+        write_csv(tmp_path / name / f"{name}.csv", [{**row, "audio_filename": "0.wav"}, gone])
+        found, refused = questions(tmp_path / name)
+        assert [q.answers for q in found] == [accepted[name]], name
+        assert found[0].audio == tmp_path / name / "audios" / "0.wav"
+        assert "audio missing" in refused["line-2"]
+
+
+def test_questions_of_the_text_sets(tmp_path: Path) -> None:
+    answer = {"Value": "Jaws", "Aliases": ["Jaws", "Jaws (film)"], "NormalizedValue": "jaws"}
+    trivia = {"Data": [{"Question": "Which film?", "QuestionId": "t_1", "Answer": answer}]}
+    (tmp_path / "trivia.json").write_text(json.dumps(trivia))
+    found, _ = questions(tmp_path / "trivia.json")
+    assert [(q.id, q.answers, q.audio) for q in found] == [("t_1", ("Jaws", "Jaws (film)"), None)]
+    web = [{"utterance": "who?", "targetValue": '(list (description "Ann Lee") (description Bo))', "url": "u"}]
+    (tmp_path / "web.json").write_text(json.dumps(web))
+    assert questions(tmp_path / "web.json")[0][0].answers == ("Ann Lee", "Bo")
+    (tmp_path / "bad.json").write_text('{"Other": []}')
+    with pytest.raises(UserError, match="cannot be read as questions"):
+        questions(tmp_path / "bad.json")
+    (tmp_path / "none.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="not one question"):
+        questions(tmp_path / "none.csv")
+
+
+def test_questions_in_parquet_bring_their_audio(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    sound = touch(tmp_path / "x.wav").read_bytes()
+    rows = [{"question": "Who?", "answer": "me", "audio": {"bytes": sound, "path": "a.wav"}}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    (tmp_path / "out").mkdir()
+    ((question,), _) = questions(tmp_path / "test.parquet", tmp_path / "out")
+    assert question.answers == ("me",)
+    assert question.audio is not None
+    assert question.audio.read_bytes() == sound
+    assert questions(tmp_path / "test.parquet")[0][0].audio is None
 
 
 def test_prepared_round_trip_and_directions(tmp_path: Path) -> None:

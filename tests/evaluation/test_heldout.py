@@ -71,6 +71,20 @@ def test_bits_per_second_of_a_uniform_model() -> None:
         speech_bits([], constant(1.0), V, Patching(4, 200))
 
 
+def test_bits_per_second_of_unit_bpe_are_of_the_audio() -> None:
+    """Pieces of 1 to 3 frames: a uniform model spends its bits on fewer tokens, over the same seconds."""
+    documents = [spoken("a", 30), spoken("b", 11)]
+    frames_of = np.arange(40) % 3 + 1
+    frames = sum(int(frames_of[d.units].sum()) for d in documents)
+    tokens = sum(len(d.units) for d in documents)
+    result = speech_bits(documents, constant(np.log(8)), V, Patching(1, 200), frames_of=frames_of)
+    assert result.seconds == pytest.approx(frames / 25)
+    assert result.bits_per_second == pytest.approx(3 * tokens * 25 / frames)
+    assert result.bits_per_second < speech_bits(documents, constant(np.log(8)), V, Patching(1, 200)).bits_per_second
+    for begin, end, _ in word_windows(documents[0], 20, frames_of):
+        assert frames_of[documents[0].units[begin:end]].sum() <= 20
+
+
 def test_windows_hold_whole_words_and_lose_none() -> None:
     document = spoken("a", 30)
     windows = word_windows(document, 20)

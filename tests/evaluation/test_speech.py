@@ -1,11 +1,11 @@
-"""Normaliser, edit distance and error rates against a plain dynamic programme and hand-made cases."""
+"""Normaliser and error rates against a plain dynamic programme and hand-made cases."""
 
 import numpy as np
 import pytest
 
 from megatron_lst.evaluation.generated import auto_bleu, distinct, grade_answers, perplexity
 from megatron_lst.evaluation.items import text
-from megatron_lst.evaluation.speech import edit_distance, error_rate, normalise, number_words
+from megatron_lst.evaluation.speech import error_rate, normalise
 from megatron_lst.patching.row import Row
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
@@ -15,13 +15,9 @@ from megatron_lst.vocabulary import IGNORE, Vocabulary
     [
         ("Hello, World!", "hello world"),
         ("I'm sure we won't; they've gone.", "i am sure we will not they have gone"),
-        (
-            "Mr. Smith (aside) [laughs] paid 1,234 pounds",
-            "mister smith paid one thousand two hundred thirty four pounds",
-        ),
+        ("Mr. Smith (aside) [laughs] sold twelve hundred sheep", "mister smith sold 1200 sheep"),
         ("um, the colour grey", "the color gray"),
         ("Café naïve", "cafe naive"),
-        ("JOHN'S 'quoted' word", "john's quoted word"),
     ],
 )
 def test_normalise(said: str, expected: str) -> None:
@@ -29,14 +25,7 @@ def test_normalise(said: str, expected: str) -> None:
     assert normalise(expected) == expected
 
 
-@pytest.mark.parametrize(
-    ("number", "words"), [(0, "zero"), (21, "twenty one"), (100, "one hundred"), (1000005, "one million five")]
-)
-def test_numbers(number: int, words: str) -> None:
-    assert number_words(number) == words
-
-
-def slow_distance(a: list[int], b: list[int]) -> int:
+def slow_distance(a: list[str], b: list[str]) -> int:
     table = np.zeros((len(a) + 1, len(b) + 1), int)
     table[:, 0], table[0] = np.arange(len(a) + 1), np.arange(len(b) + 1)
     for i in range(1, len(a) + 1):
@@ -47,11 +36,12 @@ def slow_distance(a: list[int], b: list[int]) -> int:
     return int(table[-1, -1])
 
 
-def test_edit_distance_is_levenshteins() -> None:
+def test_edits_are_levenshteins() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        a, b = (rng.integers(0, 4, rng.integers(0, 9)).tolist() for _ in range(2))
-        assert edit_distance(a, b) == slow_distance(a, b)
+    words = ["red", "ship", "went", "home"]
+    for _ in range(50):
+        a, b = ([words[i] for i in rng.integers(0, 4, rng.integers(1, 9))] for _ in range(2))
+        assert error_rate([" ".join(a)], [" ".join(b)]).edits == slow_distance(a, b)
 
 
 def test_error_rates_are_over_all_words_together() -> None:
@@ -60,6 +50,7 @@ def test_error_rates_are_over_all_words_together() -> None:
     assert error_rate(["yes"], ["no no no"]).rate == 3.0
     assert error_rate(["abcd"], ["abxd"], "character").rate == 0.25
     assert error_rate([""], [""]).rate == 0.0
+    assert error_rate(["", "yes"], ["well", "yes"]).rate == 1.0
 
 
 def test_diversity_and_answers() -> None:

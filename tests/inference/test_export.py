@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
 from megatron_lst.errors import DamagedDataError, UserError
@@ -102,7 +103,7 @@ def test_refuses_other_formats_and_unknown_keys(tmp_path: Path) -> None:
     folder, _ = exported(tmp_path)
     path = folder / "config.json"
     content = json.loads(path.read_text())
-    for change, message in (({"format": 2}, "export format 2"), ({"model_type": "llama"}, "model_type is 'llama'")):
+    for change, message in (({"format": 1}, "export format 1"), ({"model_type": "llama"}, "model_type is 'llama'")):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(UserError, match=message):
             load_export(folder)
@@ -122,3 +123,39 @@ def test_loading_imports_neither_megatron_nor_streaming(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_large_models_are_written_in_shards(tmp_path: Path) -> None:
+    whole, oracle = exported(tmp_path)
+    weights = oracle.state_dict()
+    folder = write_export(tmp_path / "shards", weights, CONFIG, METADATA, shard_size=4000)
+    files = sorted(p.name for p in folder.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3
+    assert files == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    assert all((folder / f).stat().st_size < 4000 + 2000 or len(load_file(folder / f)) == 1 for f in files)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(weights)
+    assert index["metadata"]["total_size"] == sum(4 * w.numel() for w in weights.values())
+    loaded = load_export(folder).weights
+    assert all(torch.equal(loaded[name], w) for name, w in load_export(whole).weights.items())
+    (folder / files[1]).unlink()
+    with pytest.raises(DamagedDataError, match=f"{files[1]} is missing"):
+        load_export(folder)
+
+
+def test_writing_needs_one_shard_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most bytes that are handed to a file at once: a shard's, not the model's."""
+    from megatron_lst.inference import export
+
+    written: list[int] = []
+
+    def counting(tensors: dict[str, torch.Tensor], path: Path, **options: object) -> None:
+        written.append(sum(t.numel() * t.element_size() for t in tensors.values()))
+        save_file(tensors, path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(export, "save_file", counting)
+    weights = ReferenceModel(TINY, V).state_dict()
+    write_export(tmp_path / "out", weights, CONFIG, shard_size=6000)
+    assert sum(written) == sum(4 * w.numel() for w in weights.values())
+    assert max(written) <= 6000

@@ -44,6 +44,18 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, (ids != V.pad).long()
 
 
+def test_auto_model_reads_shards(tmp_path: Path) -> None:
+    whole, oracle = exported(tmp_path)
+    config = Config(vocabulary=V, model=TINY, patching=PatchingConfig(strategy="static", size=3))
+    folder = write_export(tmp_path / "shards", oracle.state_dict(), config, shard_size=4000)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    ids, mask = batch()
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(f)(input_ids=ids, attention_mask=mask) for f in (whole, folder)
+    )
+    assert torch.equal(first.logits, second.logits)
+
+
 @pytest.mark.parametrize("kind", ["lst", "baseline"])
 def test_auto_model_gives_the_models_logits_and_generates(tmp_path: Path, kind: str) -> None:
     folder, oracle = exported(tmp_path, kind)

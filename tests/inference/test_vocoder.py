@@ -3,6 +3,7 @@
 import json
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,20 +89,29 @@ CONFIG = {
 }  # fmt: skip
 
 
-def checkpoint(folder: Path) -> Generator:
+PUBLISHED = {
+    # The keys of a published configuration, smaller: what training alone needs is there too, and is passed over.
+    **CONFIG, "resblock": "1", "f0": False, "multispkr": "from_input_file", "num_speakers": 3, "multistyle": True,
+    "num_styles": 2, "model_in_dim": 18, "num_gpus": 0, "batch_size": 16, "code_hop_size": 20, "num_mels": 80,
+    "dur_predictor_params": {"encoder_embed_dim": 6, "var_pred_hidden_dim": 6, "var_pred_kernel_size": 3,
+                             "var_pred_dropout": 0.5},
+}  # fmt: skip
+
+
+def checkpoint(folder: Path, config: dict[str, Any] = CONFIG, name: str = "config.json") -> Generator:
     """A checkpoint in the published layout: weight norm apart, under `generator`."""
     torch.manual_seed(0)
-    generator = Generator(CONFIG)
+    generator = Generator(config)
     weights = {}
-    for name, value in generator.state_dict().items():
-        if name.endswith("weight") and name != "dict.weight":
+    for key, value in generator.state_dict().items():
+        if key.endswith("weight") and value.dim() == 3:
             norm = value.flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1))
-            weights[name + "_g"], weights[name + "_v"] = norm, value * 3.0
+            weights[key + "_g"], weights[key + "_v"] = norm, value * 3.0
         else:
-            weights[name] = value
+            weights[key] = value
     weights["dur_predictor.proj.weight"] = torch.zeros(1, 2)
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / name).write_text(json.dumps(config))
     torch.save({"generator": weights}, folder / "g_00001")
     return generator
 
@@ -128,3 +138,37 @@ def test_hifigan_refuses_what_does_not_fit_and_code(tmp_path: Path) -> None:
         HifiGanVocoder(tmp_path / "v")
     with pytest.raises(UserError, match=r"config\.json"):
         HifiGanVocoder(tmp_path)
+
+
+def test_hifigan_of_several_speakers_and_styles(tmp_path: Path) -> None:
+    generator = checkpoint(tmp_path / "v", PUBLISHED, "hifigan-config.json")
+    units = np.array([0, 4, 2])
+    spoken = {
+        (speaker, style): HifiGanVocoder(tmp_path / "v", speaker=speaker, style=style)(units)
+        for speaker in (0, 2)
+        for style in (0, 1)
+    }
+    with torch.no_grad():
+        np.testing.assert_allclose(spoken[2, 1], generator(torch.from_numpy(units), 2, 1), atol=1e-6)
+    assert not np.allclose(spoken[0, 0], spoken[2, 0])
+    assert not np.allclose(spoken[0, 0], spoken[0, 1])
+    with pytest.raises(UserError, match="speaker 3, it has 3"):
+        HifiGanVocoder(tmp_path / "v", speaker=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"f0": True}, "pitch contour"),
+        ({"embedder_params": {"x": 1}}, "embedding of the speaker's voice"),
+        ({"resblock": "2"}, "resblock 2"),
+        ({"sampling_rate": 1000}, "of 50 units a second"),
+        ({"num_embeddings": None}, "has no num_embeddings"),
+    ],
+)
+def test_hifigan_says_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    checkpoint(tmp_path / "v")
+    config = {key: value for key, value in {**CONFIG, **change}.items() if value is not None}
+    (tmp_path / "v" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        HifiGanVocoder(tmp_path / "v")

@@ -9,6 +9,7 @@ import torch
 from megatron_lst.config.schema import Config
 from megatron_lst.engines import build_engine
 from megatron_lst.patching.row import batch_hash
+from megatron_lst.training.schedule import is_frozen
 from tests.support.toy import toy_rows
 
 
@@ -33,7 +34,7 @@ def train(
             hashes.append(batch_hash([row.hash for row in rows]))
             share = len(rows) // engine.data_size
             mine = rows[engine.data_rank * share : (engine.data_rank + 1) * share]
-            results.append(engine.step(mine, config.training.lr))
+            results.append(engine.step(mine, config.training.lr, frozen=is_frozen(step + 1, config.training)))
             if save_at == step + 1:
                 engine.save(Path(str(folder)), asynchronous=asynchronous)
         while not engine.finish_saves(wait=True):

@@ -18,9 +18,9 @@ from megatron_lst.training import trainer
 _step, _open_loader = MegatronEngine.step, trainer.open_loader
 
 
-def _slow_step(self: MegatronEngine, rows: Sequence[Row], lr: float) -> StepResult:
+def _slow_step(self: MegatronEngine, rows: Sequence[Row], lr: float, **options: Any) -> StepResult:
     time.sleep(float(os.environ.get("LST_TEST_SECONDS", "0")))
-    return _step(self, rows, lr)
+    return _step(self, rows, lr, **options)
 
 
 @contextmanager

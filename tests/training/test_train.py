@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_lst.config.schema import Config
 from megatron_lst.data import RowStream
 from megatron_lst.errors import DamagedDataError, TrainingFault, UserError
+from megatron_lst.inference import write_export
 from megatron_lst.patching.row import batch_hash
+from megatron_lst.reference import ReferenceModel
 from megatron_lst.training import trainer
 from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.metrics import read_metrics
@@ -22,6 +25,7 @@ from megatron_lst.training.resilience.events import read_events
 from megatron_lst.training.resilience.replay import load_rows
 from tests.data.toy import on_disk
 from tests.support.ranks import RankPool
+from tests.support.single import engine_of
 
 SAME = ("step", "loss", "loss_speech", "loss_text", "grad_norm", "lr", "batch_hash", "tokens", "raw_tokens")
 
@@ -119,9 +123,9 @@ def _train_poisoned(config: Config, steps: set[int]) -> str:
         engine = build(settings)
         step, count = engine.step, iter(range(1, settings.training.steps + 1))
 
-        def counted(rows: Any, lr: float) -> Any:
+        def counted(rows: Any, lr: float, **options: Any) -> Any:
             engine.poison = next(count) in steps and engine.data_rank == 1
-            return step(rows, lr)
+            return step(rows, lr, **options)
 
         def spoil(module: Any, inputs: Any, output: Any) -> Any:
             return output * float("nan") if engine.poison else output
@@ -229,3 +233,32 @@ def test_a_shard_that_is_not_whole_is_found_before_the_first_step(
     with pytest.raises(DamagedDataError, match=f"{re.escape(str(shard))}: .*{damage}"):
         trainer.train(config)
     assert read_metrics(Path(config.run.dir)) == []
+
+
+def test_a_warm_started_run_freezes_by_its_steps_alone(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped within the freeze and going on, it has the weights and the curve of a run that never stopped."""
+    base = tiny("export")
+    weights = ReferenceModel(base.model, base.vocabulary, seed=5).state_dict()
+    export = write_export(tmp_path / "warm", weights, base)
+    changes = {
+        "training__steps": 4, "training__init_from": str(export), "training__freeze_global_steps": 2,
+        "checkpoint__every": 1, "checkpoint__keep": 0,
+    }  # fmt: skip
+    whole = tiny("whole", **changes)
+    trainer.train(whole)
+    stopped = tiny("stopped", **changes)
+    with monkeypatch.context() as patch:
+        signal_after(patch, 1, signal.SIGTERM)
+        trainer.train(stopped)
+    trainer.train(stopped)
+    assert curve(stopped) == curve(whole)
+    for config in (whole, stopped):
+        still = []
+        for checkpoint in complete_checkpoints(Path(config.run.dir)):
+            with engine_of(config) as engine:
+                engine.load(checkpoint.engine_folder)
+                now = engine.export_weights()
+            assert not torch.equal(now["decoder.head.weight"], weights["decoder.head.weight"])
+            names = [name for name in now if name.startswith("global_transformer.")]
+            still.append(all(torch.equal(now[name], weights[name]) for name in names))
+        assert still == [True, True, False, False]

@@ -1,5 +1,6 @@
 """DeepSpeedEngine: the same model under ZeRO 0 to 3, tensor parallel, with optimizer offload (contract 3)."""
 
+import functools
 import logging
 import os
 import time
@@ -48,6 +49,7 @@ class DeepSpeedEngine:
         self.is_writer, self.device = self.state.rank == 0, self.state.device
         deepspeed = _import_deepspeed()
         from megatron_lst.engines.deepspeed.zero_state import ZeroState
+        from megatron_lst.engines.freezing import freezable_rows
         from megatron_lst.engines.megatron.checkpoint import Checkpoints
         from megatron_lst.engines.megatron.exchange import set_weights
         from megatron_lst.model.model import build_chunk
@@ -57,6 +59,12 @@ class DeepSpeedEngine:
         self._chunk = build_chunk(config, self.state, pipeline_split(config, 1), 0)
         set_weights([self._chunk], config, self.state, lambda n: initial_weight(n, self._shapes[n], config))
         self._sum_partial_gradients()
+        self._freezable = (
+            freezable_rows([self._chunk], config, self.state) if config.training.freeze_global_steps else {}
+        )
+        self._frozen = False
+        for parameter, leading in self._freezable.items():
+            parameter.register_hook(functools.partial(self._without_frozen, leading))
         self._settings = settings
         self._optimizer = self._adamw()
         self._engine, *_ = deepspeed.initialize(
@@ -70,10 +78,12 @@ class DeepSpeedEngine:
     def _adamw(self) -> torch.optim.Optimizer:
         """AdamW with decay on matrices alone. Passed as an object: by name DeepSpeed would compile its own."""
         training = self.config.training
-        parameters = list(self._chunk.parameters())
+        found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in self._chunk.parameters():
+            found.setdefault((parameter.dim() > 1, parameter in self._freezable), []).append(parameter)
         groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": training.weight_decay},
-            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+            {"params": parameters, "decay": training.weight_decay * is_matrix, "freezable": freezable}
+            for (is_matrix, freezable), parameters in sorted(found.items(), reverse=True)
         ]
         return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, training.beta2), eps=training.eps)
 
@@ -86,12 +96,19 @@ class DeepSpeedEngine:
             if per_head or getattr(parameter, "sequence_parallel", False):
                 parameter.register_hook(self._summed)
 
+    def _without_frozen(self, leading: int, gradient: Tensor) -> Tensor:
+        if not self._frozen:
+            return gradient
+        gradient = gradient.clone()
+        gradient[:leading] = 0
+        return gradient
+
     def _summed(self, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient, group=self.state.tensor_group)
         return gradient
 
-    def step(self, rows: Sequence[Row], lr: float) -> StepResult:
+    def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
         from megatron_lst.model.batch import make_batch
 
         started = time.perf_counter()
@@ -106,8 +123,9 @@ class DeepSpeedEngine:
         # DeepSpeed divides by the micro-batches of a step and by the data-parallel ranks: undo both.
         scale = len(batches) * self.layout.data / targets.clamp(min=1)
         sums = torch.zeros(2 * KINDS, dtype=torch.float64, device=self.device)
+        self._frozen = frozen
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"], group["weight_decay"] = lr, 0.0 if frozen and group["freezable"] else group["decay"]
         norm, updated = float("nan"), False
         for i, batch in enumerate(batches):
             losses = engine(batch)

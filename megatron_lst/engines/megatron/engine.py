@@ -43,6 +43,7 @@ class MegatronEngine:
         # Megatron-core may be imported only now: on a CPU it is patched first.
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
+        from megatron_lst.engines.freezing import freezable_rows
         from megatron_lst.engines.megatron.checkpoint import Checkpoints
         from megatron_lst.engines.megatron.exchange import set_weights
         from megatron_lst.engines.megatron.gradients import gradient_finaliser
@@ -58,7 +59,8 @@ class MegatronEngine:
         set_weights(self.chunks, config, self.state, lambda n: initial_weight(n, self._shapes[n], config))
         overlap = config.engine.overlap and layout.data > 1
         self._wrapped = self._wrap(overlap)
-        self.optimizer = Optimizer(config, self._wrapped, overlap)
+        self._freezable = freezable_rows(self.chunks, config, self.state) if config.training.freeze_global_steps else {}
+        self.optimizer = Optimizer(config, self._wrapped, overlap, set(self._freezable))
         self.optimizer.reload()
         settings = self.chunks[0].config
         settings.finalize_model_grads_func = gradient_finaliser(self.state)
@@ -88,7 +90,7 @@ class MegatronEngine:
             for i, chunk in enumerate(self.chunks)
         ]
 
-    def step(self, rows: Sequence[Row], lr: float) -> StepResult:
+    def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
         started = time.perf_counter()
         micro_batches = balanced(rows, self.config.training.micro_batch)
         for chunk in self._wrapped:
@@ -102,7 +104,10 @@ class MegatronEngine:
         if self.layout.data > 1:
             dist.all_reduce(sums, group=self.state.data_group)
         self._broadcast_from_last_stage(sums)
-        norm, updated = self.optimizer.step(lr, loss_is_finite=bool(torch.isfinite(sums).all()))
+        if frozen:
+            for parameter, leading in self._freezable.items():
+                parameter.main_grad[:leading].zero_()  # type: ignore[attr-defined]
+        norm, updated = self.optimizer.step(lr, bool(torch.isfinite(sums).all()), frozen)
         return step_result(sums, norm, not updated, time.perf_counter() - started)
 
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:

@@ -1,11 +1,19 @@
 """AdamW on Megatron-core's optimizers: fused where an accelerator imports, torch's elsewhere, with its traps closed."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from megatron.core import optimizer as core_optimizer
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    OptimizerConfig,
+    ParamKey,
+    ParamPredicate,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from torch import nn
 
 from megatron_lst.config.schema import Config
 from megatron_lst.model.settings import parameter_dtype
@@ -18,9 +26,12 @@ class Optimizer:
     Args:
         chunks: this rank's model chunks in their data-parallel wrappers.
         overlap: parameters are gathered while the next forward pass runs.
+        freezable: parameters that do not decay in a frozen step.
     """
 
-    def __init__(self, config: Config, chunks: list[Any], overlap: bool) -> None:
+    def __init__(
+        self, config: Config, chunks: list[Any], overlap: bool, freezable: Collection[nn.Parameter] = ()
+    ) -> None:
         training = config.training
         self.name = accelerators.choose("optimizer", config.engine.optimizer)
         self._clip, self._weight_decay = training.clip, training.weight_decay
@@ -43,8 +54,10 @@ class Optimizer:
             use_distributed_optimizer=config.engine.distributed_optimizer,
             overlap_param_gather=overlap and config.engine.distributed_optimizer,
         )
+        apart = ParamKey(predicate=ParamPredicate("freezable", lambda parameter: parameter in freezable))
+        groups = {**get_standard_config_overrides(settings), apart: {"freezable": True}}
         with cpu.optimizer_types():
-            self.core = get_megatron_optimizer(settings, chunks)
+            self.core = get_megatron_optimizer(settings, chunks, groups)
         if self.name == "torch":
             for group in self.core.param_groups:
                 group["fused"] = True  # one pass over each parameter; torch has it for CPU and CUDA
@@ -53,7 +66,7 @@ class Optimizer:
         self.core.zero_grad()
 
     @torch.no_grad()
-    def step(self, lr: float, loss_is_finite: bool) -> tuple[float, bool]:
+    def step(self, lr: float, loss_is_finite: bool, frozen: bool) -> tuple[float, bool]:
         """Clip and update.
 
         Returns:
@@ -66,7 +79,8 @@ class Optimizer:
                 return norm, False
             for group in self.core.param_groups:
                 group["lr"] = lr * group.get("lr_mult", 1.0)
-                group["weight_decay"] = self._weight_decay * group.get("wd_mult", 1.0)
+                stands_still = frozen and group.get("freezable", False)
+                group["weight_decay"] = 0.0 if stands_still else self._weight_decay * group.get("wd_mult", 1.0)
             for part in self.core.chained_optimizers:
                 parameters = part.get_parameters()
                 if parameters and not getattr(part, "is_stub_optimizer", False):

@@ -3,10 +3,11 @@
 hellaswag     hellaswag_val.jsonl: ctx, endings, label
 storycloze    cloze_test_*.csv: four sentences, two endings, AnswerRightEnding (StoryCloze and TopicStoryCloze)
 zerospeech    gold.csv beside *.wav: sWUGGY's lexical/, sBLIMP's syntactic/
-numbered      *.wav whose names begin with a number: 2i is right, 2i + 1 wrong (the public sStoryCloze,
-              tStoryCloze, and other sets in that layout)
+numbered      *.wav whose names begin with a number: 2i is right, 2i + 1 wrong, each folder (a voice) for itself (the
+              public sStoryCloze and tStoryCloze; sWUGGY and sBLIMP as slamkit lays them out)
 salmon        PART/sample_I_J.wav: the first of each sample is right
-questions     *.jsonl: question, answers, audio (LLaMA-Questions, WebQuestions, TriviaQA in one form)
+
+Spoken questions are in `questions`.
 """
 
 import csv
@@ -88,6 +89,12 @@ def _one(path: Path, pattern: str) -> Path:
     return found[0]
 
 
+def _without_markup(said: str) -> str:
+    """WikiHow's headings out of HellaSwag's texts: `[title]` ends a sentence, `[header]`, `[step]` say nothing."""
+    said = re.sub(r"\s*\[title\]", ".", said.strip()) if not said.startswith("[title]") else said[len("[title]") :]
+    return " ".join(re.sub(r"\[[^\]]*\]", " ", said).replace("..", ".").split())
+
+
 def hellaswag(path: Path) -> RawTask:
     """HellaSwag: the context, and four endings."""
     task = RawTask("hellaswag")
@@ -96,7 +103,8 @@ def hellaswag(path: Path) -> RawTask:
         try:
             record = json.loads(line)
             name = f"{record.get('ind', number)}"
-            prompt, endings, label = str(record["ctx"]), list(record["endings"]), int(record["label"])
+            prompt, label = _without_markup(str(record["ctx"])), int(record["label"])
+            endings = [_without_markup(e) if isinstance(e, str) else e for e in record["endings"]]
         except (ValueError, KeyError, TypeError) as error:
             task.refused[name] = f"not a HellaSwag record: {error!r}"
             continue
@@ -105,8 +113,8 @@ def hellaswag(path: Path) -> RawTask:
         elif not 0 <= label < 4 or not prompt.strip():
             task.refused[name] = "empty context" if not prompt.strip() else f"label {label}"
         else:
-            candidates = tuple(RawPiece(e.strip()) for e in endings)
-            task.items.append(RawItem(name, RawPiece(prompt.strip()), candidates, label))
+            candidates = tuple(RawPiece(e) for e in endings)
+            task.items.append(RawItem(name, RawPiece(prompt), candidates, label))
     return task
 
 
@@ -150,25 +158,27 @@ def zerospeech(path: Path) -> RawTask:
 
 
 def numbered(path: Path) -> RawTask:
-    """Folders of whole recordings in pairs by leading number."""
+    """Folders of whole recordings in pairs by leading number; every folder has numbers of its own."""
     task = RawTask(path.name.lower())
-    files: dict[int, Path] = {}
+    folders: dict[Path, dict[int, Path]] = defaultdict(dict)
     for file in sorted(path.rglob("*.wav")):
         number = re.match(r"\d+", file.name)
+        files = folders[file.parent]
         if not number:
             task.refused[file.name] = "its name does not begin with a number"
         elif int(number[0]) in files:
-            raise UserError(f"{path}: two recordings of number {int(number[0])}: not this layout")
+            raise UserError(f"{file.parent}: two recordings of number {int(number[0])}: not this layout")
         else:
             files[int(number[0])] = file
-    for right in sorted(n - n % 2 for n in files if n % 2 == 0 or n - 1 not in files):
-        wrong = right + 1
-        if right not in files or wrong not in files:
-            task.refused[str(right // 2)] = (
-                f"the recording of number {right if right not in files else wrong} is missing"
-            )
-        else:
-            _add_pair(task, str(right // 2), RawPiece(audio=files[right]), RawPiece(audio=files[wrong]))
+    for folder, files in folders.items():
+        prefix = "" if len(folders) == 1 else f"{folder.relative_to(path)}/"
+        for right in sorted({number - number % 2 for number in files}):
+            missing = [number for number in (right, right + 1) if number not in files]
+            name = f"{prefix}{right // 2}"
+            if missing:
+                task.refused[name] = f"the recording of number {missing[0]} is missing"
+            else:
+                _add_pair(task, name, RawPiece(audio=files[right]), RawPiece(audio=files[right + 1]))
     return task
 
 
@@ -196,41 +206,6 @@ def _add_pair(task: RawTask, name: str, right: RawPiece, wrong: RawPiece) -> Non
         task.refused[name] = f"audio missing for one choice: {missing[0]}"
     else:
         task.items.append(RawItem(name, None, (right, wrong), 0))
-
-
-@dataclass(frozen=True)
-class Question:
-    """A spoken question: text, every answer that counts, and its recording where there is one."""
-
-    id: str
-    question: str
-    answers: tuple[str, ...]
-    audio: Path | None = None
-
-
-def questions(path: Path) -> tuple[list[Question], dict[str, str]]:
-    """*.jsonl: `question`, `answers` (or `answer`), perhaps `audio` relative to the file. -> (items, refused)."""
-    file = _one(path, "*.jsonl")
-    found, refused = [], {}
-    for number, line in _lines(file):
-        name = f"line-{number}"
-        try:
-            record = json.loads(line)
-            name = str(record.get("id", name))
-            answers = record.get("answers", record.get("answer"))
-            answers = (answers,) if isinstance(answers, str) else tuple(answers or ())
-            question = str(record["question"]).strip()
-        except (ValueError, KeyError, TypeError) as error:
-            refused[name] = f"not a question: {error!r}"
-            continue
-        audio = file.parent / record["audio"] if record.get("audio") else None
-        if not question or not any(str(a).strip() for a in answers):
-            refused[name] = "no question or no answer"
-        elif audio is not None and not audio.is_file():
-            refused[name] = f"audio missing: {audio}"
-        else:
-            found.append(Question(name, question, tuple(map(str, answers)), audio))
-    return found, refused
 
 
 READERS: dict[str, Callable[[Path], RawTask]] = {

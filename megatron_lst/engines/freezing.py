@@ -1,0 +1,36 @@
+"""Weights that stand still at the start of a warm-started run (`training.freeze_global_steps`), alike in both engines.
+
+A frozen weight has a gradient of zero, set before the global norm is taken, and no weight decay.  So it counts neither
+in the norm nor in clipping, AdamW's moments of it stay zero, and its update is exactly zero: every bit is kept, on any
+layout, without a parameter that some ranks update and others do not.  Of a table whose text rows alone come from the
+language model the other rows learn, without decay as long as the freeze lasts.
+
+AdamW counts its updates from the start of the run: when the freeze ends after many steps, the zero moments make the
+first update of a weight (1 - beta1) / sqrt(1 - beta2) = 0.45 of a usual one, and ten steps later it is whole.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from megatron_lst.config.schema import Config
+from megatron_lst.engines.megatron.exchange import local_pieces
+from megatron_lst.inference.warm_start import text_places
+from megatron_lst.parallel.state import ParallelState
+
+
+def freezable_rows(chunks: Sequence[Any], config: Config, state: ParallelState) -> dict[nn.Parameter, int]:
+    """This rank's parameters that hold warm-started weights -> how many of their leading rows do.
+
+    A shard of a table without text rows is there with 0, so that decay stops for the table on all ranks alike.
+    """
+    places = set(text_places(config.model).values())
+    found = {}
+    for _, parameter, piece in local_pieces(list(chunks), config):
+        rows = parameter.shape[0]
+        if piece.names[0].startswith("global_transformer.") or (parameter.dim() == 1 and piece.names[0] in places):
+            found[parameter] = rows
+        elif piece.names[0] in places:
+            found[parameter] = min(max(config.vocabulary.text_size - state.tensor_rank * rows, 0), rows)
+    return found

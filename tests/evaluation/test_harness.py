@@ -1,0 +1,155 @@
+"""lm-eval itself, offline: tasks of each kind from local files run on a tiny export, and agree with our scorer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from typer.testing import CliRunner
+
+from megatron_lst.cli.evaluate import eval_app
+from megatron_lst.config.schema import Config, ModelConfig
+from megatron_lst.evaluation.choice import Patching, run_choice
+from megatron_lst.evaluation.harness import make_harness_model
+from megatron_lst.evaluation.items import ChoiceItem, text
+from megatron_lst.inference import load_export, write_export
+from megatron_lst.reference import ReferenceModel
+from megatron_lst.vocabulary import Vocabulary
+
+NAMES = "abcdefghijklmnopqrst. "
+V = Vocabulary(text_size=32, speech_size=9, multiple=8)
+CONFIG = Config(
+    vocabulary=V,
+    model=ModelConfig(
+        hidden=16, layers=1, heads=2, ffn=24, local_hidden=8, local_heads=2, local_ffn=12, decoder_layers=1,
+        init_std=0.4,
+    ),
+)  # fmt: skip
+STORIES = [
+    {"prompt": "ab cd", "right": "ef", "wrong": "tt"},
+    {"prompt": "b a", "right": "d", "wrong": "rs t"},
+    {"prompt": "qq rr ss", "right": "t a", "wrong": "m"},
+]
+YAML = {
+    "choice": """
+        output_type: multiple_choice
+        doc_to_text: "{{prompt}}"
+        doc_to_choice: "{{[right, wrong]}}"
+        doc_to_target: 0
+        metric_list: [{metric: acc}]
+    """,
+    "last_word": """
+        output_type: loglikelihood
+        doc_to_text: "{{prompt}}"
+        doc_to_target: " {{right}}"
+        metric_list: [{metric: perplexity}, {metric: acc}]
+    """,
+    "whole": """
+        output_type: loglikelihood_rolling
+        doc_to_text: ""
+        doc_to_target: "{{prompt}} {{right}}"
+        metric_list: [{metric: word_perplexity}]
+    """,
+    "answer": """
+        output_type: generate_until
+        doc_to_text: "{{prompt}}"
+        doc_to_target: "{{right}}"
+        generation_kwargs: {until: ["."], max_gen_toks: 6, do_sample: false}
+        metric_list: [{metric: exact_match}]
+    """,
+}
+
+
+def encode(said: str, continuing: bool) -> list[int]:
+    return [3 + NAMES.index(c) for c in said.replace(" ", "")]
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(NAMES[i - 3] if 3 <= i < 3 + len(NAMES) else "?" for i in ids)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """(export, folder of tasks), with the datasets library kept offline and its cache in tmp_path."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps(s) + "\n" for s in STORIES))
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name, body in YAML.items():
+        lines = "\n".join(line.strip() for line in body.strip().splitlines())
+        data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'stories.jsonl'}}}}}"
+        (tasks / f"{name}.yaml").write_text(f"task: {name}\n{data}\ntest_split: test\n{lines}\n")
+    oracle = ReferenceModel(CONFIG.model, V, seed=2)
+    metadata = {"tokenizer": {"name": "toy", "fingerprint": "aaaa"}}
+    return write_export(tmp_path / "export", oracle.state_dict(), CONFIG, metadata), tasks
+
+
+def answers(results: dict[str, Any], task: str) -> list[Any]:
+    """What the model answered to each document of a task, in order."""
+    samples = sorted(results["samples"][task], key=lambda s: s["doc_id"])
+    return [[r[0] for r in s["resps"]] for s in samples]
+
+
+def test_every_kind_of_task_runs_and_agrees_with_our_scorer(folders: tuple[Path, Path]) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    export, tasks = folders
+    results = lm_eval.simple_evaluate(
+        model=make_harness_model(export, encode, decode, units=32),
+        tasks=list(YAML),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    model = load_export(export).model()
+    items = [
+        ChoiceItem(
+            str(i), (text(encode(s["prompt"], False)),), tuple(text(encode(s[k], True)) for k in ("right", "wrong")), 0
+        )
+        for i, s in enumerate(STORIES)
+    ]
+    ours = run_choice("stories", items, model.score, V, Patching(4, 32))
+    for item, theirs in zip(ours.items, answers(results, "choice"), strict=True):
+        np.testing.assert_allclose([float(r[0]) for r in theirs], item.sums, rtol=1e-6)
+    credit = np.mean([item.credit("sum") for item in ours.items])
+    assert results["results"]["choice"]["acc,none"] == pytest.approx(credit)
+    rights = [item.sums[0] for item in ours.items]
+    np.testing.assert_allclose([float(r[0][0]) for r in answers(results, "last_word")], rights, rtol=1e-6)
+    assert results["results"]["last_word"]["perplexity,none"] == pytest.approx(np.exp(-np.mean(rights)), rel=1e-6)
+    assert results["results"]["whole"]["word_perplexity,none"] > 1
+    said = [r[0] for r in answers(results, "answer")]
+    assert all(isinstance(s, str) and "." not in s and len(s) <= 6 for s in said)
+    assert any(said)
+
+
+def test_the_command_writes_results(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_lst.cli import speech
+
+    export, tasks = folders
+    monkeypatch.setattr(speech, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
+    monkeypatch.setattr(speech, "text_decoder", lambda spec: decode)
+    out = export.parent / "results"
+    command = [
+        "harness",
+        str(export),
+        "--task",
+        "choice",
+        "--tasks-from",
+        str(tasks),
+        "--out",
+        str(out),
+        "--units",
+        "32",
+    ]
+    done = CliRunner().invoke(eval_app, command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = json.loads((out / "lm_eval.json").read_text())
+    assert set(found["results"]) == {"choice"}
+    assert "choice" in done.output
