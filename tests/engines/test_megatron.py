@@ -164,6 +164,19 @@ def test_bf16_keeps_fp32_masters(tmp_path: Path) -> None:
         assert engine.step(rows, lr=1e-6).loss == pytest.approx(first, rel=5e-3)
 
 
+def test_saving_and_exporting_before_the_first_step_change_nothing(tmp_path: Path) -> None:
+    config = toy_config()
+    rows = toy_rows(config, 8)
+    losses = []
+    for look in (False, True):
+        with engine_of(config) as engine:
+            if look:
+                engine.save(tmp_path)
+                engine.export_weights()
+            losses.append([engine.step(rows, lr=1e-3).loss for _ in range(3)])
+    assert losses[0] == losses[1]
+
+
 def test_the_same_run_twice_gives_the_same_bits() -> None:
     config = toy_config()
     rows = toy_rows(config, 8)

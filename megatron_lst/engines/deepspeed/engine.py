@@ -196,8 +196,7 @@ class DeepSpeedEngine:
     def export_weights(self) -> dict[str, Tensor] | None:
         from megatron_lst.engines.megatron.exchange import collect_weights
 
-        with self._zero.whole(list(self._chunk.parameters())):
-            return collect_weights([self._chunk], self.config, self.state)
+        return collect_weights([self._chunk], self.config, self.state, self._zero.masters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from megatron_lst.engines.megatron.exchange import local_pieces

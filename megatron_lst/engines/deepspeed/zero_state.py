@@ -52,18 +52,23 @@ class ZeroState:
     @torch.no_grad()
     def gather(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """The tensors of each parameter, in its shape; collective."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state
 
         self.prime()
         found = {}
-        for parameter in self._parameters():
+        for parameter, master in self.masters().items():
             if self.is_zero:
-                master = safe_get_full_fp32_param(parameter)
                 moments = {name: safe_get_full_optimizer_state(parameter, name) for name in STATES}
             else:
-                master, moments = parameter.detach(), {name: self._adam.state[parameter][name] for name in STATES}
+                moments = {name: self._adam.state[parameter][name] for name in STATES}
             found[parameter] = {MODEL: master.to(parameter.dtype), MASTER: master, **moments}
         return found
+
+    def masters(self) -> dict[nn.Parameter, Tensor]:
+        """The fp32 master of each parameter, in its shape; collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {p: safe_get_full_fp32_param(p) if self.is_zero else p.detach() for p in self._parameters()}
 
     def targets(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """Tensors of the same shapes for a load to fill."""

@@ -70,7 +70,8 @@ class MegatronEngine:
             settings.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self._gathers_late = overlap and config.engine.distributed_optimizer
         self._run_schedule = get_forward_backward_func()
-        self._checkpoints = Checkpoints(config, self.state, self.chunks, CoreTensors(self.optimizer.core, self.chunks))
+        self._tensors = CoreTensors(self.optimizer.core, self.chunks)
+        self._checkpoints = Checkpoints(config, self.state, self.chunks, self._tensors)
 
     def _wrap(self, overlap: bool) -> list[Any]:
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -222,8 +223,7 @@ class MegatronEngine:
     def export_weights(self) -> dict[str, Tensor] | None:
         from megatron_lst.engines.megatron.exchange import collect_weights
 
-        self._gather_parameters()
-        return collect_weights(self.chunks, self.config, self.state)
+        return collect_weights(self.chunks, self.config, self.state, self._tensors.masters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from megatron_lst.engines.megatron.exchange import set_weights

@@ -28,20 +28,25 @@ def set_weights(chunks: list[Any], config: Config, state: ParallelState, full: C
 
 
 @torch.no_grad()
-def collect_weights(chunks: list[Any], config: Config, state: ParallelState) -> dict[str, Tensor] | None:
+def collect_weights(
+    chunks: list[Any], config: Config, state: ParallelState, masters: dict[nn.Parameter, Tensor]
+) -> dict[str, Tensor] | None:
     """Full fp32 weights on rank 0, None elsewhere; collective.
 
     Each stage joins its shards over the tensor-parallel group and sends them to rank 0, one parameter at a time.
     Ranks of the other data-parallel replicas hold the same and only wait.
+
+    Args:
+        masters: fp32 values of this rank's parameters; a bf16 model's own are rounded.
     """
     if state.data_rank != 0:
         return None
     shapes = canonical_shapes(config)
     mine: dict[str, Tensor] = {}
-    for name, parameter, piece in local_pieces(chunks, config):
+    for _, parameter, piece in local_pieces(chunks, config):
         if getattr(parameter, "shared", False):
             continue
-        value = parameter.detach().float().contiguous()
+        value = masters[parameter].contiguous()
         shards = [value]
         if state.layout.tensor > 1 and piece.kind != "whole":
             shards = [torch.empty_like(value) for _ in range(state.layout.tensor)]
@@ -49,7 +54,6 @@ def collect_weights(chunks: list[Any], config: Config, state: ParallelState) -> 
         if state.tensor_rank == 0:
             full = piece.join(shards, [shapes[n] for n in piece.names])
             mine.update({n: w.cpu().clone() for n, w in zip(piece.names, full, strict=True)})
-        del name
     if state.tensor_rank != 0:
         return None
     return _gather_stages(mine, shapes, state)

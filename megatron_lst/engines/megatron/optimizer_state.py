@@ -35,6 +35,11 @@ class CoreTensors:
         states = gather(self._core)
         return {parameter: {MODEL: parameter.detach(), **states[parameter]} for parameter in self._parameters()}
 
+    def masters(self) -> dict[nn.Parameter, Tensor]:
+        """The fp32 master of each parameter, in its shape; collective."""
+        states = gather(self._core, (MASTER,))
+        return {parameter: states[parameter][MASTER] for parameter in self._parameters()}
+
     def targets(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """Tensors of the same shapes for a load to fill; the weights themselves are filled in place."""
         return {
@@ -53,12 +58,15 @@ class CoreTensors:
 
 def prime(core: Any) -> None:
     """Give every parameter its zero state, where the optimizer has not stepped yet."""
+    fresh = not get_step(core)
     for adam in _adams(core):
         for group in adam.param_groups:
             for parameter in group["params"]:
                 state = adam.state[parameter]
                 for name in STATES:
                     state.setdefault(name, torch.zeros_like(parameter))
+    if fresh:
+        set_step(core, 0)
 
 
 def get_step(core: Any) -> int:
@@ -93,31 +101,32 @@ def _adams(core: Any) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def gather(core: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+def gather(core: Any, names: Sequence[str] = (MASTER, *STATES)) -> dict[nn.Parameter, dict[str, Tensor]]:
     """fp32 master weight, exp_avg and exp_avg_sq of each model parameter, in its shape; collective.
 
     Under the distributed optimizer the shards are joined bucket by bucket over the data-parallel group; otherwise
     the tensors are the optimizer's own.
     """
-    prime(core)
+    if set(names) & set(STATES):
+        prime(core)
     found: dict[nn.Parameter, dict[str, Tensor]] = {}
     for part in core.chained_optimizers:
         if hasattr(part, "gbuf_ranges"):
-            found.update(_joined(part))
+            found.update(_joined(part, names))
         elif part.optimizer is not None:
             for model, main in _main_parameters(part):
                 state = part.optimizer.state[main]
-                found[model] = {MASTER: main.detach(), **{name: state[name] for name in STATES}}
+                found[model] = {name: main.detach() if name == MASTER else state[name] for name in names}
     return found
 
 
-def _joined(part: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+def _joined(part: Any, names: Sequence[str]) -> dict[nn.Parameter, dict[str, Tensor]]:
     found: dict[nn.Parameter, dict[str, Tensor]] = {}
     ranks = part.data_parallel_group.size()
     for buffer, ranges_by_type in zip(part.buffers, part.gbuf_ranges, strict=True):
         for bucket, ranges in zip(buffer.buckets, next(iter(ranges_by_type.values())), strict=True):
             size = bucket.grad_data.numel()
-            for name in (MASTER, *STATES):
+            for name in names:
                 shard = torch.zeros(size // ranks, device=bucket.grad_data.device)
                 for parameter, where in ranges["param_map"].items():
                     held = part._get_main_param_and_optimizer_states(parameter)
