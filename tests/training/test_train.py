@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -202,8 +203,27 @@ def test_held_out_measures_stand_in_the_records_of_their_steps(tiny) -> None:
     assert 0 <= last["heldout_choice_S->S"] <= 1
 
 
-def _train_here(config: Config) -> None:
-    trainer.train(config)
+def _train_and_count(config: Config) -> list[int]:
+    """Train; the tokens that this rank's engine was given in each step."""
+    build, counts = trainer.build_engine, []
+
+    def counting(settings: Config) -> Any:
+        engine = build(settings)
+        step = engine.step
+
+        def counted(rows: Any, lr: float, **options: Any) -> Any:
+            counts.append(sum(len(row.tokens) for row in rows))
+            return step(rows, lr, **options)
+
+        engine.step = counted
+        return engine
+
+    trainer.build_engine = counting
+    try:
+        trainer.train(config)
+    finally:
+        trainer.build_engine = build
+    return counts
 
 
 @pytest.mark.multiprocess
@@ -212,11 +232,16 @@ def test_data_parallel_ranks_exchange_rows_and_share_the_curve(tiny, ranks: Rank
     alone = tiny("alone", training__steps=6, training__global_batch=8)
     trainer.train(alone)
     together = tiny("together", training__steps=6, training__global_batch=8)
-    ranks.run(_train_here, 2, together)
+    trained = np.array(ranks.run(_train_and_count, 2, together))
     for one, other in zip(curve(alone), curve(together), strict=True):
         for key in SAME:
             assert other[key] == (pytest.approx(one[key], rel=1e-5) if isinstance(one[key], float) else one[key]), key
     assert "(data=2)" in (Path(together.run.dir) / "events.log").read_text()
+    streams = [RowStream(together, rank, 2) for rank in range(2)]
+    built = np.array([[sum(len(row.tokens) for row in next(stream).rows) for _ in range(6)] for stream in streams])
+    assert trained.sum(0).tolist() == built.sum(0).tolist()
+    assert (np.ptp(trained, axis=0) <= np.ptp(built, axis=0)).all()
+    assert np.ptp(trained, axis=0).sum() < 0.5 * np.ptp(built, axis=0).sum(), "ranks are dealt rows by their tokens"
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
