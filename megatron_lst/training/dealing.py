@@ -99,7 +99,7 @@ class RowDealer:
 def _peers(data_rank: int, data_size: int) -> dist.ProcessGroup:
     """The group that holds one rank of each data-parallel share: the k-th of each with the k-th of the others."""
     shares = [0] * dist.get_world_size()
-    dist.all_gather_object(shares, data_rank)
+    dist.all_gather_object(shares, data_rank, group=dist.new_group(backend="gloo"))
     found: dist.ProcessGroup | None = None
     for peers in zip(*([r for r, share in enumerate(shares) if share == d] for d in range(data_size)), strict=True):
         group = dist.new_group(list(peers), backend="gloo")

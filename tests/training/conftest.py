@@ -1,5 +1,7 @@
 """A model and data small enough that a step takes some tens of milliseconds."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import Config
+from megatron_lst.training.resilience.signals import SIGNALS
 from tests.data.conftest import shard_sets  # noqa: F401
 from tests.data.toy import make_config, on_disk
 
@@ -26,6 +29,15 @@ TINY_MODEL: dict[str, Any] = {
     "data__units": 64,
     "data__streams": None,
 }
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Leaving StopSignals ignores late signals for good, which later tests and child processes would inherit."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

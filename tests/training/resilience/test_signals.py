@@ -6,22 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from megatron_lst.errors import TrainingFault
 from megatron_lst.training.resilience import outcome
-from megatron_lst.training.resilience.signals import SIGNALS, StopSignals
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    """Leaving StopSignals ignores late signals for good, which child processes would inherit."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+from megatron_lst.training.resilience.signals import StopSignals
 
 
 def alone(value: int) -> int:
