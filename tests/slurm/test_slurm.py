@@ -43,14 +43,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submit(cluster: Cluster, folder: Path, name: str, seconds: float, **options) -> str:
-    """Submit a two-node run with a pause of some seconds before each step; the job's id."""
+    """Submit a two-node run with a pause of some seconds before each step; the job's id.
+
+    The run holds still for as long as there is a file `hold` in its folder.
+    """
     path = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "data_prep"))
     wanted = {"nodes": 2, "gpus": 0, "processes": 1, "cpus": 1, "time": "10:00", "signal_seconds": 45} | options
+    environment = (f"LST_TEST_SECONDS={seconds}", f"LST_TEST_HOLD={folder / name / 'hold'}")
     script = train_script(
         str(folder / "config.yaml"),
         [f"run.dir={folder / name}"],
         str(folder / name),
-        SlurmOptions(**wanted, env=(f"PYTHONPATH={path}", f"LST_TEST_SECONDS={seconds}"), work_dir=str(ROOT)),
+        SlurmOptions(**wanted, env=(f"PYTHONPATH={path}", *environment), work_dir=str(ROOT)),
     )
     script = script.replace("launching.agent", "launching.agent --module tests.training.slowly")
     (folder / name / "logs").mkdir(parents=True)
@@ -137,9 +141,14 @@ def test_a_killed_rank_and_a_killed_node(cluster, folder, undisturbed):
     wait_for_step(cluster, run, 20)
     assert "was killed by SIGKILL" in story(run)
     assert "attempt 1" in story(run)
+    # The controller takes half a minute to believe that a node is gone, and its ranks live on: none may end sooner.
+    (run / "hold").touch()
     cluster.kill_node("n2")
-    cluster.wait(lambda: cluster.job(job).get("Restarts") == "1", 120, f"the requeue: {story(run)}")
-    cluster.start_node("n2")
+    try:
+        cluster.wait(lambda: cluster.job(job).get("Restarts") == "1", 120, f"the requeue: {story(run)}")
+    finally:
+        (run / "hold").unlink()
+        cluster.start_node("n2")
     state = finish(cluster, job, run)
     assert state["Restarts"] == "1"
     assert curve(run) == undisturbed

@@ -1,6 +1,7 @@
 """`megatron_lst`, slowed down: time to preempt, to kill, to run out of time.
 
-LST_TEST_SECONDS pauses every rank before each step; LST_TEST_SLOW_RANK makes one rank wait for its data as well.
+LST_TEST_SECONDS pauses every rank before each step, and the file LST_TEST_HOLD does for as long as it is there;
+LST_TEST_SLOW_RANK makes one rank wait for its data as well.
 """
 
 import os
@@ -20,6 +21,8 @@ _step, _open_loader = MegatronEngine.step, trainer.open_loader
 
 def _slow_step(self: MegatronEngine, rows: Sequence[Row], lr: float, **options: Any) -> StepResult:
     time.sleep(float(os.environ.get("LST_TEST_SECONDS", "0")))
+    while os.path.exists(os.environ.get("LST_TEST_HOLD", "")):
+        time.sleep(0.1)
     return _step(self, rows, lr, **options)
 
 
