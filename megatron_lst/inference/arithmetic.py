@@ -48,15 +48,25 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return linear(silu(linear(x, gate)) * linear(x, up), down)
 
 
-def rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
-    """RoPE, rotate-half form. x [n, heads, hd], position [n]."""
-    half = x.shape[-1] // 2
-    x_wide = wide(x)
-    exponent = torch.arange(half, dtype=x_wide.dtype, device=x.device) * 2 / x.shape[-1]
-    angle = position.to(x_wide.dtype)[:, None] * (1.0 / theta**exponent)
-    cos, sin = angle.cos()[:, None, :], angle.sin()[:, None, :]
-    first, second = x_wide[..., :half], x_wide[..., half:]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+@dataclass(frozen=True)
+class Rotation:
+    """RoPE of some positions: computed once for an axis, applied in every layer. cos, sin [n, 1, hd / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(position: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rotation:
+    """position [n] -> angles in `dtype`."""
+    exponent = torch.arange(head_size // 2, dtype=dtype, device=position.device) * 2 / head_size
+    angle = position.to(dtype)[:, None] * (1.0 / theta**exponent)
+    return Rotation(angle.cos()[:, None, :], angle.sin()[:, None, :])
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """RoPE, rotate-half form. x [n, heads, hd]."""
+    first, second = wide(x).chunk(2, -1)
+    return torch.cat([first * by.cos - second * by.sin, second * by.cos + first * by.sin], -1).to(x.dtype)
 
 
 class Batched:
@@ -74,8 +84,8 @@ class Batched:
     def swiglu(self, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return swiglu(x, gate, up, down)
 
-    def rotate(self, x: Tensor, position: Tensor, theta: float) -> Tensor:
-        return rotate(x, position, theta)
+    def rotation(self, position: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rotation:
+        return rotation(position, head_size, theta, dtype)
 
     def unit_groups(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Indices of units to pool together: of similar length, so that padding them is cheap."""
@@ -152,10 +162,9 @@ class RowByRow(Batched):
     def swiglu(self, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return self._rows(lambda row: swiglu(row, gate, up, down), x)
 
-    def rotate(self, x: Tensor, position: Tensor, theta: float) -> Tensor:
-        if not len(x):
-            return x
-        return torch.cat([rotate(x[i : i + 1], position[i : i + 1], theta) for i in range(len(x))])
+    def rotation(self, position: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rotation:
+        each = [rotation(one, head_size, theta, dtype) for one in (position.split(1) if len(position) else [position])]
+        return Rotation(torch.cat([r.cos for r in each]), torch.cat([r.sin for r in each]))
 
     def unit_groups(self, lengths: np.ndarray) -> list[np.ndarray]:
         return [np.array([i]) for i in range(len(lengths))]

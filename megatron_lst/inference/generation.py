@@ -33,6 +33,8 @@ class GenerationSettings:
         top_k: at most this many tokens; 0 keeps all.
         stop_at_marker: modality `any`: stop at the first `<t>` or `<s>`.
         context: most tokens of prompt and response together; None: no limit.
+        log_probabilities: also say how likely the model found each token. That takes the logits of the whole
+            vocabulary, where speech alone can be drawn from its own few hundred.
         seed: of sampling.
     """
 
@@ -44,6 +46,7 @@ class GenerationSettings:
     top_k: int = 0
     stop_at_marker: bool = False
     context: int | None = None
+    log_probabilities: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +60,7 @@ class Generated:
 
     Attributes:
         tokens: sampled ids, the stopping EOS or marker left out.
-        log_probabilities: of each of `tokens` under the unrestricted, untempered model, nats.
+        log_probabilities: of each of `tokens` under the unrestricted, untempered model, nats, where asked for.
         finish: what ended it.
         prompt_units, units: units that went through the global transformer for the prompt and for the response.
     """
@@ -124,25 +127,34 @@ def check_prompt(prompt: Sequence[int], vocabulary: Vocabulary, settings: Genera
 
 
 class Sampler:
-    """Draws one token for each of several sequences; one uniform number each, keyed by (seed, sequence, step)."""
+    """Draws one token for each of several sequences; one uniform number each, keyed by (seed, sequence, step).
+
+    Attributes:
+        wanted: ids [A] whose logits `draw` takes, increasing; None: of the whole vocabulary.
+    """
 
     def __init__(self, settings: GenerationSettings, vocabulary: Vocabulary, device: torch.device) -> None:
         self.settings = settings
-        allowed = allowed_tokens(vocabulary, settings.modality)
-        early = allowed.copy()
-        early[[vocabulary.eos, vocabulary.text_marker, vocabulary.speech_marker]] = False
-        self.forbidden = torch.from_numpy(~allowed).to(device)
-        self.forbidden_early = torch.from_numpy(~early).to(device)
+        ids = np.flatnonzero(allowed_tokens(vocabulary, settings.modality))
+        closing = np.isin(ids, [vocabulary.eos, vocabulary.text_marker, vocabulary.speech_marker])
+        self.ids, self.closing = torch.from_numpy(ids).to(device), torch.from_numpy(closing).to(device)
+        # Rows of the head are gathered each step: worth it for the few hundred of speech, not for most of the head.
+        few = 2 * len(ids) < vocabulary.padded_size
+        self.wanted = self.ids if few and not settings.log_probabilities else None
 
     def draw(self, logits: Tensor, sequences: Sequence[int], steps: Sequence[int]) -> tuple[list[int], list[float]]:
-        """logits [n, V] of `sequences` at their response's `steps` -> (tokens, log-probabilities)."""
+        """logits [n, V], or [n, A] of `wanted`, of `sequences` at their response's `steps`.
+
+        Returns:
+            Tokens, and their log-probabilities where the settings ask for them.
+        """
         settings = self.settings
         logits = logits.float() if logits.dtype != torch.float64 else logits
         early = torch.tensor([step < settings.min_tokens for step in steps], device=logits.device)
-        forbidden = torch.where(early[:, None], self.forbidden_early, self.forbidden)
-        restricted = logits.masked_fill(forbidden, float("-inf"))
+        restricted = logits if self.wanted is not None else logits[:, self.ids]
+        restricted = restricted.masked_fill(early[:, None] & self.closing, float("-inf"))
         if settings.temperature == 0:
-            tokens = restricted.argmax(-1)
+            chosen = restricted.argmax(-1)
         else:
             order = torch.sort(restricted / settings.temperature, dim=-1, descending=True, stable=True)
             probability = order.values.softmax(-1)
@@ -162,9 +174,11 @@ class Sampler:
             )
             place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
             last = (probability > 0).sum(-1, keepdim=True) - 1
-            tokens = order.indices.gather(-1, torch.minimum(place, last))[:, 0]
-        chosen = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        return tokens.tolist(), chosen.tolist()
+            chosen = order.indices.gather(-1, torch.minimum(place, last))[:, 0]
+        tokens = self.ids[chosen]
+        if not settings.log_probabilities:
+            return tokens.tolist(), []
+        return tokens.tolist(), (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
 
 
 def stream(
@@ -192,14 +206,14 @@ def stream(
         if not timing.tokens:
             for i, result in enumerate(results):
                 result.prompt_units = state.global_steps[i]
-        tokens, scores = sampler.draw(outputs.logits(last), active, steps)
+        tokens, scores = sampler.draw(outputs.logits(last, sampler.wanted), active, steps)
         if not timing.tokens:
             timing.first_token = time.perf_counter() - began
         timing.tokens += len(tokens)
         pending = [()] * count
         emitted = {}
         still = []
-        for i, token, score in zip(active, tokens, scores, strict=True):
+        for place, (i, token) in enumerate(zip(active, tokens, strict=True)):
             result = results[i]
             if token == vocabulary.eos:
                 result.finish = "eos"
@@ -207,7 +221,7 @@ def stream(
                 result.finish = "marker"
             else:
                 result.tokens.append(token)
-                result.log_probabilities.append(score)
+                result.log_probabilities.extend(scores[place : place + 1])
                 emitted[i] = token
                 room = settings.context is None or len(prompts[i]) + len(result.tokens) < settings.context
                 if len(result.tokens) < settings.max_tokens and room:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import UserError
-from megatron_lst.inference.arithmetic import Batched, Queries
+from megatron_lst.inference.arithmetic import Batched, Queries, Rotation, wide
 from megatron_lst.inference.cache import AnyStore, Store, Transient
 from megatron_lst.inference.modules import (
     Axis,
@@ -93,15 +93,16 @@ class Outputs:
         self.count, self.parts, self.math = count, parts, math
 
     @torch.inference_mode()
-    def logits(self, at: np.ndarray) -> Tensor:
-        """[len(at), V] of the packed token positions `at` (increasing)."""
-        size = self.parts[0][2].weight.shape[0]
+    def logits(self, at: np.ndarray, ids: Tensor | None = None) -> Tensor:
+        """[len(at), V] of the packed token positions `at` (increasing); of `ids` [A] alone, [len(at), A]."""
+        size = self.parts[0][2].weight.shape[0] if ids is None else len(ids)
         result = self.parts[0][1].new_empty(len(at), size)
         for index, hidden, head in self.parts:
             wanted, here, there = np.intersect1d(at, index, assume_unique=True, return_indices=True)
             if len(wanted):
                 device = hidden.device
-                rows = head(hidden[torch.from_numpy(there).to(device)], self.math)
+                weight = head.weight if ids is None else head.weight[ids]
+                rows = self.math.linear(hidden[torch.from_numpy(there).to(device)], weight)
                 result[torch.from_numpy(here).to(device)] = rows
         return result
 
@@ -226,7 +227,11 @@ class LatentSpeechTextModel(nn.Module):
         queries = Queries(
             [len(p) for p in new], np.concatenate([s for s, _ in seen]), np.concatenate([e for _, e in seen])
         )
-        return Axis(queries, torch.from_numpy(np.concatenate(new)).to(self.device))
+        return Axis(queries, self._rotation(np.concatenate(new), self.config.local_hidden // self.config.local_heads))
+
+    def _rotation(self, position: np.ndarray, head_size: int) -> Rotation:
+        where = torch.from_numpy(position).to(self.device)
+        return self.math.rotation(where, head_size, self.config.rope_theta, wide(self.embedding.weight[:0]).dtype)
 
     def _token_states(self, tokens: Tensor, local: list[np.ndarray], parts: Sequence[Part], state: State) -> Tensor:
         """Encoder states H [n, d_l]; with `text_path: direct` of speech tokens alone, text keeps its embedding."""
@@ -273,7 +278,8 @@ class LatentSpeechTextModel(nn.Module):
         index = np.concatenate([np.arange(count) + state.units[i] for i, count in enumerate(counts)])
         for i, count in enumerate(counts):
             state.global_steps[i] += count
-        axis = Axis(Queries(counts, np.zeros_like(index), index + 1), torch.from_numpy(index).to(self.device))
+        turn = self._rotation(index, self.config.hidden // self.config.heads)
+        axis = Axis(Queries(counts, np.zeros_like(index), index + 1), turn)
         return self.global_transformer(e, axis, state.world, self.math)
 
     def _push(self, g: Tensor, parts: Sequence[Part], state: State) -> None:
@@ -281,23 +287,24 @@ class LatentSpeechTextModel(nn.Module):
         k = self.config.queries
         counts = [len(p.lengths) * k for p in parts]
         source = self.decoder.unit_proj(g, self.math).view(-1, self.config.local_hidden)
-        position = None
+        turn = None
         if self.config.cross_rope:
             index = np.concatenate([np.arange(len(p.lengths)) + state.units[i] for i, p in enumerate(parts)])
-            position = torch.from_numpy(np.repeat(index, k)).to(self.device)
+            turn = self._rotation(np.repeat(index, k), self.config.local_hidden // self.config.local_heads)
         for layer, store in zip(self.decoder.layers, state.cross, strict=True):
             assert isinstance(layer, DecoderLayer)
-            layer.push(source, position, counts, store, self.math)
+            layer.push(source, turn, counts, store, self.math)
 
     def _decode(self, x: Tensor, local: Axis, closed: list[np.ndarray], state: State) -> Tensor:
         k, window = self.config.queries, self.config.decoder_window_units
         newest = np.concatenate(closed)
         queries = Queries([len(c) for c in closed], np.maximum(0, newest - window + 1) * k, (newest + 1) * k)
-        over_units = Axis(queries, torch.from_numpy(newest).to(self.device))
+        head_size = self.config.local_hidden // self.config.local_heads
+        over_units = Axis(queries, self._rotation(newest, head_size) if self.config.cross_rope else None)
         residual = 2 if self.config.double_residual else 1
         for layer, cross, own in zip(self.decoder.layers, state.cross, state.decoder, strict=True):
             assert isinstance(layer, DecoderLayer)
-            x = layer.look(x, over_units, self.config.cross_rope, residual, cross, self.math)
+            x = layer.look(x, over_units, residual, cross, self.math)
             x = layer(x, local, own, self.math)
             cross.trim()
         return x

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import ModelConfig
-from megatron_lst.inference.arithmetic import Batched, Queries
+from megatron_lst.inference.arithmetic import Batched, Queries, Rotation, rotate
 from megatron_lst.inference.cache import AnyStore
 
 
@@ -22,11 +22,11 @@ class Axis:
 
     Attributes:
         queries: entries of each sequence and the interval that each sees.
-        position: int64 [n] on the device, RoPE index.
+        rotation: RoPE of each entry; None where nothing is rotated.
     """
 
     queries: Queries
-    position: Tensor
+    rotation: Rotation | None
 
 
 class Norm(nn.Module):
@@ -60,9 +60,9 @@ class Table(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, size: int, heads: int, kv_heads: int, theta: float, eps: float, qk_norm: bool) -> None:
+    def __init__(self, size: int, heads: int, kv_heads: int, eps: float, qk_norm: bool) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_size, self.theta = heads, kv_heads, size // heads, theta
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, size // heads
         self.q_proj = Projection(size, size)
         self.k_proj = Projection(size, kv_heads * self.head_size)
         self.v_proj = Projection(size, kv_heads * self.head_size)
@@ -78,7 +78,8 @@ class SelfAttention(nn.Module):
         v = self.v_proj(x, math).unflatten(-1, (self.kv_heads, self.head_size))
         if self.qk_norm:
             q, k = self.q_norm(q, math), self.k_norm(k, math)
-        q, k = math.rotate(q, axis.position, self.theta), math.rotate(k, axis.position, self.theta)
+        assert axis.rotation is not None, "self-attention rotates queries and keys"
+        q, k = rotate(q, axis.rotation), rotate(k, axis.rotation)
         store.extend(axis.queries.counts, k, v)
         out = self.o_proj(math.attend(q, axis.queries, store), math)
         store.trim()
@@ -104,14 +105,13 @@ class Block(nn.Module):
         size: int,
         heads: int,
         ffn: int,
-        theta: float,
         eps: float,
         kv_heads: int | None = None,
         qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.input_norm = Norm(size, eps)
-        self.attention = SelfAttention(size, heads, kv_heads or heads, theta, eps, qk_norm)
+        self.attention = SelfAttention(size, heads, kv_heads or heads, eps, qk_norm)
         self.post_attention_norm = Norm(size, eps)
         self.mlp = SwiGLU(size, ffn)
 
@@ -123,9 +123,9 @@ class Block(nn.Module):
 class CrossAttention(nn.Module):
     """Projections and norms of a cross-attention; who attends to what is the caller's."""
 
-    def __init__(self, size: int, heads: int, theta: float, eps: float) -> None:
+    def __init__(self, size: int, heads: int, eps: float) -> None:
         super().__init__()
-        self.heads, self.head_size, self.theta = heads, size // heads, theta
+        self.heads, self.head_size = heads, size // heads
         self.q_norm = Norm(size, eps)
         self.kv_norm = Norm(size, eps)
         self.q_proj = Projection(size, size)
@@ -148,12 +148,12 @@ class PatchPooling(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        d, k, theta, eps = config.local_hidden, config.queries, config.rope_theta, config.norm_eps
+        d, k, eps = config.local_hidden, config.queries, config.norm_eps
         self.layers = nn.ModuleList(
-            Block(d, config.local_heads, config.local_ffn_size, theta, eps) for _ in range(config.encoder_layers)
+            Block(d, config.local_heads, config.local_ffn_size, eps) for _ in range(config.encoder_layers)
         )
         self.pool_proj = Projection(d, k * d)
-        self.cross_attention = CrossAttention(d, config.local_heads, theta, eps)
+        self.cross_attention = CrossAttention(d, config.local_heads, eps)
         self.output_proj = Projection(k * d, config.hidden) if k * d != config.hidden else None
 
     def states(self, x: Tensor, axis: Axis, stores: Sequence[AnyStore], math: Batched) -> Tensor:
@@ -195,21 +195,21 @@ class DecoderLayer(Block):
 
     def __init__(self, config: ModelConfig) -> None:
         d, heads = config.local_hidden, config.local_heads
-        super().__init__(d, heads, config.local_ffn_size, config.rope_theta, config.norm_eps)
-        self.cross_attention = CrossAttention(d, heads, config.rope_theta, config.norm_eps)
+        super().__init__(d, heads, config.local_ffn_size, config.norm_eps)
+        self.cross_attention = CrossAttention(d, heads, config.norm_eps)
 
-    def push(self, source: Tensor, position: Tensor | None, counts: list[int], store: AnyStore, math: Batched) -> None:
-        """Keys and values of newly closed units. source [m * k, d_l]; position [m * k] with `cross_rope`."""
+    def push(self, source: Tensor, by: Rotation | None, counts: list[int], store: AnyStore, math: Batched) -> None:
+        """Keys and values of newly closed units. source [m * k, d_l], rotated with `cross_rope`."""
         k, v = self.cross_attention.keys_values(source, math)
-        if position is not None:
-            k = math.rotate(k, position, self.cross_attention.theta)
+        if by is not None:
+            k = rotate(k, by)
         store.extend(counts, k, v)
 
-    def look(self, x: Tensor, over_units: Axis, rope: bool, residual: int, store: AnyStore, math: Batched) -> Tensor:
+    def look(self, x: Tensor, over_units: Axis, residual: int, store: AnyStore, math: Batched) -> Tensor:
         """residual * x + cross-attention of tokens x [n, d_l] to the units that each may see."""
         q = self.cross_attention.queries(x, math)
-        if rope:
-            q = math.rotate(q, over_units.position, self.cross_attention.theta)
+        if over_units.rotation is not None:
+            q = rotate(q, over_units.rotation)
         out = self.cross_attention.o_proj(math.attend(q, over_units.queries, store), math)
         return residual * x + out
 
@@ -238,7 +238,6 @@ class GlobalTransformer(nn.Module):
                 config.hidden,
                 config.heads,
                 config.global_ffn,
-                config.rope_theta,
                 config.norm_eps,
                 config.global_kv_heads,
                 config.qk_norm,

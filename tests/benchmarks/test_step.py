@@ -1,6 +1,7 @@
 """The step benchmark runs without data and without a GPU, refuses wrong models, and its rows are the mixture."""
 
 import json
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["units_per_second"] == pytest.approx(2 * 64 / found["seconds"]["median"])
     assert found["document_tokens"] == 50
     assert found["faults"] == []
-    assert found["machine"]["versions"]["torch"] == torch.__version__
+    assert found["machine"]["versions"]["torch"] == version("torch")
     assert found["oracle_difference"]["fp32"] < 1e-4
     if not torch.cuda.is_available():
         assert found["mfu"] is None

@@ -96,7 +96,9 @@ def test_a_neighbour_changes_nothing_and_the_seed_decides() -> None:
 def test_log_probabilities_are_the_models_own() -> None:
     _, model = model_of()
     prompt = [V.bos, V.speech_marker, 25, 26]
-    settings = GenerationSettings(max_tokens=9, min_tokens=9, modality="speech", temperature=0.7, top_k=3)
+    settings = GenerationSettings(
+        max_tokens=9, min_tokens=9, modality="speech", temperature=0.7, top_k=3, log_probabilities=True
+    )
     (result,), _ = generate(model, [prompt], settings)
     writer = Writer(V, "static", SIZE, tokens=[], lengths=[])
     for token in prompt + result.tokens:
@@ -107,6 +109,25 @@ def test_log_probabilities_are_the_models_own() -> None:
     np.testing.assert_allclose(result.log_probabilities, scores[len(prompt) - 1 : -1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"text_path": "direct"}, {"kind": "baseline"}])
+@pytest.mark.parametrize(("modality", "few"), [("speech", True), ("text", False), ("any", False)])
+def test_logits_that_cannot_be_drawn_are_left_out(options: dict[str, object], modality: str, few: bool) -> None:
+    """The same tokens as with every logit, from fewer rows of the head where they are few."""
+    _, model = model_of(**options)
+    settings = GenerationSettings(max_tokens=15, modality=modality, temperature=1.0, seed=3)  # type: ignore[arg-type]
+    wanted = Sampler(settings, V, model.device).wanted
+    assert (wanted is not None) == few
+    if wanted is not None:
+        assert wanted.tolist() == np.flatnonzero(allowed_tokens(V, modality)).tolist()
+    last = V.text_marker if modality == "text" else V.speech_marker
+    prompts = [[V.bos, 5, 6, last], [V.bos, V.speech_marker, 25, 26, *([last] if modality == "text" else [])]]
+    brief, _ = generate(model, prompts, settings)
+    whole, _ = generate(model, prompts, replace(settings, log_probabilities=True))
+    assert [r.tokens for r in brief] == [r.tokens for r in whole]
+    assert [len(r.log_probabilities) for r in whole] == [len(r.tokens) for r in whole]
+    assert not any(r.log_probabilities for r in brief)
+
+
 def test_sampling_follows_the_distribution_and_its_restrictions() -> None:
     logits = torch.randn(1, V.padded_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -114,7 +135,8 @@ def test_sampling_follows_the_distribution_and_its_restrictions() -> None:
         settings = GenerationSettings(**{"temperature": 1.0, **options})  # type: ignore[arg-type]
         sampler = Sampler(settings, V, torch.device("cpu"))
         n = 4000
-        tokens, _ = sampler.draw(logits.expand(n, -1), [0] * n, list(range(n)))
+        given = logits if sampler.wanted is None else logits[:, sampler.wanted]
+        tokens, _ = sampler.draw(given.expand(n, -1), [0] * n, list(range(n)))
         return np.bincount(tokens, minlength=V.padded_size) / n
 
     allowed = allowed_tokens(V, "speech")
