@@ -40,7 +40,8 @@ def choose_backend(op: str, device: torch.device | str, backend: str = "auto", d
         raise ValueError(f"unknown operation {op!r}; known: {', '.join(BACKENDS)}")
     kind = torch.device(device).type
     if backend == "auto":
-        fit = kind == "cuda" and "triton" in BACKENDS[op] and dtype != torch.float64
+        # Meta tensors have no values to look at: they trace the operators that a GPU would run.
+        fit = kind in ("cuda", "meta") and "triton" in BACKENDS[op] and dtype != torch.float64
         return "triton" if fit and triton_version() else "reference"
     if backend not in BACKENDS[op]:
         raise ValueError(f"{op} has no backend {backend!r}; it has: auto, {', '.join(BACKENDS[op])}")
