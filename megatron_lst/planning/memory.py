@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_lst.config.schema import Config
 from megatron_lst.flops import module_parameters
-from megatron_lst.flops.work import expected_work
+from megatron_lst.flops.work import Work, expected_work
 from megatron_lst.parallel.layout import Layout
 from megatron_lst.parallel.split import PipelineSplit
 
@@ -140,7 +140,7 @@ def stage_memory(config: Config, layout: Layout, split: PipelineSplit, fused: bo
     model, training = config.model, config.training
     e = 2.0 if training.precision == "bf16" else 4.0
     units = training.micro_batch * config.data.units
-    tokens = training.micro_batch * expected_work(config).tokens * (TOKEN_SPREAD if model.kind == "lst" else 1.0)
+    work = expected_work(config) * (training.micro_batch * (TOKEN_SPREAD if model.kind == "lst" else 1.0))
     micro_batches = training.global_batch // (training.micro_batch * layout.data)
     parameters = stage_parameters(config, layout, split)
     shape = global_shape(config, fused)
@@ -152,12 +152,19 @@ def stage_memory(config: Config, layout: Layout, split: PipelineSplit, fused: bo
         first, last = stage == 0, stage == layout.pipeline - 1
         kept = layer * sum(split.layers[stage :: layout.pipeline])
         if model.kind == "lst":
-            kept += local_activations(config, layout, units, tokens, e, first=first, last=last, fused=fused)
-        # The head keeps logits, their softmax and the gradient of both.
-        logits = tokens * config.vocabulary.padded_size / layout.tensor * (e + 8) if last else 0.0
+            kept += local_activations(config, layout, units, work, e, first=first, last=last, fused=fused)
+        logits = logit_bytes(config, work.tokens, e) / layout.tensor if last else 0.0
         states = state_bytes(config, layout, parameters[stage])
         stages.append(Memory(*states, activations=flying * kept + live, logits=logits))
     return stages
+
+
+def logit_bytes(config: Config, tokens: float, e: float) -> float:
+    """Logits and their softmax; in chunks, of one chunk at a time, and their gradients with them."""
+    chunk = config.engine.loss_chunk
+    if chunk == 0 or tokens <= chunk:
+        return tokens * config.vocabulary.padded_size * (e + 4)
+    return chunk * config.vocabulary.padded_size * (e + 8)
 
 
 def global_shape(config: Config, fused: bool = True) -> LayerShape:
@@ -169,7 +176,7 @@ def local_activations(
     config: Config,
     layout: Layout,
     units: float,
-    tokens: float,
+    work: Work,
     e: float,
     *,
     first: bool,
@@ -179,21 +186,26 @@ def local_activations(
     """Bytes that encoder (on the first stage, its token part on the last too) and decoder (on the last) keep.
 
     Args:
-        units, tokens: of one micro-batch.
+        units: of one micro-batch, padding among them.
+        work: of one micro-batch; the tokens of encoder and decoder, the patches and the text positions are read.
     """
     model = config.model
     d, k = model.local_hidden, model.queries
-    block = layer_activations(LayerShape(d, model.local_ffn_size, model.local_heads, 1.0, fused), tokens, e, layout)
+    shape = LayerShape(d, model.local_ffn_size, model.local_heads, 1.0, fused)
+    encoded, decoded = work.encoder_tokens, work.decoder_tokens
     replica = last and layout.pipeline > 1 and model.decoder_input == "encoder"
     total = 0.0
     if first or replica:
-        total += model.encoder_layers * block
+        total += model.encoder_layers * layer_activations(shape, encoded, e, layout)
     if first:
         # Token states, pooled states and the queries that they become, then the cross-attention.
-        total += e * (tokens * d + units * (1 + k) * d)
-        total += cross_activations(d, units * k, tokens, e, layout, fused)
+        total += e * (encoded * d + work.patches * (1 + k) * d)
+        total += cross_activations(d, work.patches * k, encoded, e, layout, fused)
     if last:
-        # Global outputs, the keys of all layers, input and output of the last norm.
-        total += e * (units * (model.hidden + k * d) + 2 * tokens * d)
-        total += model.decoder_layers * (block + cross_activations(d, tokens, units * k, e, layout, fused))
+        # Global outputs, the keys of all layers, input and output of the last norm (of text's own norm as well).
+        total += e * (units * (model.hidden + k * d) + 2 * decoded * d + 2 * work.text_positions * model.hidden)
+        layer = layer_activations(shape, decoded, e, layout) + cross_activations(
+            d, decoded, units * k, e, layout, fused
+        )
+        total += model.decoder_layers * layer
     return total

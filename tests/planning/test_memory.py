@@ -14,6 +14,7 @@ from megatron_lst.config import load_config
 from megatron_lst.config.load import build, merge
 from megatron_lst.config.schema import Config, EngineConfig, TrainingConfig
 from megatron_lst.flops import module_parameters, parameters
+from megatron_lst.flops.work import Work
 from megatron_lst.parallel.layout import Layout
 from megatron_lst.parallel.split import PipelineSplit, pipeline_split
 from megatron_lst.planning.memory import (
@@ -61,7 +62,9 @@ def test_planned_activations_are_near_what_the_model_keeps(changes: dict[str, An
     recompute = config.training.recompute
     trunk = config.model.layers * layer_activations(global_shape(config, False), units, 4, ALONE, recompute)
     assert trunk == pytest.approx(measured["global"], rel=0.1)
-    local = local_activations(config, ALONE, units, measured["tokens"], 4, first=True, last=True, fused=False)
+    tokens = float(measured["tokens"])
+    work = Work(encoder_tokens=tokens, patches=units, decoder_tokens=tokens)
+    local = local_activations(config, ALONE, units, work, 4, first=True, last=True, fused=False)
     logits = measured["tokens"] * config.vocabulary.padded_size * 4
     assert trunk + local + logits == pytest.approx(measured["all"], rel=0.1)
     assert measured["parameters"] == parameters(config) == stage_parameters(config, ALONE, split_of(config))[0]
