@@ -12,6 +12,7 @@ class Device:
         match: what `torch.cuda.get_device_name` contains, all in lower case; every word has to be there.
         peak: dense bf16 FLOP/s with fp32 accumulation (never the sparse figure).
         memory: bytes.
+        bandwidth: bytes/s of that memory.
         link: bytes/s in one direction to the other accelerators of a node; 0 where there is PCIe alone.
     """
 
@@ -19,28 +20,29 @@ class Device:
     match: tuple[str, ...]
     peak: float
     memory: float
+    bandwidth: float
     link: float
 
 
 _GB = 1e9
 # The first that matches wins: the more particular name stands first.
 DEVICES = (
-    Device("gb200", ("gb200",), 2500e12, 186 * _GB, 900e9),
-    Device("b200", ("b200",), 2250e12, 180 * _GB, 900e9),
-    Device("gh200", ("gh200",), 989.4e12, 96 * _GB, 450e9),
-    Device("h200", ("h200",), 989.4e12, 141 * _GB, 450e9),
-    Device("h100-nvl", ("h100", "nvl"), 835.5e12, 94 * _GB, 300e9),
-    Device("h100-pcie", ("h100", "pcie"), 756e12, 80 * _GB, 0.0),
-    Device("h100", ("h100",), 989.4e12, 80 * _GB, 450e9),
-    Device("h800", ("h800",), 989.4e12, 80 * _GB, 200e9),
-    Device("a100-40gb", ("a100", "40gb"), 312e12, 40 * _GB, 300e9),
-    Device("a100", ("a100",), 312e12, 80 * _GB, 300e9),
-    Device("a800", ("a800",), 312e12, 80 * _GB, 200e9),
-    Device("mi300x", ("mi300x",), 1307.4e12, 192 * _GB, 448e9),
-    Device("l40s", ("l40s",), 362e12, 48 * _GB, 0.0),
-    Device("l4", ("l4",), 121e12, 24 * _GB, 0.0),
-    Device("a10", ("a10",), 125e12, 24 * _GB, 0.0),
-    Device("rtx4090", ("rtx", "4090"), 165.2e12, 24 * _GB, 0.0),
+    Device("gb200", ("gb200",), 2500e12, 186 * _GB, 8000 * _GB, 900e9),
+    Device("b200", ("b200",), 2250e12, 180 * _GB, 8000 * _GB, 900e9),
+    Device("gh200", ("gh200",), 989.4e12, 96 * _GB, 4000 * _GB, 450e9),
+    Device("h200", ("h200",), 989.4e12, 141 * _GB, 4800 * _GB, 450e9),
+    Device("h100-nvl", ("h100", "nvl"), 835.5e12, 94 * _GB, 3900 * _GB, 300e9),
+    Device("h100-pcie", ("h100", "pcie"), 756e12, 80 * _GB, 2000 * _GB, 0.0),
+    Device("h100", ("h100",), 989.4e12, 80 * _GB, 3350 * _GB, 450e9),
+    Device("h800", ("h800",), 989.4e12, 80 * _GB, 3350 * _GB, 200e9),
+    Device("a100-40gb", ("a100", "40gb"), 312e12, 40 * _GB, 1555 * _GB, 300e9),
+    Device("a100", ("a100",), 312e12, 80 * _GB, 2039 * _GB, 300e9),
+    Device("a800", ("a800",), 312e12, 80 * _GB, 2039 * _GB, 200e9),
+    Device("mi300x", ("mi300x",), 1307.4e12, 192 * _GB, 5300 * _GB, 448e9),
+    Device("l40s", ("l40s",), 362e12, 48 * _GB, 864 * _GB, 0.0),
+    Device("l4", ("l4",), 121e12, 24 * _GB, 300 * _GB, 0.0),
+    Device("a10", ("a10",), 125e12, 24 * _GB, 600 * _GB, 0.0),
+    Device("rtx4090", ("rtx", "4090"), 165.2e12, 24 * _GB, 1008 * _GB, 0.0),
 )
 
 

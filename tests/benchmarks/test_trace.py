@@ -1,4 +1,4 @@
-"""Micro-batches of the shipped configurations, at full size, without values: what they may not do and what they keep."""
+"""Micro-batches of shipped configurations, at full size, without values: what they may not do and what they keep."""
 
 from itertools import islice
 from typing import Any

@@ -74,6 +74,7 @@ def test_cpu_takes_the_reference() -> None:
 def test_cuda_takes_triton_but_not_for_float64() -> None:
     pytest.importorskip("triton")
     assert choose_backend("patch_pool", "cuda") == "triton"
+    assert choose_backend("patch_pool", "meta") == "triton"
     assert choose_backend("patch_pool", "cuda", dtype=torch.float64) == "reference"
     assert choose_backend("interval_attention", "cuda", "flex") == "flex"
 

@@ -1,0 +1,39 @@
+"""The roofline counts what the FLOPs counter counts, and nothing is faster than its device."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import roofline
+from benchmarks.rows import synthetic_rows
+from megatron_lst.config.load import load_config
+from megatron_lst.flops.counter import TRAINING_FACTOR, forward_flops, module_flops
+from megatron_lst.flops.work import row_work
+from megatron_lst.planning.devices import find_device
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", ["lst-1b", "base-1b"])
+def test_products_and_attention_are_those_of_the_counter(name: str) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.yaml", ["training.micro_batch=1"])
+    device = find_device("h200")
+    assert device is not None
+    found = roofline.shares(config, device, 1500)
+    work = row_work(config, next(synthetic_rows(config, 1500)))
+    useful = TRAINING_FACTOR * forward_flops(config, work)
+    # The chunked loss computes the head again, and attention its scores: 4 and 10 FLOPs a pair instead of 4 and 8.
+    extra = module_flops(config, work)["head"] + found["attention"].flops * 2 / 14
+    counted = found["matrix products"].flops + found["attention"].flops
+    assert counted == pytest.approx(useful + extra, rel=0.02)
+    for share in found.values():
+        assert share.seconds >= max(share.bytes / device.bandwidth, share.flops / device.peak) * 0.999
+    assert "not a measurement" in roofline.report(config, device, found)
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(ROOT / "configs" / "base-420m.yaml")
+    assert roofline.main([path, "--micro-batch", "1", "--device", "a100"]) == 0
+    assert "| matrix products |" in capsys.readouterr().out
+    assert roofline.main([path, "--device", "abacus"]) == 2
+    assert "abacus" in capsys.readouterr().err
