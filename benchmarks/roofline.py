@@ -26,6 +26,7 @@ from megatron_lst.planning.devices import Device, find_device
 KINDS = {
     "matrix products": ("aten.mm", "aten.bmm", "aten.addmm"),
     "attention": ("lst_kernels.interval_attention", "lst_kernels.patch_attention"),
+    "rotary": ("lst_kernels.rotary",),
     "pooling": ("lst_kernels.patch_pool", "lst_kernels.patch_unpool"),
     "norms": ("lst_trace.rms_norm",),
     "SwiGLU": ("lst_trace.swiglu",),

@@ -1,5 +1,5 @@
-"""Ragged-patch operations: pooling, un-pooling, per-patch attention, interval attention and a chunked
-cross-entropy.
+"""Ragged-patch operations: pooling, un-pooling, per-patch attention, interval attention, rotary embedding and a
+chunked cross-entropy.
 
 Every operation has a folder with a plain PyTorch reference (any device, float64 included), a Triton kernel
 pair and a benchmark.  This package needs torch alone; Triton is imported when a CUDA tensor first asks for
@@ -12,6 +12,7 @@ from .linear_cross_entropy import linear_cross_entropy
 from .patch_attention import patch_attention
 from .patch_pool import patch_pool
 from .patch_unpool import patch_unpool
+from .rotary import rotary
 
 __all__ = [
     "available_backends",
@@ -21,4 +22,5 @@ __all__ = [
     "patch_attention",
     "patch_pool",
     "patch_unpool",
+    "rotary",
 ]

@@ -11,6 +11,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "patch_unpool": ("triton", "reference"),
     "patch_attention": ("triton", "reference"),
     "interval_attention": ("triton", "flex", "reference"),
+    "rotary": ("triton", "reference"),
     "linear_cross_entropy": ("reference",),
 }
 """Backends that exist for each operation, fastest first as far as is known."""

@@ -199,11 +199,12 @@ def bench(setting: Setting | None = None) -> tuple[Machine, list[Result]]:
     from .linear_cross_entropy.bench import cases as loss_cases
     from .patch_attention.bench import cases as attention_cases
     from .patch_pool.bench import cases as pool_cases
+    from .rotary.bench import cases as rotary_cases
 
     setting = setting or Setting()
     machine = measure_machine()
     results: list[Result] = []
-    for cases in (pool_cases, attention_cases, interval_cases, loss_cases):
+    for cases in (pool_cases, attention_cases, interval_cases, rotary_cases, loss_cases):
         for case in cases(setting):
             try:
                 gate(case)

@@ -112,6 +112,7 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     from .patch_attention.triton import patch_attention_backward_launch, patch_attention_forward_launch
     from .patch_pool.triton import pool_backward_launch, pool_forward_launch
     from .patch_unpool.triton import unpool_backward_launch, unpool_forward_launch
+    from .rotary.triton import rotary_launch
 
     def bf16(*size: int) -> torch.Tensor:
         return torch.empty(*size, dtype=torch.bfloat16)
@@ -150,12 +151,18 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     ):
         q, k = bf16(tokens, heads, width), bf16(tokens, kv_heads, width)
         row = torch.empty(heads, tokens)
+        table = torch.empty(tokens, width // 2)
+
+        def turn(q: torch.Tensor = q, table: torch.Tensor = table) -> None:
+            rotary_launch(q, table, table, False)
+            rotary_launch(q, table, table, True)
 
         def attention(q: torch.Tensor = q, k: torch.Tensor = k, row: torch.Tensor = row) -> None:
             interval_forward_launch(q, k, k, interval, interval, 0.1, family)
             interval_backward_launch(q, q, k, k, interval, interval, q, row, 0.1, family)
 
         work[f"interval_attention D={width} group={heads // kv_heads}"] = attention
+        work[f"rotary D={width}"] = turn
     return work
 
 

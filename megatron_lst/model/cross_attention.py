@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from lst_kernels import interval_attention, patch_attention
+from lst_kernels import interval_attention, patch_attention, rotary
 from megatron_lst.model.settings import keep_uninitialised
 
 
@@ -63,7 +61,7 @@ class CrossAttention(MegatronModule):
         return q, self._heads(self.k_proj(normed)[0]), self._heads(self.v_proj(normed)[0])
 
     def of_intervals(
-        self, queries: Tensor, keys: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor] | None = None
+        self, queries: Tensor, keys: Tensor, mask: Tensor, tables: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         """Each query sees one interval of the keys.
 
@@ -71,15 +69,14 @@ class CrossAttention(MegatronModule):
             queries: [N, 1, d_l] (a shard of N under sequence parallelism).
             keys: [M, d_l].
             mask: int32 [2, N], see `layers.IntervalCoreAttention`.
-            rotary: angles of queries and keys, [N or M, 1, 1, D] (`cross_rope`).
+            tables: rotary tables of queries and keys, [2, N or M, D / 2] (`cross_rope`).
 
         Returns:
             [N, 1, d_l], sharded as the queries are.
         """
         q, k, v = self._project(queries, keys)
-        if rotary is not None:
-            q = apply_rotary_pos_emb(q[:, None], rotary[0], config=self.config, cp_group=_NO_GROUP)[:, 0]
-            k = apply_rotary_pos_emb(k[:, None], rotary[1], config=self.config, cp_group=_NO_GROUP)[:, 0]
+        if tables is not None:
+            q, k = rotary(q, *tables[0]), rotary(k, *tables[1])
         out = interval_attention(q, k, v, mask[0], mask[1])
         return self.o_proj(out.reshape(out.shape[0], 1, -1))[0]
 
@@ -98,7 +95,3 @@ class CrossAttention(MegatronModule):
         q, k, v = self._project(queries.reshape(-1, d), tokens)
         out = patch_attention(q.view(patches, count, *q.shape[1:]), k, v, start, end)
         return self.o_proj(out.reshape(patches * count, -1))[0].view(patches, count, d)
-
-
-_NO_GROUP = torch.distributed.GroupMember.WORLD
-"""A context-parallel group is asked for and, without packed sequences, not read."""

@@ -13,7 +13,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.model.batch import Batch
 from megatron_lst.model.cross_attention import CrossAttention, column_linear
 from megatron_lst.model.head import VocabularyHead
-from megatron_lst.model.layers import layer_spec, norm_class, rotary_angles
+from megatron_lst.model.layers import layer_spec, norm_class, rotary_tables
 from megatron_lst.model.settings import local_settings
 from megatron_lst.parallel.state import ParallelState
 
@@ -33,12 +33,12 @@ class PatchDecoderLayer(MegatronModule):
         )
 
     def forward(
-        self, hidden: Tensor, units: Tensor, batch: Batch, rotary: Tensor, cross_rotary: tuple[Tensor, Tensor] | None
+        self, hidden: Tensor, units: Tensor, batch: Batch, tables: Tensor, cross_tables: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """hidden [n, 1, d_l], units Z [P*k, d_l] -> [n, 1, d_l]."""
-        out = self.cross_attention.of_intervals(hidden, units, batch.cross_mask, cross_rotary)
+        out = self.cross_attention.of_intervals(hidden, units, batch.cross_mask, cross_tables)
         hidden = out + (2 * hidden if self.double_residual else hidden)
-        hidden, _ = self.block(hidden_states=hidden, attention_mask=batch.decoder_mask, rotary_pos_emb=rotary)
+        hidden, _ = self.block(hidden_states=hidden, attention_mask=batch.decoder_mask, attention_bias=tables)
         return hidden
 
 
@@ -75,15 +75,15 @@ class PatchDecoder(MegatronModule):
         model = self.model
         keys = self.unit_proj(units)[0].reshape(-1, model.local_hidden)
         head_size = model.local_hidden // model.local_heads
-        rotary = rotary_angles(batch.decoder_position, head_size, model.rope_theta)
-        cross_rotary = self._cross_rotary(batch, head_size) if model.cross_rope else None
+        tables = rotary_tables(batch.decoder_position, head_size, model.rope_theta)
+        cross_tables = self._cross_tables(batch, head_size) if model.cross_rope else None
         for layer in self.layers:
-            hidden = layer(hidden, keys, batch, rotary, cross_rotary)
+            hidden = layer(hidden, keys, batch, tables, cross_tables)
         return self.head(self.norm(hidden), labels)
 
-    def _cross_rotary(self, batch: Batch, head_size: int) -> tuple[Tensor, Tensor]:
-        """Angles of the newest unit that each token may see, and of every unit's k keys."""
+    def _cross_tables(self, batch: Batch, head_size: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables of the newest unit that each token may see, and of every unit's k keys."""
         k, theta = self.model.queries, self.model.rope_theta
         newest = batch.unit_position[(batch.cross_mask[1] // k - 1).long()]
         keys = batch.unit_position.repeat_interleave(k)
-        return rotary_angles(newest, head_size, theta), rotary_angles(keys, head_size, theta)
+        return rotary_tables(newest, head_size, theta), rotary_tables(keys, head_size, theta)

@@ -16,7 +16,7 @@ from lst_kernels import patch_pool
 from megatron_lst.config.schema import Config
 from megatron_lst.model.batch import Batch
 from megatron_lst.model.cross_attention import CrossAttention, column_linear
-from megatron_lst.model.layers import layer_spec, norm_class, rotary_angles
+from megatron_lst.model.layers import layer_spec, norm_class, rotary_tables
 from megatron_lst.model.settings import keep_uninitialised, local_settings
 from megatron_lst.parallel.state import ParallelState
 
@@ -69,10 +69,10 @@ class PatchEncoder(MegatronModule):
     def states(self, embedded: Tensor, batch: Batch) -> Tensor:
         """Token states H. embedded: [n, 1, d_l] -> the same shape."""
         head_size = self.model.local_hidden // self.model.local_heads
-        rotary = rotary_angles(batch.encoder_position, head_size, self.model.rope_theta)
+        tables = rotary_tables(batch.encoder_position, head_size, self.model.rope_theta)
         hidden = embedded
         for layer in self.layers:
-            hidden, _ = layer(hidden_states=hidden, attention_mask=batch.encoder_mask, rotary_pos_emb=rotary)
+            hidden, _ = layer(hidden_states=hidden, attention_mask=batch.encoder_mask, attention_bias=tables)
         return hidden
 
     def patches(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""The building blocks: RMSNorm, rotary angles, attention over intervals, and one transformer layer made of them."""
+"""The building blocks: RMSNorm, rotary tables, attention over intervals, and one transformer layer made of them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from lst_kernels import interval_attention
+from lst_kernels import interval_attention, rotary
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
 
@@ -51,42 +51,55 @@ def norm_class(choice: str) -> type:
     return FusedRMSNorm
 
 
-def rotary_angles(positions: Tensor, head_size: int, theta: float) -> Tensor:
-    """Angles of the rotary embedding, both halves. positions: int [N] -> float32 [N, 1, 1, head_size]."""
+def rotary_tables(positions: Tensor, head_size: int, theta: float) -> Tensor:
+    """Cosines and sines of the rotary embedding. positions: int [N] -> float32 [2, N, head_size / 2]."""
     exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions.float()[:, None] * (theta**-exponent)[None]
-    return torch.cat((angles, angles), dim=-1)[:, None, None, :]
+    return torch.stack((angles.cos(), angles.sin()))
 
 
 class IntervalCoreAttention(nn.Module):
     """Megatron-core's core attention, where the mask is one interval of keys for each query.
 
     `attention_mask` is int32 [2, N]: first visible key and the key after the last (SPEC 1). Nothing is masked twice:
-    documents, causality and windows are all in the intervals.
+    documents, causality and windows are all in the intervals.  `attention_bias` is not a bias: it is the argument that
+    Megatron-core hands through untouched, and brings the `rotary_tables`.  Its own rotary embedding stays out of use,
+    for it is a dozen operations where `lst_kernels.rotary` is one.
     """
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
         self.config = config
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
-        """query [N, 1, H, D]; key, value [N, 1, Hk, D] -> [N, 1, H * D]."""
-        out = interval_attention(query[:, 0], key[:, 0], value[:, 0], attention_mask[0], attention_mask[1])
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor,
+        attention_bias: Tensor,
+        packed_seq_params: Any = None,
+        **_: Any,
+    ) -> Tensor:
+        """query [N, 1, H, D]; key, value [N, 1, Hk, D]; rotary tables [2, N, D / 2] -> [N, 1, H * D]."""
+        query, key = (rotary(x[:, 0], attention_bias[0], attention_bias[1]) for x in (query, key))
+        out = self.attend(query, key, value[:, 0], attention_mask, packed_seq_params)
         return out.reshape(out.shape[0], 1, -1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, documents: Any) -> Tensor:
+        """query [N, H, D]; key, value [N, Hk, D]; `documents`: their bounds, where they are given -> [N, H, D]."""
+        return interval_attention(query, key, value, mask[0], mask[1])
 
 
 class FlashCoreAttention(IntervalCoreAttention):
     """The same for the global transformer through flash-attn: its intervals are causal documents and nothing else."""
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, packed_seq_params: Any = None, **_: Any
-    ) -> Tensor:
-        """See IntervalCoreAttention; `packed_seq_params` holds the documents' bounds."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, documents: Any) -> Tensor:
+        """See IntervalCoreAttention; the documents say what the mask says."""
         attend = accelerators.probe("attention", "flash_attn")
         assert attend is not None, "choose() gives only what is there"
-        bounds, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
-        out = attend(query[:, 0], key[:, 0], value[:, 0], bounds, bounds, longest, longest, causal=True)
-        return out.reshape(out.shape[0], 1, -1)
+        bounds, longest = documents.cu_seqlens_q, documents.max_seqlen_q
+        return attend(query, key, value, bounds, bounds, longest, longest, causal=True)
 
 
 def global_attention(choice: str, dtype: torch.dtype) -> type[IntervalCoreAttention]:

@@ -21,7 +21,7 @@ from megatron_lst.model.batch import Batch, DirectMaps
 from megatron_lst.model.decoder import PatchDecoder
 from megatron_lst.model.encoder import PatchEncoder, embed, token_embedding
 from megatron_lst.model.head import VocabularyHead
-from megatron_lst.model.layers import FlashCoreAttention, global_attention, layer_spec, norm_class, rotary_angles
+from megatron_lst.model.layers import FlashCoreAttention, global_attention, layer_spec, norm_class, rotary_tables
 from megatron_lst.model.settings import global_settings, local_settings
 from megatron_lst.parallel.split import PipelineSplit
 from megatron_lst.parallel.state import ParallelState
@@ -78,13 +78,13 @@ class ModelChunk(MegatronModule):
     def run_global(self, units: Tensor | None, batch: Batch) -> Tensor:
         """The global layers of this chunk. units [b*U, 1, d_g], None where the previous stage sent it."""
         model = self.lst_config.model
-        rotary = rotary_angles(batch.unit_position, model.hidden // model.heads, model.rope_theta)
+        tables = rotary_tables(batch.unit_position, model.hidden // model.heads, model.rope_theta)
         documents = None
         if self.documents:
             bounds, longest = batch.document_bounds, batch.longest_document
             documents = PackedSeqParams("sbhd", bounds, bounds, max_seqlen_q=longest, max_seqlen_kv=longest)
         return self.global_transformer(
-            units, attention_mask=batch.unit_mask, rotary_pos_emb=rotary, packed_seq_params=documents
+            units, attention_mask=batch.unit_mask, attention_bias=tables, packed_seq_params=documents
         )
 
     def forward(self, batch: Batch) -> Tensor:

@@ -82,13 +82,12 @@ class LayerShape:
 
     Attributes:
         d, f: width, and width of the SwiGLU.
-        heads: attention heads; kv_ratio: key/value heads for each of them.
+        kv_ratio: key/value heads for each attention head.
         fused: norm and activation are one kernel each, as on a GPU; elsewhere they keep their steps.
     """
 
     d: int
     f: int
-    heads: int
     kv_ratio: float = 1.0
     fused: bool = True
 
@@ -97,7 +96,7 @@ def layer_activations(shape: LayerShape, n: float, e: float, layout: Layout, rec
     """Bytes that one layer keeps for its backward pass over n positions.
 
     Args:
-        recompute: `selective` recomputes the SwiGLU, `full` the layer.
+        recompute: `selective` recomputes the SwiGLU and attention with its rotary embedding, `full` the layer.
     """
     d, t = shape.d, layout.tensor
     whole = d / (t if layout.sequence else 1)
@@ -105,12 +104,13 @@ def layer_activations(shape: LayerShape, n: float, e: float, layout: Layout, rec
         return n * e * whole
     # Input and output of both norms; the normed input too, where the norm is not one kernel.
     norms = (4 if shape.fused else 6) * whole
-    # Turned queries and keys, the output, and the projection's whole output, which the values are a view of.
-    attention = (3 + 3 * shape.kv_ratio) * d / t
-    angles = 4 * d / shape.heads  # cosines and sines of queries and keys, the same for all heads
+    # The output, and the projection's whole output, which the values are a view of; turned queries and keys, or what
+    # they are computed from again: views, but for queries that share their keys.
+    turned = 1 + shape.kv_ratio if recompute != "selective" else float(shape.kv_ratio < 1)
+    attention = (2 + 2 * shape.kv_ratio + turned) * d / t
     # Both halves of the projection and their product; and the steps between, where it is not one kernel.
     mlp = 0.0 if recompute == "selective" else (3 if shape.fused else 5) * shape.f / t
-    return n * e * (norms + attention + angles + mlp)
+    return n * e * (norms + attention + mlp)
 
 
 def cross_activations(d: int, queries: float, keys: float, e: float, layout: Layout, fused: bool = True) -> float:
@@ -169,7 +169,7 @@ def logit_bytes(config: Config, tokens: float, e: float) -> float:
 
 def global_shape(config: Config, fused: bool = True) -> LayerShape:
     model = config.model
-    return LayerShape(model.hidden, model.global_ffn, model.heads, model.global_kv_heads / model.heads, fused)
+    return LayerShape(model.hidden, model.global_ffn, model.global_kv_heads / model.heads, fused)
 
 
 def local_activations(
@@ -191,7 +191,7 @@ def local_activations(
     """
     model = config.model
     d, k = model.local_hidden, model.queries
-    shape = LayerShape(d, model.local_ffn_size, model.local_heads, 1.0, fused)
+    shape = LayerShape(d, model.local_ffn_size, 1.0, fused)
     encoded, decoded = work.encoder_tokens, work.decoder_tokens
     replica = last and layout.pipeline > 1 and model.decoder_input == "encoder"
     total = 0.0

@@ -51,7 +51,7 @@ def test_reads_no_value_makes_no_dense_mask_and_keeps_what_the_plan_says(name: s
     with traced_model(config) as chunk:
         trace = trace_micro_batch(chunk, batch)  # fails where a value is read
         assert not dense(trace, chunk, config)
-    kernels = {"interval_attention", "interval_attention_backward"}
+    kernels = {"interval_attention", "interval_attention_backward", "rotary"}
     if config.model.kind == "lst":
         kernels |= {"patch_pool", "patch_pool_backward", "patch_attention", "patch_attention_backward"}
     assert {f"lst_kernels.{name}" for name in kernels} <= {op.name for op in trace.operations}

@@ -19,6 +19,7 @@ KERNELS = {
     "interval_forward",
     "interval_backward_dq",
     "interval_backward_dkdv",
+    "rotary_turn",
 }
 
 

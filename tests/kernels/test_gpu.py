@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lst_kernels import interval_attention, patch_attention, patch_pool, patch_unpool
+from lst_kernels import interval_attention, patch_attention, patch_pool, patch_unpool, rotary
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +40,9 @@ def everything(i: dict[str, Tensor], backend: str) -> list[Tensor]:
     back = patch_unpool(pooled, i["unit"], x, backend=backend)
     mixed = patch_attention(q, kv, kv, i["start"], i["end"], backend=backend)
     seen = interval_attention(kv, kv, kv, i["k_start"], i["k_end"], backend=backend)
-    outs = [pooled, back, mixed, seen]
+    angle = torch.arange(len(kv), device=kv.device)[:, None] / torch.arange(1, 33, device=kv.device)
+    turned = rotary(kv, angle.cos(), angle.sin(), backend)
+    outs = [pooled, back, mixed, seen, turned]
     loss = sum((o.float().square().sum() for o in outs), torch.zeros((), device="cuda"))
     return [*[o.detach() for o in outs], *torch.autograd.grad(loss, (x, q, kv))]
 

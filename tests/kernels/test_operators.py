@@ -12,6 +12,7 @@ from lst_kernels import (
     patch_attention,
     patch_pool,
     patch_unpool,
+    rotary,
 )
 
 TOKENS, HEADS, DIM = 20, 2, 16
@@ -26,6 +27,8 @@ def patched(x: Tensor, start: Tensor, end: Tensor, backend: str) -> Tensor:
     """A small encoder: every operation once, one feeding the next."""
     t = torch.arange(TOKENS, dtype=torch.int32)
     heads = x.view(TOKENS, HEADS, DIM)
+    angle = t[:, None] * torch.ones(DIM // 2)
+    heads = rotary(heads, angle.cos(), angle.sin(), backend=backend)
     x = interval_attention(heads, heads, heads, torch.zeros_like(t), t + 1, backend=backend).reshape(TOKENS, -1)
     pooled = patch_pool(x, start, end, "max", backend=backend)
     heads = x.reshape(TOKENS, HEADS, DIM)
@@ -65,6 +68,7 @@ def test_cpu_takes_the_reference() -> None:
         "patch_unpool",
         "patch_attention",
         "interval_attention",
+        "rotary",
         "linear_cross_entropy",
     }
     if not torch.cuda.is_available():
