@@ -131,7 +131,7 @@ def run_stage(
     attempts: int = 3,
     part: str | None = None,
     quiet: bool = False,
-) -> list[dict[str, Any] | None]:
+) -> None:
     """Do every item of a stage that has no receipt.
 
     Args:
@@ -141,24 +141,19 @@ def run_stage(
         attempts: how often an item whose worker dies is tried.
         part: the slice of items to do, see `slice_items`.
 
-    Returns:
-        One result per item; None for items of other slices that are not done yet.
-
     Raises:
         UserError: raised by an item (for instance a full disk).
         JobFault: items whose workers died `attempts` times; everything else is done by then.
         RuntimeError: a bug in an item, with the worker's traceback.
     """
     receipts = Receipts(work, stage.name, plan)
-    results = [receipts.read(item) for item in range(stage.items)]
     mine = slice_items(stage.items, part)
-    todo = [item for item in mine if results[item] is None]
+    todo = [item for item in mine if receipts.read(item) is None]
     with StageProgress(stage.name, len(mine), len(mine) - len(todo), _quiet() if quiet else None) as progress:
         if not todo:
-            return results
+            return
 
-        def finished(item: int, result: dict[str, Any]) -> None:
-            results[item] = result
+        def finished(result: dict[str, Any]) -> None:
             progress.advance(1, float(result.get("audio_seconds", 0.0)), str(result.get("note", "")))
 
         if workers == 1:
@@ -167,10 +162,9 @@ def run_stage(
                 with full_disk_is_the_users():
                     result = function(item)
                     receipts.write(item, result)
-                finished(item, result)
+                finished(result)
         else:
             _Pool(stage, receipts, min(workers, len(todo)), attempts).run(todo, finished)
-    return results
 
 
 def _quiet() -> Any:
@@ -231,7 +225,7 @@ class _Pool:
         theirs.close()
         self._alive[ours] = (process, None)
 
-    def run(self, todo: list[int], finished: Callable[[int, dict[str, Any]], None]) -> None:
+    def run(self, todo: list[int], finished: Callable[[dict[str, Any]], None]) -> None:
         waiting, tries, lost = deque(todo), dict.fromkeys(todo, 0), list[int]()
         try:
             for _ in range(self._size):
@@ -241,7 +235,7 @@ class _Pool:
                     assert isinstance(connection, Connection)
                     process, item = self._alive[connection]
                     try:
-                        done, kind, payload = connection.recv()
+                        _, kind, payload = connection.recv()
                     except (EOFError, ConnectionResetError):
                         self._bury(connection)
                         self._mourn(item, tries, waiting, lost)
@@ -255,7 +249,7 @@ class _Pool:
                     if kind == "bug":
                         raise RuntimeError(f"stage {self._stage.name}, item {item}:\n{payload}")
                     if kind == "done":
-                        finished(done, payload)
+                        finished(payload)
                     self._feed(connection, process, waiting)
         finally:
             for connection in list(self._alive):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,25 +34,25 @@ class Table:
 
     def write(self, entries: Iterable[Entry], item_pieces: int) -> int:
         """Divide entries into items of about `item_pieces`, never inside a recording. Returns the number of items."""
-        rows: list[tuple[int, int, int]] = []
+        rows = array("q")
         with replacing(self.entries, "wb") as out:
             recording, count, first, offset, line = "", 0, 0, 0, 0
             for entry in entries:
                 if count >= item_pieces and entry.recording != recording:
-                    rows.append((first, offset, count))
+                    rows.extend((first, offset, count))
                     first, offset, count = line, out.tell(), 0
                 recording, count, line = entry.recording, count + 1, line + 1
-                out.write(json.dumps(asdict(entry)).encode() + b"\n")
+                out.write(json.dumps(vars(entry)).encode() + b"\n")
             if count:
-                rows.append((first, offset, count))
+                rows.extend((first, offset, count))
         table = io.BytesIO()
         np.save(table, np.array(rows, np.int64).reshape(-1, 3))
         write_bytes(self.items, table.getvalue())
-        return len(rows)
+        return len(rows) // 3
 
     def _rows(self) -> np.ndarray:
         try:
-            return np.asarray(np.load(self.items, allow_pickle=False))
+            return np.load(self.items, mmap_mode="r", allow_pickle=False)  # every item asks for one row
         except FileNotFoundError:
             raise UserError(
                 f"{self.items}: not there yet: run `lst prep manifest` (and, where `cutting.by` is set, `lst prep cut`)"

@@ -11,9 +11,13 @@ on their own and joined again (SPEC 7). Paths are relative to the manifest's fol
 
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
+import xxhash
 
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import UserError
@@ -47,13 +51,15 @@ class Entry:
 def _parse(line: str, folder: Path, root: str, default_source: str) -> Entry:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Rejection("bad_manifest_line", f"not JSON ({error})") from error
     if not isinstance(value, dict):
         raise Rejection("bad_manifest_line", "not a JSON object")
     for name in ("id", "audio", "text"):
         if not isinstance(value.get(name), str) or (name != "text" and not value[name]):
             raise Rejection("bad_manifest_line", f"{name} must be a string")
+        if not is_unicode(value[name]):
+            raise Rejection("bad_manifest_line", f"{name} holds half a surrogate pair")
     for name in ("start", "end", "seconds"):
         number = value.get(name)
         if number is not None and (
@@ -81,8 +87,43 @@ def _audio_path(audio: str, folder: Path, root: str) -> str:
     return path if os.path.isabs(audio) else os.path.normpath(folder / audio)
 
 
+def is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can escape (a cut emoji) and nothing after it can encode."""
+    return text.isascii() or not any("\ud800" <= ch <= "\udfff" for ch in text)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number, line) of each that is not blank. Raises UserError when the file cannot be read."""
+    try:
+        handle = path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from error
+    with handle:
+        yield from ((number, line) for number, line in enumerate(handle, start=1) if line.strip())
+
+
+def _digest(name: str) -> int:
+    return int(xxhash.xxh3_64_intdigest(name.encode()))
+
+
+def _repeated(paths: Iterable[Path]) -> frozenset[int]:
+    """Digests of the ids that more than one line may have. Takes 8 bytes of memory a line."""
+    digests = array("Q")
+    for path in paths:
+        for _, line in _lines(path):
+            try:
+                digests.append(_digest(json.loads(line)["id"]))
+            except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+                continue  # `read` says what is wrong with it
+    table = np.frombuffer(digests, np.uint64)
+    table.sort()
+    return frozenset(np.unique(table[1:][table[1:] == table[:-1]]).tolist())
+
+
 def read(paths: Iterable[str | Path], on_reject: Callable[[str, Rejection], None], root: str = "") -> Iterator[Entry]:
     """Every good line of the manifests, in order. Blank lines are skipped.
+
+    The manifests are read twice: only ids that occur again are kept, for there may be tens of millions.
 
     Args:
         paths: manifests.
@@ -92,25 +133,20 @@ def read(paths: Iterable[str | Path], on_reject: Callable[[str, Rejection], None
     Raises:
         UserError: a manifest that cannot be read.
     """
-    seen: set[str] = set()
-    for path in map(Path, paths):
-        try:
-            handle = path.open(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from error
-        with handle:
-            for number, line in enumerate(handle, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    entry = _parse(line, path.parent, root, path.stem)
-                    if entry.id in seen:
-                        raise Rejection("duplicate_id", entry.id)
-                except Rejection as rejection:
-                    on_reject(f"{path}:{number}", rejection)
-                    continue
-                seen.add(entry.id)
-                yield entry
+    files = [Path(path) for path in paths]
+    repeated = _repeated(files)
+    first: dict[str, str] = {}
+    for path in files:
+        for number, line in _lines(path):
+            where = f"{path}:{number}"
+            try:
+                entry = _parse(line, path.parent, root, path.stem)
+                if _digest(entry.id) in repeated and first.setdefault(entry.id, where) != where:
+                    raise Rejection("duplicate_id", f"{entry.id}, first in {first[entry.id]}")
+            except Rejection as rejection:
+                on_reject(where, rejection)
+                continue
+            yield entry
 
 
 def write(path: Path, entries: Iterable[Entry]) -> int:

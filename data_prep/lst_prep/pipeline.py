@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lst_prep.units.codebook import fit, import_codebook
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
-from megatron_lst.files import write_bytes
+from megatron_lst.files import replacing, write_bytes
 
 
 class Preparation:
@@ -59,39 +60,34 @@ class Preparation:
         table = self.layout.recordings if self._cuts else self.layout.pieces
         if self.layout.tokenizer.exists():  # written last
             return len(table)
-        rejected: list[dict[str, str]] = []
-
-        def reject(where: str, rejection: Rejection) -> None:
-            rejected.append(
-                {
-                    "id": where,
-                    "source": Path(where.rpartition(":")[0]).stem,
-                    "reason": rejection.reason,
-                    "detail": rejection.detail,
-                }
-            )
-
         heldout = HeldOut()
         for path in self.config.heldout:
             heldout.hashes |= HeldOut.load(Path(path)).hashes
+        reasons: list[str] = []
+        with replacing(self.layout.manifest_rejections) as log:
 
-        def entries() -> Iterator[manifest.Entry]:
-            for entry in manifest.read(self.config.manifests, reject, self.config.audio.root):
-                if entry.split == "heldout":
-                    heldout.add(entry.text)
-                yield entry
+            def reject(where: str, rejection: Rejection) -> None:
+                reasons.append(rejection.reason)
+                source = Path(where.rpartition(":")[0]).stem
+                line = {"id": where, "source": source, "reason": rejection.reason, "detail": rejection.detail}
+                log.write(json.dumps(line) + "\n")
 
-        items = table.write(entries(), self.config.jobs.item_pieces)
-        for source in self.config.text:
-            for file in text.source_files(source):
-                for record in text.read_records(source, file, lambda *_: None):
-                    if record.split == "heldout":
-                        heldout.add(record.text)
-        if not items and not self.config.text:
-            why = f"; {len(rejected)} lines were rejected, the first as {rejected[0]['reason']}" if rejected else ""
+            def entries() -> Iterator[manifest.Entry]:
+                for entry in manifest.read(self.config.manifests, reject, self.config.audio.root):
+                    if entry.split == "heldout":
+                        heldout.add(entry.text)
+                    yield entry
+
+            items = table.write(entries(), self.config.jobs.item_pieces)
+        texts = self._text_items()
+        if not items and not texts:
+            why = f"; {len(reasons)} lines were rejected, the first as {reasons[0]}" if reasons else ""
             raise UserError(f"nothing to prepare: no usable manifest line and no text source{why}")
+        self._stage("text-heldout", len(texts), stages.text_heldout_factory, self.config, texts)
+        for result in self.results("text-heldout", len(texts)):
+            assert result is not None, "a stage that ended has all its receipts"
+            heldout.hashes.update(result["hashes"])
         heldout.save(self.layout.heldout)
-        write_bytes(self.layout.manifest_rejections, "".join(json.dumps(line) + "\n" for line in rejected).encode())
         write_bytes(
             self.layout.tokenizer,
             json.dumps(
@@ -192,7 +188,7 @@ class Preparation:
         items = self._text_items()
         if self.config.text_options.deduplicate and items:
             self._stage("text-hashes", len(items), stages.text_hashes_factory, self.config, items)
-            if None in list(self.results("text-hashes", len(items))):
+            if None in self.results("text-hashes", len(items)):
                 print(
                     "prep text: this slice is hashed; duplicates are known when every slice is: then run it again",
                     file=sys.stderr,
@@ -202,24 +198,36 @@ class Preparation:
         self._stage("text", len(items), stages.text_shards_factory, self.config, items)
 
     def _mark_duplicates(self, items: int) -> None:
-        """Per file, which training texts are the first of their kind. Needs 16 bytes of memory a text."""
+        """Per file, which training texts are the first of their kind. Takes 8 bytes of memory a text."""
         files = [self.layout.item("text-hashes", item, ".npz") for item in range(items)]
         keeps = [self.layout.item("text-keep", item, ".npz") for item in range(items)]
         if all(keep.exists() for keep in keeps):
             return
-        hashes = [stages.arrays(file)["hashes"] for file in files]
-        flat = np.concatenate(hashes)
-        keep = np.zeros(len(flat), bool)
-        keep[np.unique(flat, return_index=True)[1]] = True
-        ends = np.cumsum([len(h) for h in hashes])
-        for path, end, own in zip(keeps, ends, hashes, strict=True):
-            stages.save_arrays(path, {"keep": keep[end - len(own) : end]})
+        every = np.empty(sum(result["texts"] for result in self.results("text-hashes", items) if result), np.uint64)
+        at = 0
+        for file in files:
+            hashes = stages.arrays(file)["hashes"]
+            every[at : at + len(hashes)] = hashes
+            at += len(hashes)
+        every.sort()
+        repeated = np.unique(every[1:][every[1:] == every[:-1]])
+        del every
+        seen = np.zeros(len(repeated), bool)
+        for path, file in zip(keeps, files, strict=True):
+            hashes = stages.arrays(file)["hashes"]
+            suspects = np.flatnonzero(np.isin(hashes, repeated))
+            kinds, first = np.unique(np.searchsorted(repeated, hashes[suspects]), return_index=True)
+            keep = np.ones(len(hashes), bool)
+            keep[suspects] = False
+            keep[suspects[first[~seen[kinds]]]] = True
+            seen[kinds] = True
+            stages.save_arrays(path, {"keep": keep})
 
     # -- all ----------------------------------------------------------------------------------------------------
 
-    def _stage(self, name: str, items: int, factory: Any, *arguments: Any) -> list[dict[str, Any] | None]:
+    def _stage(self, name: str, items: int, factory: Any, *arguments: Any) -> None:
         workers = self.config.jobs.workers or os.cpu_count() or 1
-        return run_stage(
+        run_stage(
             Stage(name, items, factory, arguments),
             self.layout.work,
             self.plan,
@@ -229,7 +237,7 @@ class Preparation:
             self.quiet,
         )
 
-    def results(self, name: str, items: int) -> Iterable[dict[str, Any] | None]:
+    def results(self, name: str, items: int) -> Iterator[dict[str, Any] | None]:
         """The receipts' results of a stage."""
         from lst_prep.engine import Receipts
 
@@ -247,16 +255,13 @@ class Preparation:
     def _merge(self, groups: int, texts: int) -> dict[str, dict[str, Any]]:
         """Join the parts into shard sets, write the summary."""
         manifests: dict[str, dict[str, Any]] = {}
-        results = {
-            "speech": list(self.results("shards", groups)),
-            "text": list(self.results("text", texts)),
-        }
         codebook = Codebook.load(self.layout.codebook).info if groups else None
         for name in SETS:
             kind = "speech" if name.endswith("speech") else "text"
+            results = self.results("shards", groups) if kind == "speech" else self.results("text", texts)
             parts = [
                 self.layout.part(name, item).name
-                for item, result in enumerate(results[kind])
+                for item, result in enumerate(results)
                 if result is not None and result["counts"].get(name)
             ]
             if parts:
@@ -268,11 +273,21 @@ class Preparation:
                     codebook if kind == "speech" else None,
                     {"plan": self.plan},
                 )
-        self._summarise(manifests, results, len(self.layout.pieces))
+        items = len(self.layout.pieces)
+        self._summarise(
+            manifests,
+            chain(
+                self.results("cut", len(self.layout.recordings) if self._cuts else 0),
+                self.results("units", items),
+                self.results("align", items),
+                self.results("shards", groups),
+                self.results("text", texts),
+            ),
+        )
         return manifests
 
     def _summarise(
-        self, manifests: dict[str, dict[str, Any]], results: dict[str, list[dict[str, Any] | None]], items: int
+        self, manifests: dict[str, dict[str, Any]], results: Iterable[dict[str, Any] | None]
     ) -> None:
         rejected: Counter[str] = Counter()
         examples: dict[str, list[dict[str, str]]] = {}
@@ -281,19 +296,21 @@ class Preparation:
         alike = np.zeros(2, np.int64)
         removed = 0
         by_source: dict[str, Counter[str]] = {}
-        lines = [json.loads(line) for line in self.layout.manifest_rejections.read_text().splitlines()]
-        cut = self.results("cut", len(self.layout.recordings) if self._cuts else 0)
-        every = [
-            *cut,
-            *self.results("units", items),
-            *self.results("align", items),
-            *results["speech"],
-            *results["text"],
-        ]
-        for result in every:
+
+        def count(line: dict[str, str]) -> None:
+            rejected[line["reason"]] += 1
+            by_source.setdefault(line["source"], Counter())[line["reason"]] += 1
+            if len(examples.setdefault(line["reason"], [])) < 5:
+                examples[line["reason"]].append(line)
+
+        with self.layout.manifest_rejections.open() as log:
+            for line in log:
+                count(json.loads(line))
+        for result in results:
             if result is None:
                 continue
-            lines += result.get("rejections", [])
+            for rejection in result.get("rejections", []):
+                count(rejection)
             changes.update(result.get("changes", {}))
             alike += result.get("like_fp32", [0, 0])
             removed += result.get("heldout_sentences_removed", 0)
@@ -301,11 +318,6 @@ class Preparation:
                 mine = sources.setdefault(name, dict.fromkeys(totals, 0))
                 for key, value in totals.items():
                     mine[key] += value
-        for line in lines:
-            rejected[line["reason"]] += 1
-            by_source.setdefault(line["source"], Counter())[line["reason"]] += 1
-            if len(examples.setdefault(line["reason"], [])) < 5:
-                examples[line["reason"]].append(line)
         summary = {
             "plan": self.plan,
             "sets": {name: {"documents": m["documents"], "totals": m["totals"]} for name, m in manifests.items()},

@@ -354,6 +354,18 @@ def _records(item: TextItem, on_reject: Callable[[str, Rejection], None]) -> Ite
     return text.read_records(TextSource(**item[0]), Path(item[1]), on_reject)
 
 
+def text_heldout_factory(config: PrepConfig, items: list[TextItem]) -> Work:
+    """Hashes of the held-out sentences of a file. Records that cannot be read are counted by a later stage."""
+
+    def work(item: int) -> dict[str, Any]:
+        heldout = HeldOut()
+        for held in text.heldout_texts(TextSource(**items[item][0]), Path(items[item][1])):
+            heldout.add(held)
+        return {"hashes": sorted(heldout.hashes)}
+
+    return work
+
+
 def text_hashes_factory(config: PrepConfig, items: list[TextItem]) -> Work:
     """Hash every training text of a file, so that identical documents are found over all files."""
     layout = Layout(config.out)

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from lst_prep.config import TextSource
+from lst_prep.manifest import is_unicode
 from lst_prep.rejection import Rejection
 from lst_prep.tokenizer import Tokenizer
 from megatron_lst.documents.heldout import normalise_text, sentence_spans
@@ -69,18 +70,34 @@ def open_text(path: Path) -> IO[str]:
     return io.TextIOWrapper(binary, encoding="utf-8", errors="replace")
 
 
-def read_records(source: TextSource, path: Path, on_reject: Callable[[str, Rejection], None]) -> Iterator[TextRecord]:
-    """Every text of one file. Records that are not what the format says are given to `on_reject`, never fatal."""
+def heldout_texts(source: TextSource, path: Path) -> Iterator[str]:
+    """The held-out texts of one file; where none is, most of it is skipped."""
+    for record in read_records(source, path, lambda *_: None, skim=source.split == "train"):
+        if record.split == "heldout":
+            yield record.text
+
+
+def read_records(
+    source: TextSource, path: Path, on_reject: Callable[[str, Rejection], None], skim: bool = False
+) -> Iterator[TextRecord]:
+    """Every text of one file. Records that are not what the format says are given to `on_reject`, never fatal.
+
+    Args:
+        skim: leave out records that cannot name a split of their own.
+    """
     kind, stem = _kind(path), path.name.split(".")[0]
     try:
         if kind == ".parquet":
-            yield from _read_parquet(source, path, stem, on_reject)
+            yield from _read_parquet(source, path, stem, on_reject, skim)
         elif kind == ".txt":
+            if skim:
+                return
             with open_text(path) as file:
                 yield TextRecord(stem, file.read(), source.split)
         else:
             with open_text(path) as file:
-                yield from _read_jsonl(source, file, path, stem, on_reject)
+                lines = filter(_may_name_split, file) if skim else file
+                yield from _read_jsonl(source, lines, path, stem, on_reject)
     except UserError:
         raise  # a ValueError, too
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
@@ -92,21 +109,29 @@ def read_records(source: TextSource, path: Path, on_reject: Callable[[str, Rejec
 
 
 def _read_jsonl(
-    source: TextSource, lines: IO[str], path: Path, stem: str, on_reject: Callable[[str, Rejection], None]
+    source: TextSource, lines: Iterable[str], path: Path, stem: str, on_reject: Callable[[str, Rejection], None]
 ) -> Iterator[TextRecord]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             on_reject(f"{path}:{number}", Rejection("bad_text_line", f"not JSON ({error})"))
             continue
         text = value.get(source.text_key) if isinstance(value, dict) else None
         if not isinstance(text, str):
             on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))
             continue
+        if not is_unicode(text) or not is_unicode(str(value.get("id"))):
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", "holds half a surrogate pair"))
+            continue
         yield _record(source, f"{stem}-{number}", text, value)
+
+
+def _may_name_split(line: str) -> bool:
+    """Without parsing it; a writer may escape any letter."""
+    return '"split"' in line or "\\u00" in line
 
 
 def _record(source: TextSource, name: str, text: str, value: dict[str, Any]) -> TextRecord:
@@ -116,7 +141,7 @@ def _record(source: TextSource, name: str, text: str, value: dict[str, Any]) -> 
 
 
 def _read_parquet(
-    source: TextSource, path: Path, stem: str, on_reject: Callable[[str, Rejection], None]
+    source: TextSource, path: Path, stem: str, on_reject: Callable[[str, Rejection], None], skim: bool
 ) -> Iterator[TextRecord]:
     try:
         from pyarrow import parquet
@@ -126,6 +151,8 @@ def _read_parquet(
         there = file.schema_arrow.names
         if source.text_key not in there:
             raise UserError(f"{path}: no column {source.text_key!r}; it has {', '.join(there)}")
+        if skim and "split" not in there:
+            return
         number = 0
         columns = [name for name in (source.text_key, "id", "split") if name in there]
         for batch in file.iter_batches(batch_size=1024, columns=columns):

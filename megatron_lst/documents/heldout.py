@@ -8,12 +8,13 @@ at the end.
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 
 from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.files import write_text
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 _NOT_LETTERS = re.compile(r"[^\w]+", re.UNICODE)
@@ -21,26 +22,38 @@ _NOT_LETTERS = re.compile(r"[^\w]+", re.UNICODE)
 
 def normalise_text(text: str) -> str:
     """Lower case, no accents, every run of anything but letters and digits one space."""
-    folded = unicodedata.normalize("NFKD", text.casefold())
-    bare = "".join(ch for ch in folded if not unicodedata.combining(ch))
+    bare = text.casefold()
+    if not bare.isascii():
+        bare = "".join(ch for ch in unicodedata.normalize("NFKD", bare) if not unicodedata.combining(ch))
     return _NOT_LETTERS.sub(" ", bare.replace("'", "").replace("’", "")).strip()
 
 
 def text_hash(text: str) -> str:
     """32 hex digits that are equal for texts equal up to `normalise_text`."""
-    return xxhash.xxh3_128_hexdigest(normalise_text(text).encode())
+    return _digest(normalise_text(text))
+
+
+def _digest(normalised: str) -> str:
+    return xxhash.xxh3_128_hexdigest(normalised.encode())
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Half-open character spans of the sentences of `text`, in order, without the white space between them."""
-    spans, begin = [], 0
+    return [(begin, end) for begin, end, _ in _sentences(text)]
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int, str]]:
+    """(begin, end, normalised text) of each sentence."""
+    spans, begin = list[tuple[int, int]](), 0
     for match in _SENTENCE_END.finditer(text):
         if match.start() > begin:
             spans.append((begin, match.start()))
         begin = match.end()
     if begin < len(text):
         spans.append((begin, len(text)))
-    return [(a, b) for a, b in spans if normalise_text(text[a:b])]
+    for begin, end in spans:
+        if normalised := normalise_text(text[begin:end]):
+            yield begin, end, normalised
 
 
 class HeldOut:
@@ -54,11 +67,11 @@ class HeldOut:
 
     def add(self, text: str) -> None:
         """Hold out every sentence of `text`."""
-        self.hashes.update(text_hash(text[a:b]) for a, b in sentence_spans(text))
+        self.hashes.update(_digest(normalised) for _, _, normalised in _sentences(text))
 
     def find(self, text: str) -> list[str]:
         """The sentences of `text` that are held out."""
-        return [text[a:b] for a, b in sentence_spans(text) if text_hash(text[a:b]) in self.hashes]
+        return [text[a:b] for a, b, normalised in _sentences(text) if _digest(normalised) in self.hashes]
 
     def remove(self, text: str) -> tuple[list[str], int]:
         """Cut held-out sentences out of `text`.
@@ -69,8 +82,8 @@ class HeldOut:
         """
         parts: list[str] = []
         begin, last, removed = None, 0, 0
-        for a, b in sentence_spans(text):
-            if text_hash(text[a:b]) in self.hashes:
+        for a, b, normalised in _sentences(text):
+            if _digest(normalised) in self.hashes:
                 if begin is not None:
                     parts.append(text[begin:last])
                 begin, removed = None, removed + 1
@@ -98,7 +111,7 @@ class HeldOut:
         return count
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"kind": "lst-heldout", "version": 1, "hashes": sorted(self.hashes)}, indent=0))
+        write_text(path, json.dumps({"kind": "lst-heldout", "version": 1, "hashes": sorted(self.hashes)}, indent=0))
 
     @classmethod
     def load(cls, path: Path) -> "HeldOut":
