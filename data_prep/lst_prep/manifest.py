@@ -13,7 +13,7 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +154,7 @@ def write(path: Path, entries: Iterable[Entry]) -> int:
     count, folder = 0, path.parent.resolve()
     with replacing(path) as out:
         for entry in entries:
-            value = {name: item for name, item in asdict(entry).items() if item not in (None, "")}
+            value = {name: item for name, item in vars(entry).items() if item not in (None, "")}
             audio = Path(entry.audio).resolve()
             value["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
             value.setdefault("text", "")

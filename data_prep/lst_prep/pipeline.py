@@ -286,9 +286,7 @@ class Preparation:
         )
         return manifests
 
-    def _summarise(
-        self, manifests: dict[str, dict[str, Any]], results: Iterable[dict[str, Any] | None]
-    ) -> None:
+    def _summarise(self, manifests: dict[str, dict[str, Any]], results: Iterable[dict[str, Any] | None]) -> None:
         rejected: Counter[str] = Counter()
         examples: dict[str, list[dict[str, str]]] = {}
         sources: dict[str, dict[str, float]] = {}

@@ -6,12 +6,15 @@ corpus says when its pieces begin and end, only pieces that follow each other wi
 
 import gzip
 import json
+import os
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lst_prep.manifest import Entry
 from megatron_lst.errors import UserError
+from megatron_lst.files import write_bytes
 
 _AUDIO = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 _GAP = 0.5
@@ -22,6 +25,17 @@ def _need(found: list[Path], root: Path, what: str) -> list[Path]:
     if not found:
         raise UserError(f"{root}: {what}")
     return sorted(found)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file under a folder, as `sorted` would order the paths; millions of them are never held together."""
+    with os.scandir(root) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+        else:
+            yield Path(entry.path)
 
 
 class _Chain:
@@ -145,29 +159,37 @@ def yodas(root: Path) -> Iterator[Entry]:
     Subtitles are named VIDEO-NUMBER-START-END, times in hundredths of a second; neighbours in time are joined.
     """
     shards = [path for path in root.rglob("*.txt") if path.parent.name == "text"]
-    for path in _need(shards, root, "no text/*.txt: not YODAS's layout"):
-        here = {p.stem: p for p in (path.parent.parent / "audio").rglob(f"{path.stem}/*") if p.suffix in _AUDIO}
-        chain = _Chain()
-        for line in sorted(path.read_text(encoding="utf-8").splitlines()):
-            name, _, text = line.partition(" ")
-            video, _, *times = name.rsplit("-", 3)
-            start, end = (int(time) / 100 for time in times)
-            yield Entry(
-                id=name,
-                audio=str(here.get(name, path.parent.parent / "audio" / path.stem / f"{name}.wav")),
-                text=text.strip(),
-                seconds=end - start,
-                speaker=video,
-                license="CC BY 3.0",
-                source=f"yodas-{path.parent.parent.name}",
-                document=chain.name(video, start, end),
-            )
+    shards = _need(shards, root, "no text/*.txt: not YODAS's layout")
+    for language, paths in groupby(shards, lambda path: path.parent.parent):
+        folders: dict[str, list[Path]] = {}
+        for place, _, _ in os.walk(language / "audio"):
+            folders.setdefault(Path(place).name, []).append(Path(place))
+        for path in paths:
+            here = {p.stem: p for place in folders.get(path.stem, []) for p in place.iterdir() if p.suffix in _AUDIO}
+            chain = _Chain()
+            for line in sorted(path.read_text(encoding="utf-8").splitlines()):
+                name, _, text = line.partition(" ")
+                video, _, *times = name.rsplit("-", 3)
+                start, end = (int(time) / 100 for time in times)
+                yield Entry(
+                    id=name,
+                    audio=str(here.get(name, language / "audio" / path.stem / f"{name}.wav")),
+                    text=text.strip(),
+                    seconds=end - start,
+                    speaker=video,
+                    license="CC BY 3.0",
+                    source=f"yodas-{language.name}",
+                    document=chain.name(video, start, end),
+                )
 
 
 def folder(root: Path) -> Iterator[Entry]:
     """Any folder of audio files with a .txt (or .lab) of the same name beside each."""
-    audio = [path for path in root.rglob("*") if path.suffix.lower() in _AUDIO]
-    for path in _need(audio, root, f"no audio ({', '.join(_AUDIO)})"):
+    nothing = True
+    for path in _walk(root):
+        if path.suffix.lower() not in _AUDIO:
+            continue
+        nothing = False
         texts = [path.with_suffix(ext) for ext in (".txt", ".lab") if path.with_suffix(ext).exists()]
         name = path.relative_to(root).with_suffix("").as_posix()
         parent = path.parent.name if path.parent != root else ""
@@ -178,6 +200,8 @@ def folder(root: Path) -> Iterator[Entry]:
             speaker=parent,
             source=root.name,
         )
+    if nothing:
+        raise UserError(f"{root}: no audio ({', '.join(_AUDIO)})")
 
 
 def huggingface(root: Path) -> Iterator[Entry]:
@@ -202,10 +226,9 @@ def huggingface(root: Path) -> Iterator[Entry]:
             name = str(row.get("utt_id") or row.get("id") or row.get("file") or f"{split}-{index}")
             sound, path = row[audio], Path(row[audio].get("path") or "audio.wav")
             if sound.get("bytes"):
-                path = root / "lst-audio" / f"{split}-{index:08d}{path.suffix or '.wav'}"
+                path = root / "lst-audio" / f"{index // 10_000:04d}" / f"{split}-{index:08d}{path.suffix or '.wav'}"
                 if not path.exists():
-                    path.parent.mkdir(exist_ok=True)
-                    path.write_bytes(sound["bytes"])
+                    write_bytes(path, sound["bytes"])
             yield Entry(
                 id=name,
                 audio=str(path),

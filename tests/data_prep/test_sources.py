@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,33 @@ def test_yodas_joins_subtitles_that_follow(tmp_path: Path) -> None:
     assert found[names[0]].document == found[names[1]].document != found[names[2]].document
 
 
+def test_yodas_finds_the_audio_of_every_language(tmp_path: Path) -> None:
+    expected = {}
+    for language, inner in (("de000", ""), ("en000", ""), ("en100", "deeper/")):
+        for shard in ("00000000", "00000001"):
+            name = f"{language}{shard}-00000-00000000-00000120"
+            put(tmp_path / language / "text" / f"{shard}.txt", f"{name} hello\n")
+            expected[name] = put(tmp_path / language / "audio" / inner / shard / f"{name}.flac")
+    assert {name: Path(entry.audio) for name, entry in read("yodas", tmp_path).items()} == expected
+
+
+def test_a_folder_is_walked_in_the_order_of_sorted_paths(tmp_path: Path) -> None:
+    for name in (
+        "b/1.wav",
+        "b.wav",
+        "a/z/1.wav",
+        "a/1.wav",
+        "a b/1.WAV",
+        "a-b/1.wav",
+        "Z.wav",
+        "a/1.txt",
+        "a.wav/1.wav",
+    ):
+        put(tmp_path / name, "text")
+    expected = sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.suffix.lower() == ".wav")
+    assert [Path(entry.audio) for entry in sources.read("folder", tmp_path)] == expected
+
+
 def test_a_folder_and_its_manifest(tmp_path: Path) -> None:
     put(tmp_path / "anna" / "1.ogg")
     put(tmp_path / "anna" / "1.txt", " He was not an ill-disposed young man,\n")
@@ -134,6 +162,65 @@ def test_nonsense_in_the_right_place_is_the_users_mistake(tmp_path: Path) -> Non
         list(sources.read("libriheavy", tmp_path))
     with pytest.raises(UserError, match="unknown corpus"):
         list(sources.read("nope", tmp_path))
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_duplicate_names_both_lines_and_only_good_lines_count(tmp_path: Path) -> None:
+    good = {"id": "x", "audio": "x.flac", "text": "word"}
+    one = write_lines(tmp_path / "1.jsonl", {"id": "x", "text": "no audio"}, "\n", good, {**good, "id": "y"})
+    two = write_lines(tmp_path / "2.jsonl", {**good, "id": "z"}, {**good, "id": "y"}, good, good)
+    said: list[tuple[str, str]] = []
+    entries = list(manifest.read([one, two], lambda where, why: said.append((where, str(why)))))
+    assert [entry.id for entry in entries] == ["x", "y", "z"]
+    assert said == [
+        (f"{one}:1", "bad_manifest_line: audio must be a string"),
+        (f"{two}:2", f"duplicate_id: y, first in {one}:4"),
+        (f"{two}:3", f"duplicate_id: x, first in {one}:3"),
+        (f"{two}:4", f"duplicate_id: x, first in {one}:3"),
+    ]
+
+
+def test_ids_of_one_digest_are_not_taken_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_digest", lambda name: len(name))
+    lines = [{"id": name, "audio": "x.flac", "text": "word"} for name in ("a", "b", "a")]
+    said: list[str] = []
+    entries = list(manifest.read([write_lines(tmp_path / "m.jsonl", *lines)], lambda _, why: said.append(why.reason)))
+    assert ([entry.id for entry in entries], said) == (["a", "b"], ["duplicate_id"])
+
+
+def test_memory_of_a_manifest_is_a_few_bytes_a_line(tmp_path: Path) -> None:
+    count = 40_000
+    lines = [{"id": f"a-name-as-long-as-they-are-{i:09d}", "audio": "x.flac", "text": "word"} for i in range(count)]
+    path = write_lines(tmp_path / "m.jsonl", *lines)
+    list(manifest.read([write_lines(tmp_path / "warm.jsonl", *lines[:2])], lambda *_: None))  # imports
+    tracemalloc.start()
+    try:
+        read_lines = sum(1 for _ in manifest.read([path], lambda *_: None))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read_lines == count
+    assert peak < 80 * count  # the ids as strings in a set take over 130 bytes each; 2 MB are Python's interned names
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "x", "audio": "a.flac", "text": "\\ud83d"}',
+        '{"id": "\\udc00", "audio": "a.flac", "text": ""}',
+        "[" * 200_000,
+    ],
+)
+def test_what_no_later_stage_could_write_is_rejected(tmp_path: Path, line: str) -> None:
+    said: list[str] = []
+    good = {"id": "y", "audio": "x.flac", "text": "\U0001f600"}
+    path = write_lines(tmp_path / "m.jsonl", line + "\n", good)
+    assert [e.id for e in manifest.read([path], lambda _, why: said.append(why.reason))] == ["y"]
+    assert said == ["bad_manifest_line"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import zstandard
 from lst_prep.config import PrepConfig, TextSource
 from lst_prep.pipeline import run
 from lst_prep.rejection import Rejection
-from lst_prep.text import chunk, document_hash, read_records, source_files
+from lst_prep.text import chunk, document_hash, heldout_texts, read_records, source_files
 from lst_prep.tokenizer import load_tokenizer
 from megatron_lst.documents.shards import ShardSet, verify
 from megatron_lst.errors import UserError
@@ -145,3 +145,42 @@ def test_chunks_are_the_text_in_order_and_fit() -> None:
 def test_texts_that_differ_only_in_looks_are_the_same() -> None:
     assert document_hash("In the beginning, was") == document_hash("in THE beginning was\n")
     assert document_hash("in the beginning was") != document_hash("in the beginning is")
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_held_out_texts_are_found_without_parsing_the_rest(split: str, tmp_path: Path) -> None:
+    escaped = r'{"text": "escaped", "\u0073plit": "h\u0065ldout"}' + "\n"
+    (tmp_path / "t.jsonl").write_bytes(lines() + b'{"split" no json\n' + escaped.encode())
+    (tmp_path / "t.txt").write_text("a text")
+    write_parquet(tmp_path / "t.parquet", ROWS)
+    write_parquet(tmp_path / "none.parquet", [{"text": "a row"}])
+    for path in source_files(TextSource("toy", str(tmp_path))):
+        source = TextSource("toy", str(path), split=split)
+        expected = [r.text for r in read_records(source, path, lambda *_: None) if r.split == "heldout"]
+        assert list(heldout_texts(source, path)) == expected
+        assert ("escaped" in expected) == (path.suffix == ".jsonl")
+        assert ("a row" in expected, "a text" in expected) == (
+            split == "heldout" and path.stem == "none",
+            split == "heldout" and path.suffix == ".txt",
+        )
+
+
+def test_records_that_no_shard_can_hold_are_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        r'{"text": "half an emoji \ud83d"}' + "\n" + "[" * 200_000 + "\n" + r'{"text": "\ud83d\ude00"}' + "\n"
+    )
+    found, rejected = read(path)
+    assert [text for _, text, _ in found] == ["\U0001f600"]
+    assert ["half a surrogate pair" in why for why in rejected] == [True, False]
+
+
+def test_the_first_of_equal_texts_is_kept_over_files(tmp_path: Path) -> None:
+    texts = [["one", "two", "Two!", "three"], ["four", "ONE", "five", "five"], ["two", "five", "six", "one"]]
+    for number, rows in enumerate(texts):
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    config = PrepConfig(text=(TextSource("toy", str(tmp_path / "*.jsonl")),), out=str(tmp_path / "out"))
+    summary = run(config, quiet=True)
+    kept = [document.text for document in ShardSet.open(tmp_path / "out" / "text")]
+    assert kept == ["one", "two", "three", "four", "five", "six"]
+    assert summary["rejected"] == {"duplicate_text": 6}
