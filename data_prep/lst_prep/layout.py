@@ -13,6 +13,7 @@ import numpy as np
 
 from lst_prep.config import PrepConfig
 from lst_prep.manifest import Entry
+from lst_prep.text import source_files
 from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.files import replacing, write_bytes
@@ -113,12 +114,14 @@ def plan_of(config: PrepConfig) -> dict[str, Any]:
     for section in ("units", "align"):
         choices[section].pop("device")
     choices["item_pieces"] = config.jobs.item_pieces
-    inputs = {}
+    inputs: dict[str, Any] = {}
     for path in [*config.manifests, *config.heldout, *config.align.pronunciations]:
         try:
             inputs[path] = file_hash(Path(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    for source in config.text:  # items are numbered by file; terabytes of text are known by their sizes
+        inputs |= {str(path): f"{path.stat().st_size} bytes" for path in source_files(source)}
     return {"version": 1, "config": choices, "inputs": inputs}
 
 

@@ -184,3 +184,17 @@ def test_the_first_of_equal_texts_is_kept_over_files(tmp_path: Path) -> None:
     kept = [document.text for document in ShardSet.open(tmp_path / "out" / "text")]
     assert kept == ["one", "two", "three", "four", "five", "six"]
     assert summary["rejected"] == {"duplicate_text": 6}
+
+
+def test_a_folder_belongs_to_its_text_files(tmp_path: Path) -> None:
+    """Items are numbered by file: a file that came meanwhile would shift what the receipts stand for."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "b.jsonl").write_bytes(lines())
+    config = PrepConfig(text=(TextSource("toy", str(tmp_path / "texts")),), out=str(tmp_path / "out"))
+    summary = run(config, quiet=True)
+    more = tmp_path / "texts" / "a.jsonl"
+    more.write_text('{"text": "It came later."}')
+    with pytest.raises(UserError, match=f"inputs.{more} was None, is now '26 bytes'"):
+        run(config, quiet=True)
+    more.unlink()
+    assert run(config, quiet=True) == summary
