@@ -4,6 +4,17 @@ from dataclasses import dataclass, field
 
 from megatron_lst.errors import UserError
 
+MAX_UNITS = 32768
+"""Entries that a codebook may have: shards hold units as int16."""
+
+_ABOVE_0 = {
+    "units": ("codebook_size", "fit_frames", "batch_seconds", "piece_seconds"),
+    "align": ("max_words_per_second", "piece_seconds", "batch_seconds"),
+    "text_options": ("max_pieces",),
+    "shards": ("size_limit", "part_pieces", "max_document_seconds"),
+    "jobs": ("item_pieces", "attempts"),
+}
+
 
 @dataclass
 class AudioConfig:
@@ -190,6 +201,16 @@ class PrepConfig:
             raise UserError("align.model: the ctc aligner needs a local path or a hub name")
         if self.align.numbers not in ("spell", "reject"):
             raise UserError(f"align.numbers: {self.align.numbers!r} is not one of spell, reject")
+        if self.jobs.workers < 0:
+            raise UserError(f"jobs.workers: {self.jobs.workers} is below 0")
+        if self.units.codebook_size > MAX_UNITS:
+            raise UserError(
+                f"units.codebook_size: {self.units.codebook_size} is more than {MAX_UNITS}, what int16 holds"
+            )
+        for section, names in _ABOVE_0.items():
+            for name in names:
+                if (value := getattr(getattr(self, section), name)) <= 0:
+                    raise UserError(f"{section}.{name}: {value} is not above 0")
         for source in self.text:
             if source.split not in ("train", "heldout"):
                 raise UserError(f"text source {source.name!r}: split {source.split!r} is not train or heldout")

@@ -103,17 +103,23 @@ def lock(path: Path, shared: bool = False) -> Iterator[None]:
     """Hold a folder's lock; a second run on one output folder is refused, not mixed in.
 
     Raises:
-        UserError: someone else holds it.
+        UserError: someone else holds it, or the folder cannot be written or locked.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("a+")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+")
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written ({error.strerror})") from error
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         handle.seek(0)
         holder = handle.read().strip() or "unknown"
         handle.close()
         raise UserError(f"{path.parent}: another preparation works in this folder ({holder})") from error
+    except OSError as error:
+        handle.close()
+        raise UserError(f"{path}: cannot be locked ({error.strerror}); does the file system know flock?") from error
     try:
         handle.truncate(0)
         handle.write(f"{socket.gethostname()} pid {os.getpid()}")

@@ -59,7 +59,7 @@ def _parse(line: str, folder: Path, root: str, default_source: str) -> Entry:
         if not isinstance(value.get(name), str) or (name != "text" and not value[name]):
             raise Rejection("bad_manifest_line", f"{name} must be a string")
         if not is_unicode(value[name]):
-            raise Rejection("bad_manifest_line", f"{name} holds half a surrogate pair")
+            raise Rejection("bad_manifest_line", f"{name} is not Unicode: half a surrogate pair")
     for name in ("start", "end", "seconds"):
         number = value.get(name)
         if number is not None and (
@@ -89,7 +89,11 @@ def _audio_path(audio: str, folder: Path, root: str) -> str:
 
 def is_unicode(text: str) -> bool:
     """False for half a surrogate pair, which JSON can escape (a cut emoji) and nothing after it can encode."""
-    return text.isascii() or not any("\ud800" <= ch <= "\udfff" for ch in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -158,6 +162,7 @@ def write(path: Path, entries: Iterable[Entry]) -> int:
             audio = Path(entry.audio).resolve()
             value["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
             value.setdefault("text", "")
-            out.write(json.dumps(value, ensure_ascii=False) + "\n")
+            line = json.dumps(value, ensure_ascii=False)
+            out.write((line if is_unicode(line) else json.dumps(value)) + "\n")  # a file name of another encoding
             count += 1
     return count

@@ -121,24 +121,38 @@ class Preparation:
         if options.codebook:
             codebook = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint)
         else:
-            codebook = Codebook(
-                fit(self._sample(), options.codebook_size, self.config.seed), extractor.name, extractor.fingerprint
-            )
+            sample, rejections = self._sample()
+            try:
+                centres = fit(sample, options.codebook_size, self.config.seed)
+            except UserError as error:
+                if not rejections.all:
+                    raise
+                first = rejections.all[0]
+                raise UserError(
+                    f"{error}; {len(rejections.all)} pieces were rejected, the first, {first['id']}, as "
+                    f"{first['reason']}: {first['detail']}"
+                ) from error
+            codebook = Codebook(centres, extractor.name, extractor.fingerprint)
         codebook.require(extractor.name, extractor.fingerprint)
         codebook.save(self.layout.codebook)
         return codebook
 
-    def _sample(self) -> np.ndarray:
-        """Features of training pieces, items in a random order fixed by the seed, until there are enough."""
+    def _sample(self) -> tuple[np.ndarray, stages.Rejections]:
+        """Features of training pieces, items in a random order fixed by the seed, until there are enough.
+
+        Returns:
+            float32 [frames, features], and what could not be used on the way.
+        """
         from lst_prep.progress import StageProgress
 
         layout, heldout = self.layout, HeldOut.load(self.layout.heldout)
         extractor = make_extractor(self.config.units)
         order = np.random.default_rng(self.config.seed).permutation(len(layout.pieces))
         wanted, frames, found = self.config.units.fit_frames, 0, []
+        rejections = stages.Rejections()
         with StageProgress("codebook", len(order), stream=_stream(self.quiet)) as progress:
             for item in order:
-                usable = stages.load_pieces(layout, self.config, heldout, int(item), None, transcribed=False)
+                usable = stages.load_pieces(layout, self.config, heldout, int(item), rejections, transcribed=False)
                 for batch in stages.batches(piece for piece in usable if piece[1].split == "train"):
                     features = extractor.features([sound.samples for *_, sound in batch])
                     frames += sum(map(len, features))
@@ -149,7 +163,8 @@ class Preparation:
                 progress.advance(1)
                 if frames >= wanted:
                     break
-        return np.concatenate(found)[:wanted] if found else np.zeros((0, extractor.dim), np.float32)
+        sample = np.concatenate(found)[:wanted] if found else np.zeros((0, extractor.dim), np.float32)
+        return sample, rejections
 
     def units(self) -> None:
         """Audio -> units, every item."""
@@ -354,7 +369,6 @@ def run(config: PrepConfig, quiet: bool = False) -> dict[str, Any]:
         UserError: bad config or input as a whole, another plan or another run in the folder, no space left.
     """
     layout = Layout(config.out)
-    layout.out.mkdir(parents=True, exist_ok=True)
     with lock(layout.lock), full_disk_is_the_users():
         _clean(layout)
         preparation = Preparation(config, quiet)

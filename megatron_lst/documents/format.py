@@ -1,5 +1,6 @@
 """What is in the files of a shard set: samples, sizes, hashes, and who made the ids in them."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,10 @@ def document_sizes(document: Document) -> tuple[int, int, int, int]:
 
 def save_sizes(path: Path, table: np.ndarray) -> None:
     """Write sizes.npz, whole or not at all. table: int64 [documents, len(SIZE_COLUMNS)]."""
+    buffer = io.BytesIO()  # on a full disk numpy would complain behind the error
+    np.savez(buffer, **{name: table[:, i] for i, name in enumerate(SIZE_COLUMNS)})  # type: ignore[arg-type]
     with replacing(path, "wb") as out:
-        np.savez(out, **{name: table[:, i] for i, name in enumerate(SIZE_COLUMNS)})
+        out.write(buffer.getbuffer())
 
 
 def load_sizes(path: Path) -> np.ndarray:

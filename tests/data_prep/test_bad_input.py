@@ -7,13 +7,14 @@ import subprocess
 import wave
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from lst_prep.audio import load
-from lst_prep.config import AlignConfig, AudioConfig, JobConfig, PrepConfig, TextSource, UnitsConfig
+from lst_prep.config import AlignConfig, AudioConfig, JobConfig, PrepConfig, TextConfig, TextSource, UnitsConfig
 from lst_prep.engine import lock
 from lst_prep.pipeline import run
 from lst_prep.rejection import REASONS, Rejection
@@ -155,7 +156,6 @@ def test_nothing_at_all_is_an_error_with_a_reason(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "c")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's half-written zip
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_is_said_and_the_next_run_goes_on(workers: int, tmp_path: Path) -> None:
@@ -209,5 +209,31 @@ def test_two_runs_on_one_folder_do_not_mix(prepared: tuple[PrepConfig, dict]) ->
 def test_too_little_audio_for_the_codebook_is_said(tmp_path: Path) -> None:
     line = {"id": "a", "audio": str(SPEECH), "text": TEXT}
     (tmp_path / "m.jsonl").write_text(json.dumps(line))
-    with pytest.raises(UserError, match="cannot fit 501 entries"):
-        run(PrepConfig(manifests=(str(tmp_path / "m.jsonl"),), out=str(tmp_path / "out")), quiet=True)
+    config = PrepConfig(manifests=(str(tmp_path / "m.jsonl"),), out=str(tmp_path / "out"), jobs=JobConfig(workers=1))
+    with pytest.raises(UserError, match=r"cannot fit 501 entries; [^;]*$"):
+        run(config, quiet=True)
+    (tmp_path / "m.jsonl").write_text(json.dumps({**line, "audio": "moved.ogg"}))
+    with pytest.raises(
+        UserError, match=r"cannot fit.*; 1 pieces were rejected, the first, a, as unreadable_audio: .*moved"
+    ):
+        run(replace(config, out=str(tmp_path / "moved")), quiet=True)
+
+
+def test_an_output_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/out: cannot be written"):
+        run(PrepConfig(out=str(tmp_path / "file" / "out")), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"jobs": JobConfig(workers=-1)}, r"jobs\.workers: -1"),
+        ({"jobs": JobConfig(item_pieces=0)}, r"jobs\.item_pieces: 0 is not above 0"),
+        ({"text_options": TextConfig(max_pieces=0)}, r"text_options\.max_pieces"),
+        ({"units": UnitsConfig(codebook_size=40000)}, "32768"),
+    ],
+)
+def test_impossible_numbers_are_refused(section: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        PrepConfig(**section)

@@ -1,6 +1,7 @@
 """The job engine: nothing twice, nothing lost, whoever dies."""
 
 import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -122,4 +123,15 @@ def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
     with lock(tmp_path / ".lock"):
         pass
     with lock(tmp_path / ".lock", shared=True), lock(tmp_path / ".lock", shared=True):
+        pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(UserError, match="cannot be locked .*flock"), lock(tmp_path / ".lock"):
         pass

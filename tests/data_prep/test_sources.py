@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -95,6 +96,18 @@ def test_yodas_joins_subtitles_that_follow(tmp_path: Path) -> None:
     assert found[names[1]].seconds == pytest.approx(1.4)
     assert {(e.speaker, e.source) for e in found.values()} == {("Yab-c_d", "yodas-en000")}
     assert found[names[0]].document == found[names[1]].document != found[names[2]].document
+
+
+def test_a_file_name_of_another_encoding_is_rejected_when_read(tmp_path: Path) -> None:
+    put(tmp_path / "a.ogg")
+    try:
+        put(tmp_path / os.fsdecode(b"caf\xe9.ogg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert manifest.write(tmp_path / "manifest.jsonl", sources.read("folder", tmp_path)) == 2
+    said: list[str] = []
+    entries = manifest.read([tmp_path / "manifest.jsonl"], lambda _, why: said.append(why.reason))
+    assert ([entry.id for entry in entries], said) == (["a"], ["bad_manifest_line"])
 
 
 def test_yodas_finds_the_audio_of_every_language(tmp_path: Path) -> None:
