@@ -222,6 +222,24 @@ def test_a_preparation_array():
         prep_script(["prep"], 0, 0, "logs", SlurmOptions())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["unist", "prep.yaml"],
+        ["codebook", "prep.yaml"],
+        ["units", "missing.yaml"],
+        ["units", "prep.yaml", "jobs.wokers=2"],
+    ],
+)
+def test_an_array_whose_tasks_would_all_fail_is_refused_before_it_queues(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prep.yaml").write_text("out: out\nmanifests: [m.jsonl]\n")
+    with pytest.raises(UserError):
+        CliRunner().invoke(launch_app, ["slurm-prep", "--dry-run", "--", *command], catch_exceptions=False)
+    right = ["slurm-prep", "--dry-run", "--", "units", "prep.yaml", "jobs.workers=2"]
+    assert "prep units prep.yaml jobs.workers=2" in CliRunner().invoke(launch_app, right, catch_exceptions=False).stdout
+
+
 def test_an_empty_mark_leaves_no_line(tmp_path):
     lines = fill(
         "slurm/train.sbatch",
