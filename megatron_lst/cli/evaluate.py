@@ -115,7 +115,8 @@ def _prepared_tasks(target: "Target", folders: list[Path], wanted: list[str] | N
             choices, refused = prepared.choice_items(direction)
             result = run_choice(
                 prepared.name, choices, target.score, target.vocabulary, Patching(target.patch_size, target.units),
-                needs_prompt=not prepared.pairs, refused=refused, progress=_progress(f"{prepared.name} {direction}", target.is_writer),
+                needs_prompt=not prepared.pairs, refused=refused,
+                progress=_progress(f"{prepared.name} {direction}", target.is_writer),
             )  # fmt: skip
             results.append(summarise(result, direction))
     return results
