@@ -60,6 +60,7 @@ def test_compose_has_two_nodes_that_meet():
         assert command[command.index("--node-rank") + 1] == str(rank)
         assert command[command.index("--address") + 1] == "node0"
         assert "ports" not in service
+        assert not re.search(r"\$\{(UID|GID)\b", service["user"])  # no shell hands these on
 
 
 def show_docker(tmp_path: Path, environment: dict[str, str], *arguments: str) -> tuple[int, list[str], str]:
