@@ -202,6 +202,13 @@ def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def test_the_index_of_the_documentation_has_every_page() -> None:
+    docs = ROOT / "docs"
+    listed = set(re.findall(r"\]\(([^)#\s]+)", (docs / "README.md").read_text()))
+    missing = {page.name for page in docs.glob("*.md")} - listed - {"README.md"}
+    assert not missing
+
+
 def test_ci_runs_the_suite_and_the_demo() -> None:
     text = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

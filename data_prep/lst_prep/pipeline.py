@@ -96,6 +96,10 @@ class Preparation:
         )
         return items
 
+    def _require_manifest(self) -> None:
+        if not self.layout.tokenizer.exists():  # what `manifest` writes last
+            raise UserError(f"{self.layout.out}: there are no items of work yet: run `lst prep manifest`")
+
     # -- speech -------------------------------------------------------------------------------------------------
 
     @property
@@ -116,6 +120,7 @@ class Preparation:
         """Load, import or fit the codebook."""
         if self.layout.codebook.exists():
             return Codebook.load(self.layout.codebook)
+        self._require_manifest()
         options = self.config.units
         extractor = make_extractor(options)
         if options.codebook:
@@ -176,6 +181,7 @@ class Preparation:
 
     def shards(self) -> dict[str, dict[str, Any]]:
         """Documents and shard sets of everything. Returns the manifests by set name."""
+        self._require_manifest()
         items, groups = len(self.layout.pieces), []
         counts = self.layout.pieces.counts()
         first, size = 0, 0
@@ -200,6 +206,7 @@ class Preparation:
 
     def text(self) -> None:
         """Text -> parts of the text sets; identical documents are dropped over all files."""
+        self._require_manifest()
         items = self._text_items()
         if self.config.text_options.deduplicate and items:
             self._stage("text-hashes", len(items), stages.text_hashes_factory, self.config, items)

@@ -32,16 +32,22 @@ fi
 options=(
   --rm --init --name "$NAME"
   --network host --ipc host --shm-size "$SHM"
-  --ulimit memlock=-1 --ulimit stack=67108864
+  --ulimit memlock=-1 --ulimit stack=67108864 --ulimit nofile=1048576 --ulimit core=0
   --stop-signal SIGTERM --stop-timeout "$GRACE"
   --security-opt no-new-privileges
-  --user "$(id -u):$(id -g)" --env HOME=/tmp
+  --user "$(id -u):$(id -g)" --env HOME=/tmp --env USER="$(id -un || true)"  # the image's passwd does not know this user
   --volume "$RUNS:/lst/runs" --volume "$DATA:/lst/data:ro" --volume "$CONFIGS:/lst/configs:ro" --workdir /lst
   --entrypoint python
 )
 if [ "$GPUS" != none ]; then
   options+=(--gpus "$GPUS")
-  PROCESSES=${PROCESSES:-$(nvidia-smi --list-gpus | wc -l)}
+  if [ -z "$PROCESSES" ]; then  # one rank for each GPU that the container gets
+    case "$GPUS" in
+      all) PROCESSES=$(nvidia-smi --list-gpus | wc -l) ;;
+      *[!0-9]*) echo "PROCESSES: say how many GPUs GPUS=$GPUS are" >&2; exit 2 ;;
+      *) PROCESSES=$GPUS ;;
+    esac
+  fi
 fi
 for device in /dev/infiniband/*; do  # RDMA, where the host has it
   [ -e "$device" ] && options+=(--device "$device")

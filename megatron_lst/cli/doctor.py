@@ -174,7 +174,8 @@ def _slurm() -> Finding:
     except subprocess.TimeoutExpired:
         return Finding("slurm", None, serves, "sinfo does not answer")
     if answer.returncode != 0:
-        return Finding("slurm", None, serves, f"no controller answers: {answer.stderr.strip().splitlines()[-1:]}")
+        said = answer.stderr.strip().splitlines() or ["sinfo says nothing"]
+        return Finding("slurm", None, serves, f"no controller answers ({said[-1]})")
     return Finding("slurm", f"{sum(map(int, answer.stdout.split()))} nodes", serves)
 
 

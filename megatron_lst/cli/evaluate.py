@@ -1,5 +1,6 @@
 """`lst eval`: score a run or an export; `lst eval prepare`: make a task from a benchmark; `lst eval compare`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,20 +76,24 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
     return kept | {k: metadata[k].get("fingerprint") for k in ("tokenizer", "codebook") if metadata.get(k)}
 
 
-def _progress(name: str) -> Any:
-    """A callback that draws a bar for (done, total) on a terminal, nothing elsewhere."""
-    import sys
+def _progress(name: str, shown: bool = True) -> Callable[[int, int], None]:
+    """A callback for (done, total): a bar on a terminal, plain lines elsewhere, both with the remaining time.
 
-    from rich.progress import Progress
+    Args:
+        shown: False on all ranks but the one that writes.
+    """
+    from megatron_lst.training.metrics import Progress
 
-    bar = Progress(transient=True, disable=not sys.stderr.isatty())
-    number = bar.add_task(name, total=None)
-    bar.start()
+    bars: list[Progress] = []
 
     def update(done: int, total: int) -> None:
-        bar.update(number, completed=done, total=total)
+        if not shown:
+            return
+        if not bars:
+            bars.append(Progress(0, total, name).__enter__())
+        bars[0].update(done, "")
         if done >= total:
-            bar.stop()
+            bars[0].__exit__(None, None, None)
 
     return update
 
@@ -110,7 +115,8 @@ def _prepared_tasks(target: "Target", folders: list[Path], wanted: list[str] | N
             choices, refused = prepared.choice_items(direction)
             result = run_choice(
                 prepared.name, choices, target.score, target.vocabulary, Patching(target.patch_size, target.units),
-                needs_prompt=not prepared.pairs, refused=refused, progress=_progress(f"{prepared.name} {direction}"),
+                needs_prompt=not prepared.pairs, refused=refused,
+                progress=_progress(f"{prepared.name} {direction}", target.is_writer),
             )  # fmt: skip
             results.append(summarise(result, direction))
     return results
@@ -171,7 +177,7 @@ def _held_out_choices(
         )
         result = run_choice(
             "heldout_continuation", choices, target.score, target.vocabulary, patching,
-            progress=_progress(f"held-out {direction}"),
+            progress=_progress(f"held-out {direction}", target.is_writer),
         )  # fmt: skip
         results.append(summarise(result, direction))
     return results
@@ -184,7 +190,7 @@ def _speech_bits(target: "Target", documents: list[Any], frames_of: Any) -> dict
     patching = Patching(target.patch_size, target.units)
     bits = speech_bits(
         documents, target.score, target.vocabulary, patching,
-        frames_of=frames_of, progress=_progress("held-out speech"),
+        frames_of=frames_of, progress=_progress("held-out speech", target.is_writer),
     )  # fmt: skip
     return {
         "speech_bits_per_second": bits.bits_per_second,

@@ -132,8 +132,10 @@ def slurm_prep(
     dry_run: DRY_RUN = False,
 ) -> None:
     """Submit a stage of `lst prep` as an array; tasks that are preempted or die go on where they were."""
+    from megatron_lst.cli.prep import check_slices
     from megatron_lst.launching.slurm import SlurmOptions, prep_script, submit
 
+    check_slices(command)
     options = SlurmOptions(
         gpus=gpus,
         cpus=cpus,

@@ -72,6 +72,7 @@ def make_plan(
         gpu_hours = hours * cluster.gpus
         return {
             "layout": str(one.layout),
+            "short": one.layout.short,
             "overrides": one.overrides,
             "split": list(one.split.layers),
             "fits": one.fits,
@@ -101,32 +102,28 @@ def make_plan(
 
 
 def _print(result: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"{result['config']} on {result['gpus']} x {result['device']['name']}", title_justify="left")
-    for heading in ("layout", "micro-batch", "recompute"):
+    title = f"{result['config']} on {result['gpus']} x {result['device']['name']}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    table.add_column("layout", no_wrap=True)
+    for heading in ("micro-\nbatch", "recom-\npute"):
         table.add_column(heading, overflow="fold")
-    for heading in (
-        "states GB",
-        "activations GB",
-        "logits GB",
-        "total GB",
-        "step s",
-        "MFU",
-        "days",
-        "GPU hours",
-        "cost",
-    ):
-        table.add_column(heading, justify="right")
-    rows = [("as configured: ", result["own"])] if result["own"] else []
-    for prefix, one in [*rows, *(("", p) for p in result["plans"])]:
+    for heading in ("states\nGB", "activ.\nGB", "logits\nGB", "total\nGB", "step\ns", "MFU", "days", "GPU\nhours"):
+        table.add_column(heading, justify="right", overflow="fold")
+    priced = result["plans"][0]["cost"] is not None
+    if priced:
+        table.add_column("cost", justify="right", overflow="fold")
+    rows = [("*", result["own"])] if result["own"] else []
+    for mark, one in [*rows, *(("", p) for p in result["plans"])]:
         memory, values = one["memory"], dict(item.split("=") for item in one["overrides"])
         states = memory["weights"] + memory["gradients"] + memory["optimizer"]
         total = f"{memory['total'] / 1e9:.1f}"
         table.add_row(
-            prefix + one["layout"],
+            one["short"] + mark,
             values["training.micro_batch"],
             values["training.recompute"],
             f"{states / 1e9:.1f}",
@@ -137,9 +134,11 @@ def _print(result: dict[str, Any]) -> None:
             f"{one['seconds']['mfu']:.0%}",
             f"{one['hours'] / 24:.1f}",
             f"{one['gpu_hours']:,.0f}",
-            "" if one["cost"] is None else f"{one['cost']:,.0f}",
+            *([f"{one['cost']:,.0f}"] if priced else []),
         )
     console.print(table)
+    own = "; * as configured" if result["own"] else ""
+    console.print(f"TP: tensor, SP: sequence, PP: pipeline (x virtual), DP: data parallel{own}")
     for problem in result["own_problems"]:
         console.print(f"as configured it cannot run on {result['gpus']} accelerators: {problem}")
     best, assumed = result["plans"][0], result["assumptions"]

@@ -1,12 +1,13 @@
 """`lst prep`: data preparation on the command line. Thin: reads the config, calls `lst_prep`, prints."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from megatron_lst.errors import UserError
 
@@ -30,6 +31,21 @@ def _config(path: Path, overrides: list[str] | None) -> "PrepConfig":
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 
     return build(PrepConfig, merge(read_yaml(path), parse_overrides(overrides or [])), "")
+
+
+def check_slices(command: Sequence[str]) -> None:
+    """Refuse before it queues what each task of an array would refuse: `lst prep COMMAND`, without --items.
+
+    Raises:
+        UserError: no such stage, one that is not sliced, or a mistake in the configuration.
+        UsageError: an option that the stage does not have.
+    """
+    stages = cast(TyperGroup, typer.main.get_command(prep_app)).commands
+    sliced = [name for name, stage in stages.items() if any(p.name == "items" for p in stage.params)]
+    if command[0] not in sliced:
+        raise UserError(f"{command[0]!r} is no stage with slices of items; those are {', '.join(sliced)}")
+    given = stages[command[0]].make_context(command[0], list(command[1:])).params
+    _config(given["config"], given["overrides"])
 
 
 @contextmanager

@@ -12,8 +12,11 @@ RUN = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo")]
 @checkpoint_app.command("list")
 def list_checkpoints(run: RUN) -> None:
     """The complete checkpoints of a run, with size."""
+    from megatron_lst.errors import UserError
     from megatron_lst.training.checkpoint import complete_checkpoints, newest_checkpoint
 
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: not a run folder (no config.yaml)")
     for found in complete_checkpoints(run):
         print(f"{found.path}  {found.size() / 1e6:.1f} MB")
     if newest_checkpoint(run, print) is None:

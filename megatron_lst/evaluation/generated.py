@@ -71,8 +71,3 @@ def grade_answers(responses: Sequence[str], accepted: Sequence[Sequence[str]]) -
         held += any(f" {w} " in f" {said} " for w in wanted)
         exact += said in wanted
     return Answers(held / len(responses), exact / len(responses), len(responses))
-
-
-def few_shot_prompt(examples: Sequence[tuple[Span, Span]], question: Span) -> list[Span]:
-    """Questions with their answers, then the question: spans for `lay_out`, or for a generation prompt."""
-    return [span for pair in examples for span in pair] + [question]

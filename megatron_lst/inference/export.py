@@ -62,8 +62,12 @@ class Export:
         """The model, in the stored dtype unless told otherwise.
 
         Raises:
-            UserError: names or shapes of the weights do not fit the configuration.
+            UserError: names or shapes of the weights do not fit the configuration, or this machine lacks the device.
         """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # a device torch does not know, or was not built for
+            raise UserError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
         weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}
         return LatentSpeechTextModel.from_weights(self.config, self.vocabulary, weights, self.patch_size)
 
@@ -156,9 +160,10 @@ def load_export(folder: Path | str, *, verify: bool = True) -> Export:
     try:
         content = json.loads((folder / "config.json").read_text())
     except OSError:
-        raise UserError(
-            f"{folder}: no config.json, so not an exported model (`lst export RUN {folder}` writes one)"
-        ) from None
+        is_run = (folder / "config.yaml").is_file()
+        what = "a run folder, not an exported model" if is_run else "no config.json, so not an exported model"
+        how = f"lst export {folder} OUT" if is_run else f"lst export RUN {folder}"
+        raise UserError(f"{folder}: {what} (`{how}` writes one)") from None
     except ValueError as error:
         raise DamagedDataError(f"{folder / 'config.json'}: not JSON ({error})") from None
     if content.get("model_type") != MODEL_TYPE:

@@ -51,7 +51,10 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise UserError(f"generation: max_tokens >= 1, temperature >= 0, 0 < top_p <= 1, top_k >= 0; got {self}")
+            raise UserError(
+                "generation: max_tokens >= 1, temperature >= 0, 0 < top_p <= 1, top_k >= 0; got "
+                f"{self.max_tokens}, {self.temperature}, {self.top_p}, {self.top_k}"
+            )
 
 
 @dataclass

@@ -18,9 +18,6 @@ from safetensors import SafetensorError, safe_open
 from megatron_lst.errors import UserError
 
 RATE = 16000
-FRAME = RATE // 25
-"""Samples of one unit."""
-
 WINDOW, HOP, FFT, MELS, CEPSTRA = 400, 160, 512, 40, 13
 LOW, HIGH, EMPHASIS = 40.0, 7600.0, 0.97
 

@@ -11,6 +11,7 @@ nodes come from SLURM.
 
 import argparse
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ from megatron_lst.errors import UserError
 
 _KNOWN_CODES = (2, 3, 4)
 _TAIL_LINES = 20
+_OUTSIDE = "192.0.2.1"  # an address that is nobody's (RFC 5737): the default route leads to it
 
 
 def parse(
@@ -77,19 +79,35 @@ def torchrun_arguments(options: argparse.Namespace, command: Sequence[str]) -> l
 def interface_towards(address: str) -> str | None:
     """Name of the network interface that traffic to `address` leaves through; None where that cannot be told.
 
-    Gloo otherwise takes the one that the host's own name resolves to, which Debian maps to 127.0.1.1.
+    Gloo otherwise takes the one that the host's own name resolves to, which Debian maps to 127.0.1.1. Node 0 meets
+    that here too, as `address` is its own name: then the interface is that of the default route, which no other node
+    would reach over loopback.
     """
+    mine = _own_address_towards(address)
+    if mine and _is_loopback(mine) and not (address == "localhost" or _is_loopback(address)):
+        mine = _own_address_towards(_OUTSIDE)
+    for name, addresses in psutil.net_if_addrs().items():
+        if mine and any(entry.address.split("%")[0] == mine for entry in addresses):
+            return name
+    return None
+
+
+def _own_address_towards(address: str) -> str | None:
+    """The address that this host has towards another one; None where there is no route or no such name."""
     try:
         family, kind, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(target)  # UDP: chooses a route, sends nothing
-            mine = probe.getsockname()[0]
+            return str(probe.getsockname()[0])
     except OSError:
         return None
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address.split("%")[0] == mine for entry in addresses):
-            return name
-    return None
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _pass_signals_on() -> None:

@@ -113,7 +113,9 @@ def train_script(config: str, overrides: Sequence[str], run_dir: str, options: S
             "RETRIES": str(options.retries),
             "THREADS": str(max(1, options.cpus // options.ranks) if options.cpus else 1),
             "SETUP": _setup(options),
-            "SRUN": _container(options, work_dir),
+            # a container sees /tmp, and of the node's other disks only what is mounted
+            "SCRATCH": "/tmp" if options.container else '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"',
+            "SRUN": _container(options, [work_dir, str(Path(work_dir, run_dir))]),
             "PYTHON": _python(options),
         },
     )
@@ -144,7 +146,7 @@ def prep_script(command: Sequence[str], tasks: int, at_once: int, logs: str, opt
             "WORK_DIR": words([work_dir], "--work-dir"),
             "RETRIES": str(options.retries),
             "SETUP": _setup(options),
-            "SRUN": _container(options, work_dir),
+            "SRUN": _container(options, [work_dir]),
             "PYTHON": _python(options),
         },
     )
@@ -204,9 +206,11 @@ def _directives(options: SlurmOptions, name: str, output: Path, more: Sequence[s
 
 
 def _setup(options: SlurmOptions) -> str:
-    lines = [f"module load {words([module], '--module')}" for module in options.modules]
+    lines = [f"module load {words([module], '--module')} || exit 2" for module in options.modules]
     if options.venv:
         lines.append(f"source {words([str(Path(options.venv).resolve() / 'bin' / 'activate')], '--venv')} || exit 2")
+    if options.container:
+        lines.append("export PYTHONNOUSERSITE=1  # packages in ~/.local are not the image's")
     for entry in options.env:
         match = _VARIABLE.match(entry)
         if not match:
@@ -219,11 +223,18 @@ def _setup(options: SlurmOptions) -> str:
     return "\n".join(lines)
 
 
-def _container(options: SlurmOptions, work_dir: str) -> str:
-    """What stands between `srun` and Python."""
+def _container(options: SlurmOptions, folders: Sequence[str]) -> str:
+    """What stands between `srun` and Python.
+
+    Args:
+        folders: what the container must see where the host has it: the working folder, and a run folder elsewhere,
+            whose checkpoints would otherwise go into the container and be lost with it.
+    """
     if not options.container:
         return ""
-    mounts = [*options.mounts, f"{work_dir}:{work_dir}"]
+    work_dir = folders[0]
+    seen = [folder for folder in folders if folder == work_dir or not Path(folder).is_relative_to(work_dir)]
+    mounts = list(dict.fromkeys([*options.mounts, *(f"{folder}:{folder}" for folder in seen)]))
     for mount in mounts:
         if "," in mount or ":" not in mount:
             raise UserError(f"--mount {mount!r}: expected HOST:CONTAINER, without a comma")

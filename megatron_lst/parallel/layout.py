@@ -26,6 +26,12 @@ class Layout:
         extra = (f", virtual={self.virtual}" if self.virtual > 1 else "") + (", sequence=true" if self.sequence else "")
         return f"tensor={self.tensor}, pipeline={self.pipeline}{extra} (data={self.data})"
 
+    @property
+    def short(self) -> str:
+        """As people say it: TP2 SP PP4x2 DP8."""
+        virtual = f"x{self.virtual}" if self.virtual > 1 else ""
+        return f"TP{self.tensor}{' SP' if self.sequence else ''} PP{self.pipeline}{virtual} DP{self.data}"
+
 
 def world_size() -> int:
     """Ranks of this run as the launcher says; 1 without one."""

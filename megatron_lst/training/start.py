@@ -11,6 +11,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.errors import LstError, UserError
 from megatron_lst.parallel.layout import check_layout, world_size
 from megatron_lst.parallel.state import start_world
+from megatron_lst.training.checkpoint import newest_checkpoint
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.resilience import agreement
 from megatron_lst.training.resilience.lock import RunLock, newest_generation
@@ -24,7 +25,15 @@ def settle_config(config: Config) -> Config:
         UserError: the run folder holds a run of another configuration.
     """
     stored = Path(config.run.dir) / "config.yaml"
-    return continue_config(config, read_yaml(stored)) if stored.is_file() else resolve(config)
+    return continue_config(config, read_yaml(stored)) if _has_begun(stored.parent) else resolve(config)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a folder's configuration binds. One that failed before its first step (data of another tokenizer, memory
+    that did not suffice) has made nothing that a corrected configuration could spoil."""
+    metrics = folder / "metrics.jsonl"
+    steps = metrics.is_file() and metrics.stat().st_size > 0
+    return (folder / "config.yaml").is_file() and (steps or newest_checkpoint(folder) is not None)
 
 
 @contextmanager

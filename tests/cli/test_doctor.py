@@ -1,6 +1,7 @@
 """`lst doctor` tells what is here, and what is missing or broken, with what to do about it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_a_missing_requirement_is_told_and_exits_2(monkeypatch: pytest.MonkeyPat
     assert answer.exit_code == 2
     assert "Cannot train here" in answer.output
     assert "pip install it" in answer.output
+
+
+def test_a_controller_that_does_not_answer_is_told_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho one >&2; echo 'cannot reach node-a' >&2; exit 1\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert module._slurm().advice == "no controller answers (cannot reach node-a)"
 
 
 def test_an_installed_package_that_does_not_import_counts_as_missing(

@@ -78,7 +78,14 @@ def test_held_out_documents_give_choices_and_bits(exported: Path, shards: Path, 
     assert bits == pytest.approx(np.log2(CONFIG.vocabulary.padded_size), rel=0.02)
     assert content["held_out"]["speech_bits_per_second"] == pytest.approx(25 * bits)
     assert "speech bits per second" in output
+    assert "0:00 left" in next(line for line in output.splitlines() if line.startswith("held-out speech  step"))
     assert content["target"]["tokenizer"] == "aaaa"
+
+
+def test_one_rank_alone_shows_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        evaluate._progress("task", shown)(3, 3)
+        assert ("task" in capsys.readouterr().err) == shown
 
 
 def test_another_codebook_is_refused(exported: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import soundfile
 from lst_prep.audio import load
 from lst_prep.config import AlignConfig, AudioConfig, JobConfig, PrepConfig, TextConfig, TextSource, UnitsConfig
 from lst_prep.engine import lock
-from lst_prep.pipeline import run
+from lst_prep.pipeline import Preparation, run
 from lst_prep.rejection import REASONS, Rejection
 from megatron_lst.documents.shards import ShardSet, verify
 from megatron_lst.errors import UserError
@@ -154,6 +154,18 @@ def test_nothing_at_all_is_an_error_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.jsonl: cannot be read"):
         run(PrepConfig(manifests=(str(tmp_path / "missing.jsonl"),), out=str(tmp_path / "c")), quiet=True)
     shutil.rmtree(tmp_path / "c")
+
+
+@pytest.mark.parametrize("stage", ["codebook", "text", "shards"])
+def test_a_stage_before_its_time_says_what_comes_first(tmp_path: Path, stage: str) -> None:
+    """Also where `manifest` was tried, and found nothing to do."""
+    (tmp_path / "empty.jsonl").write_text("")
+    preparation = Preparation(PrepConfig(manifests=(str(tmp_path / "empty.jsonl"),), out=str(tmp_path / "out")))
+    for _ in range(2):
+        with pytest.raises(UserError, match="run `lst prep manifest`"):
+            getattr(preparation, stage)()
+        with pytest.raises(UserError, match="nothing to prepare"):
+            preparation.manifest()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -99,6 +99,19 @@ def test_names_damage(tmp_path: Path) -> None:
         load_export(tmp_path)
 
 
+def test_a_run_folder_is_told_from_nothing_at_all(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=rf"a run folder, not an exported model \(`lst export {tmp_path} OUT`"):
+        load_export(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cudaa", "cuda:99"])
+def test_a_device_that_is_not_there_is_the_users_mistake(tmp_path: Path, device: str) -> None:
+    folder, _ = exported(tmp_path)
+    with pytest.raises(UserError, match=f"device '{device}' cannot be used"):
+        load_export(folder).model(device=device)
+
+
 def test_refuses_other_formats_and_unknown_keys(tmp_path: Path) -> None:
     folder, _ = exported(tmp_path)
     path = folder / "config.json"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,7 +49,23 @@ def test_exit_codes(codes, expected):
 
 def test_the_interface_of_loopback():
     assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("localhost") == "lo"
     assert interface_towards("no.such.host.invalid") is None
+
+
+def test_a_first_node_whose_own_name_is_loopback_is_reached_over_its_network(monkeypatch):
+    """/etc/hosts of Debian: `127.0.1.1 node-a`. Its peers cannot connect to what listens there."""
+    outside = interface_towards("192.0.2.1")
+    if outside is None:
+        pytest.skip("this machine has no default route")
+    resolve = socket.getaddrinfo
+
+    def with_own_name(host, *arguments, **options):
+        return resolve("127.0.1.1" if host == "node-a" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", with_own_name)
+    assert interface_towards("node-a") == outside
+    assert interface_towards("127.0.1.1") == "lo"
 
 
 RANKS = """

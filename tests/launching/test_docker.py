@@ -60,6 +60,7 @@ def test_compose_has_two_nodes_that_meet():
         assert command[command.index("--node-rank") + 1] == str(rank)
         assert command[command.index("--address") + 1] == "node0"
         assert "ports" not in service
+        assert not re.search(r"\$\{(UID|GID)\b", service["user"])  # no shell hands these on
 
 
 def show_docker(tmp_path: Path, environment: dict[str, str], *arguments: str) -> tuple[int, list[str], str]:
@@ -103,6 +104,22 @@ def test_the_container_of_one_of_two_hosts(tmp_path):
         assert pair in [called[i : i + 2] for i in range(len(called))], pair
     assert called[-4:] == ["--", "train", "configs/demo.yaml", "a=b c; id"]
     assert "--privileged" not in called
+
+
+def test_the_container_runs_one_rank_for_each_gpu_that_it_gets(tmp_path):
+    code, called, _ = show_docker(tmp_path, {"GPUS": "2"}, "configs/demo.yaml")
+    assert code == 0
+    assert called[called.index("--processes") + 1] == "2"  # whatever the host has
+    code, called, said = show_docker(tmp_path, {"GPUS": '"device=0,3"'}, "configs/demo.yaml")
+    assert (code, called) == (2, [])
+    assert "PROCESSES" in said
+
+
+def test_limits_and_user_of_the_container(tmp_path):
+    """A thousand ranks need sockets; torch.compile asks for the user's name, which the image's passwd does not have."""
+    _, called, _ = show_docker(tmp_path, {"GPUS": "none"}, "configs/demo.yaml")
+    assert "nofile=1048576" in called
+    assert any(re.fullmatch(r"USER=.+", word) for word in called)
 
 
 def test_several_hosts_need_an_address(tmp_path):

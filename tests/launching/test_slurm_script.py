@@ -1,6 +1,9 @@
 """The job script: readable, valid bash, and no value of the user's is ever run."""
 
+import os
+import signal
 import subprocess
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -30,6 +33,14 @@ def value_of(script: str, name: str, folder: str) -> list[str]:
         check=True,
     )
     return done.stdout.split("\0")[:-1]
+
+
+def wait_until(condition, seconds=20):
+    """Wait for a condition, not for ever."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
 
 
 def test_values_reach_the_program_as_they_are_and_are_not_run(tmp_path):
@@ -112,7 +123,10 @@ def test_a_run_folder_that_sbatch_cannot_write_is_refused():
         ({"container": "img+tag.sqsh"}, "--container-image=img+tag.sqsh"),
         ({"container": "img.sif", "runtime": "apptainer"}, "apptainer exec --nv"),
         ({"venv": "/opt/my venv"}, "source '/opt/my venv/bin/activate' || exit 2"),
-        ({"modules": ("cuda/12.8",)}, "module load cuda/12.8"),
+        ({"modules": ("cuda/12.8",)}, "module load cuda/12.8 || exit 2"),
+        ({"container": "img.sif", "runtime": "apptainer"}, "export PYTHONNOUSERSITE=1"),
+        ({"container": "img.sif", "runtime": "apptainer"}, "cache=/tmp/megatron-lst-"),
+        ({}, 'cache="${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"/megatron-lst-'),
         ({"interface": "ib0"}, "export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0"),
     ],
 )
@@ -120,6 +134,82 @@ def test_environments(options, expected):
     script = train_script("c.yaml", [], "runs/a", SlurmOptions(**options))
     check_syntax(script)
     assert expected in script
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_a_container_sees_a_run_folder_outside_the_working_folder(tmp_path, runtime):
+    """In the container's own file system the checkpoints would be lost with the job, silently."""
+    options = SlurmOptions(container="img", runtime=runtime, work_dir=str(tmp_path))
+    inside, outside = str(tmp_path / "runs" / "a"), "/scratch/runs/a"
+    mounted = {
+        folder: f"{folder}:{folder}" in train_script("c.yaml", [], folder, options) for folder in (inside, outside)
+    }
+    assert mounted == {inside: False, outside: True}  # what is in the working folder is seen through it
+    assert f"{tmp_path}:{tmp_path}" in train_script("c.yaml", [], "runs/a", options)
+
+
+STUBS = {
+    "scontrol": 'case "$1" in hostnames | show) echo NodeAddr=10.0.0.1 ;; *) echo "$@" >> "$FAKE/asked" ;; esac',
+    "squeue": "printf '%s\\n' 7.batch 7.extern 7.3",
+    "scancel": 'echo "scancel $*" >> "$FAKE/asked"; touch "$FAKE/told"',
+    "srun": 'touch "$FAKE/started"; while [ ! -e "$FAKE/told" ]; do sleep 0.05; done; exit 1',
+}
+"""A scheduler's commands: `srun` runs until somebody is told to leave, and leaves without saving."""
+
+
+def start_job(folder, script, seconds, stubs=STUBS):
+    """Run a job script as a batch node would, send it USR1, and give its exit code and what it asked of SLURM.
+
+    Args:
+        seconds: how long the job has been running already.
+    """
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, body in stubs.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    for name in ("asked", "started", "told"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "job.sh").write_text(script)
+    environment = os.environ | {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "FAKE": str(folder),
+        "SLURM_JOB_ID": "7",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_NODELIST": "n1",
+        "SECONDS": str(seconds),
+    }
+    job = subprocess.Popen(["bash", str(folder / "job.sh")], env=environment, stdout=subprocess.DEVNULL)
+    wait_until((folder / "started").exists)
+    job.send_signal(signal.SIGUSR1)
+    return job.wait(30), (folder / "asked").read_text().splitlines()
+
+
+def test_the_signal_goes_to_the_steps_that_slurm_names(tmp_path):
+    """Not to a number that is counted here: a step that could not be made would leave the count wrong."""
+    script = train_script("c.yaml", [], str(tmp_path / "run"), SlurmOptions(work_dir=str(tmp_path)))
+    code, asked = start_job(tmp_path, script, seconds=0)
+    assert code == 0
+    assert asked == ["scancel --signal=USR1 7.3", "requeue 7"]
+
+
+def test_a_job_that_never_saves_is_not_requeued_for_ever(tmp_path):
+    script = train_script("c.yaml", [], str(tmp_path / "run"), SlurmOptions(work_dir=str(tmp_path), retries=2))
+
+    def requeued(seconds):
+        code, asked = start_job(tmp_path, script, seconds)
+        assert code == (0 if "requeue 7" in asked else 4)
+        return "requeue 7" in asked
+
+    assert [requeued(60) for _ in range(3)] == [True] * 3  # preempted early: the cluster's business, not the run's
+    assert [requeued(2000) for _ in range(2)] == [True, False]
+
+
+def test_a_checkpoint_clears_the_count(tmp_path):
+    script = train_script("c.yaml", [], str(tmp_path / "run"), SlurmOptions(work_dir=str(tmp_path), retries=1))
+    saves = STUBS | {"srun": f"mkdir -p {tmp_path}/run/checkpoints/step-00000004; {STUBS['srun']}"}
+    code, asked = start_job(tmp_path, script, 2000, saves)
+    assert (code, asked[-1]) == (0, "requeue 7")
 
 
 def test_a_preparation_array():
@@ -132,10 +222,30 @@ def test_a_preparation_array():
         prep_script(["prep"], 0, 0, "logs", SlurmOptions())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["unist", "prep.yaml"],
+        ["codebook", "prep.yaml"],
+        ["units", "missing.yaml"],
+        ["units", "prep.yaml", "jobs.wokers=2"],
+    ],
+)
+def test_an_array_whose_tasks_would_all_fail_is_refused_before_it_queues(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prep.yaml").write_text("out: out\nmanifests: [m.jsonl]\n")
+    with pytest.raises(UserError):
+        CliRunner().invoke(launch_app, ["slurm-prep", "--dry-run", "--", *command], catch_exceptions=False)
+    right = ["slurm-prep", "--dry-run", "--", "units", "prep.yaml", "jobs.workers=2"]
+    assert "prep units prep.yaml jobs.workers=2" in CliRunner().invoke(launch_app, right, catch_exceptions=False).stdout
+
+
 def test_an_empty_mark_leaves_no_line(tmp_path):
     lines = fill(
         "slurm/train.sbatch",
-        dict.fromkeys("DIRECTIVES COMMAND RUN_DIR PROCESSES RETRIES WORK_DIR SETUP THREADS SRUN PYTHON".split(), ""),
+        dict.fromkeys(
+            "DIRECTIVES COMMAND RUN_DIR PROCESSES RETRIES WORK_DIR SETUP SCRATCH THREADS SRUN PYTHON".split(), ""
+        ),
     ).splitlines()
     template = (template_folder() / "slurm" / "train.sbatch").read_text().splitlines()
     assert len(lines) == len(template) - 2

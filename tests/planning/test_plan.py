@@ -87,7 +87,7 @@ def test_the_command_shows_layouts_and_cost() -> None:
     config = str(ROOT / "configs" / "lst-7b.yaml")
     answer = run(config, "--nodes", "4", "--price", "2", "--top", "3")
     assert answer.exit_code == 0, answer.output
-    for words in ("lst train", "parallel.tensor=", "GPU hours", "as configured", "Estimates"):
+    for words in ("lst train", "parallel.tensor=", "TP1 PP1 DP32", "as configured", "Estimates"):
         assert words in answer.output
     data = json.loads(run(config, "--nodes", "4", "--price", "2", "--json").output)
     best = data["plans"][0]

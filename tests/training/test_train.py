@@ -108,6 +108,15 @@ def test_another_configuration_in_the_same_folder_is_refused(tiny) -> None:
     assert trainer.train(extend(config, 3)).step == 3
 
 
+def test_a_first_start_that_failed_does_not_bind_the_corrected_one(tiny) -> None:
+    """The mistake was found after config.yaml had been written, and before the first step."""
+    config = tiny(training__steps=2)
+    with pytest.raises(UserError, match="there are none"):
+        trainer.train(dataclasses.replace(config, data=dataclasses.replace(config.data, sources=[])))
+    assert (Path(config.run.dir) / "config.yaml").exists()
+    assert trainer.train(config).step == 2
+
+
 def test_a_finished_run_is_left_as_it_is(tiny) -> None:
     config = tiny(training__steps=2)
     trainer.train(config)

@@ -5,7 +5,7 @@ FOLDER/items.jsonl   one item a line: id, answer, prompt, candidates; each side 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,3 @@ def read_prepared(folder: Path) -> PreparedTask:
     if count != len(items):
         raise DamagedDataError(f"{folder}: {len(items)} items, task.json counts {count}")
     return PreparedTask(content.pop("name"), items, content.pop("refused"), content)
-
-
-def sides(items: Sequence[PreparedItem]) -> list[Side]:
-    """Every side of every item, for statistics."""
-    return [s for item in items for s in (item.prompt, *item.candidates) if s is not None]
