@@ -4,7 +4,8 @@ import gzip
 import json
 import os
 import shutil
-import tracemalloc
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -209,13 +210,17 @@ def test_memory_of_a_manifest_is_a_few_bytes_a_line(tmp_path: Path) -> None:
     count = 40_000
     lines = [{"id": f"a-name-as-long-as-they-are-{i:09d}", "audio": "x.flac", "text": "word"} for i in range(count)]
     path = write_lines(tmp_path / "m.jsonl", *lines)
-    list(manifest.read([write_lines(tmp_path / "warm.jsonl", *lines[:2])], lambda *_: None))  # imports
-    tracemalloc.start()
-    try:
-        read_lines = sum(1 for _ in manifest.read([path], lambda *_: None))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    warm = write_lines(tmp_path / "warm.jsonl", *lines[:2])  # imports
+    program = (
+        "import sys, tracemalloc; from lst_prep import manifest\n"
+        "read = lambda path: sum(1 for _ in manifest.read([path], lambda *_: None))\n"
+        "read(sys.argv[1]); tracemalloc.start()\n"
+        "print(read(sys.argv[2]), tracemalloc.get_traced_memory()[1])"
+    )
+    command = [sys.executable, "-c", program, str(warm), str(path)]  # a process of its own: memory of nothing else
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 0, done.stderr
+    read_lines, peak = map(int, done.stdout.split())
     assert read_lines == count
     assert peak < 80 * count  # the ids as strings in a set take over 130 bytes each; 2 MB are Python's interned names
 
