@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep import manifest, stages, text
+from lst_prep import manifest, stages, text, text_stages
 from lst_prep.config import PrepConfig
 from lst_prep.engine import Stage, full_disk_is_the_users, lock, run_stage
 from lst_prep.layout import SETS, Layout, check_plan
@@ -83,7 +83,7 @@ class Preparation:
         if not items and not texts:
             why = f"; {len(reasons)} lines were rejected, the first as {reasons[0]}" if reasons else ""
             raise UserError(f"nothing to prepare: no usable manifest line and no text source{why}")
-        self._stage("text-heldout", len(texts), stages.text_heldout_factory, self.config, texts)
+        self._stage("text-heldout", len(texts), text_stages.text_heldout_factory, self.config, texts)
         for result in self.results("text-heldout", len(texts)):
             assert result is not None, "a stage that ended has all its receipts"
             heldout.hashes.update(result["hashes"])
@@ -201,7 +201,7 @@ class Preparation:
 
     # -- text ---------------------------------------------------------------------------------------------------
 
-    def _text_items(self) -> list[stages.TextItem]:
+    def _text_items(self) -> list[text_stages.TextItem]:
         return [(asdict(source), str(path)) for source in self.config.text for path in text.source_files(source)]
 
     def text(self) -> None:
@@ -209,7 +209,7 @@ class Preparation:
         self._require_manifest()
         items = self._text_items()
         if self.config.text_options.deduplicate and items:
-            self._stage("text-hashes", len(items), stages.text_hashes_factory, self.config, items)
+            self._stage("text-hashes", len(items), text_stages.text_hashes_factory, self.config, items)
             if None in self.results("text-hashes", len(items)):
                 print(
                     "prep text: this slice is hashed; duplicates are known when every slice is: then run it again",
@@ -217,7 +217,7 @@ class Preparation:
                 )
                 return
             self._mark_duplicates(len(items))
-        self._stage("text", len(items), stages.text_shards_factory, self.config, items)
+        self._stage("text", len(items), text_stages.text_shards_factory, self.config, items)
 
     def _mark_duplicates(self, items: int) -> None:
         """Per file, which training texts are the first of their kind. Takes 8 bytes of memory a text."""

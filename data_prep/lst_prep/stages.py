@@ -1,10 +1,9 @@
-"""The work of each stage, one item at a time. Factories run in worker processes; see `engine`."""
+"""The work of the speech stages, one item at a time. Factories run in worker processes; see `engine`."""
 
 import io
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -12,22 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep import audio, text
+from lst_prep import audio
 from lst_prep.align import AlignedWords, make_aligner
-from lst_prep.config import PrepConfig, TextSource
+from lst_prep.config import PrepConfig
 from lst_prep.cutting import Cutter
 from lst_prep.engine import Work
 from lst_prep.join import Piece, documents
 from lst_prep.layout import Layout
 from lst_prep.manifest import Entry
+from lst_prep.parts import Parts, SetTotals
 from lst_prep.rejection import Rejection
 from lst_prep.tokenizer import load_tokenizer
 from lst_prep.transcript import check_rate, normalise
 from lst_prep.units import Codebook, Extractor, make_extractor
 from lst_prep.units.hubert import HubertExtractor
 from megatron_lst.documents.heldout import HeldOut
-from megatron_lst.documents.schema import Document
-from megatron_lst.documents.writing import PartWriter
 from megatron_lst.files import write_bytes
 
 
@@ -271,41 +269,13 @@ def _letters(align: dict[str, np.ndarray], words: slice) -> tuple[np.ndarray, ..
     return align["letters"][ends[words.start] : ends[words.stop]], counts[words]
 
 
-class _Parts:
-    """The parts of several sets that one item writes; all are renamed into place together at the end."""
-
-    def __init__(self, layout: Layout, config: PrepConfig, item: int) -> None:
-        self._layout, self._config, self._item = layout, config, item
-        self._writers: dict[str, PartWriter] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, name: str, document: Document, speech_size: int | None, text_size: int) -> None:
-        if name not in self._writers:
-            folder = self._layout.out / name / f".part-{self._item:05d}.tmp"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            options = self._config.shards
-            self._writers[name] = PartWriter(folder, options.size_limit, options.compression)
-        self._writers[name].add(document, speech_size, text_size)
-
-    def finish(self) -> dict[str, None]:
-        """Returns {index file: None} of every part, for the receipt."""
-        files: dict[str, None] = {}
-        for name, writer in self._writers.items():
-            self.counts[name] = writer.finish()
-            final = self._layout.part(name, self._item)
-            shutil.rmtree(final, ignore_errors=True)
-            writer.folder.rename(final)
-            files[str(final / "index.json")] = None
-        return files
-
-
 def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]]) -> Work:
     """Units + words -> documents -> one part of `speech` and of `heldout-speech` for each group of items."""
     layout, tokenizer = Layout(config.out), load_tokenizer(config.tokenizer)
     codebook, heldout = Codebook.load(layout.codebook), HeldOut.load(layout.heldout)
 
     def work(group: int) -> dict[str, Any]:
-        parts, rejections, stats = _Parts(layout, config, group), Rejections(), _SpeechStats()
+        parts, rejections, stats = Parts(layout, config, group), Rejections(), SetTotals()
         for item in range(*groups[group]):
             for recording, pieces in _item_pieces(layout, item):
                 entry = next((piece.entry for piece in pieces if piece is not None), None)
@@ -325,113 +295,5 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]]) -> 
                     stats.add(name, document)
         files = parts.finish()
         return {"files": files, "counts": parts.counts, "rejections": rejections.all, "sources": stats.sources}
-
-    return work
-
-
-class _SpeechStats:
-    """Totals per set and source, for summary and report."""
-
-    def __init__(self) -> None:
-        self.sources: dict[str, dict[str, float]] = {}
-
-    def add(self, name: str, document: Document) -> None:
-        totals = self.sources.setdefault(
-            f"{name}/{document.source}", {"documents": 0, "seconds": 0, "units": 0, "words": 0, "pieces": 0}
-        )
-        totals["documents"] += 1
-        totals["seconds"] += len(document.units) / 25
-        totals["units"] += len(document.units)
-        totals["words"] += len(document.word_frames) or len(document.text.split())
-        totals["pieces"] += len(document.token_ids)
-
-
-TextItem = tuple[dict[str, Any], str]
-"""(TextSource as a dict, file): one item of the text stages."""
-
-
-def _records(item: TextItem, on_reject: Callable[[str, Rejection], None]) -> Iterator[text.TextRecord]:
-    return text.read_records(TextSource(**item[0]), Path(item[1]), on_reject)
-
-
-def text_heldout_factory(config: PrepConfig, items: list[TextItem]) -> Work:
-    """Hashes of the held-out sentences of a file. Records that cannot be read are counted by a later stage."""
-
-    def work(item: int) -> dict[str, Any]:
-        heldout = HeldOut()
-        for held in text.heldout_texts(TextSource(**items[item][0]), Path(items[item][1])):
-            heldout.add(held)
-        return {"hashes": sorted(heldout.hashes)}
-
-    return work
-
-
-def text_hashes_factory(config: PrepConfig, items: list[TextItem]) -> Work:
-    """Hash every training text of a file, so that identical documents are found over all files."""
-    layout = Layout(config.out)
-
-    def work(item: int) -> dict[str, Any]:
-        hashes = [
-            text.document_hash(record.text)
-            for record in _records(items[item], lambda *_: None)
-            if record.split == "train"
-        ]
-        files = save_arrays(layout.item("text-hashes", item, ".npz"), {"hashes": np.array(hashes, np.uint64)})
-        return {"files": files, "texts": len(hashes)}
-
-    return work
-
-
-def text_shards_factory(config: PrepConfig, items: list[TextItem]) -> Work:
-    """Text -> chunks without held-out sentences -> one part of `text` and of `heldout-text` a file."""
-    layout, tokenizer = Layout(config.out), load_tokenizer(config.tokenizer)
-    heldout = HeldOut.load(layout.heldout)
-
-    def work(item: int) -> dict[str, Any]:
-        source, path = TextSource(**items[item][0]), items[item][1]
-        parts, rejections, stats = _Parts(layout, config, item), Rejections(), _SpeechStats()
-        keep_file = layout.item("text-keep", item, ".npz")
-        keep = arrays(keep_file)["keep"] if keep_file.exists() else None
-        removed = trained = 0
-        for record in _records(items[item], lambda where, why: rejections.add(where, source.name, why)):
-            if record.split == "train":
-                trained += 1
-                if keep is not None and not keep[trained - 1]:
-                    rejections.add(record.id, source.name, Rejection("duplicate_text"))
-                    continue
-                stretches, count = heldout.remove(record.text)
-                removed += count
-            else:
-                stretches = [record.text]
-            name = "text" if record.split == "train" else "heldout-text"
-            made = [
-                piece
-                for stretch in stretches
-                for piece in text.chunk(stretch, tokenizer, config.text_options.max_pieces)
-            ]
-            if not made and not stretches:
-                rejections.add(record.id, source.name, Rejection("held_out" if removed else "empty_transcript"))
-            for index, (chunk, ids) in enumerate(made):
-                document = Document(
-                    id=record.id if len(made) == 1 else f"{record.id}/{index}",
-                    source=source.name,
-                    license=source.license,
-                    text=chunk,
-                    token_ids=ids,
-                )
-                if name == "text" and heldout.find(chunk):  # by a cut inside a sentence
-                    rejections.add(document.id, source.name, Rejection("held_out"))
-                    continue
-                parts.add(name, document, None, tokenizer.info.size)
-                stats.add(name, document)
-        files = parts.finish()
-        return {
-            "files": files,
-            "counts": parts.counts,
-            "rejections": rejections.all,
-            "sources": stats.sources,
-            "heldout_sentences_removed": removed,
-            "path": path,
-        }
 
     return work

@@ -1,0 +1,53 @@
+"""What one item writes into the sets: its part of each, and totals for summary and report."""
+
+import shutil
+
+from lst_prep.config import PrepConfig
+from lst_prep.layout import Layout
+from megatron_lst.documents.schema import Document
+from megatron_lst.documents.writing import PartWriter
+
+
+class Parts:
+    """The parts of several sets that one item writes; all are renamed into place together at the end."""
+
+    def __init__(self, layout: Layout, config: PrepConfig, item: int) -> None:
+        self._layout, self._config, self._item = layout, config, item
+        self._writers: dict[str, PartWriter] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, document: Document, speech_size: int | None, text_size: int) -> None:
+        if name not in self._writers:
+            folder = self._layout.out / name / f".part-{self._item:05d}.tmp"
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            options = self._config.shards
+            self._writers[name] = PartWriter(folder, options.size_limit, options.compression)
+        self._writers[name].add(document, speech_size, text_size)
+
+    def finish(self) -> dict[str, None]:
+        """Returns {index file: None} of every part, for the receipt."""
+        files: dict[str, None] = {}
+        for name, writer in self._writers.items():
+            self.counts[name] = writer.finish()
+            final = self._layout.part(name, self._item)
+            shutil.rmtree(final, ignore_errors=True)
+            writer.folder.rename(final)
+            files[str(final / "index.json")] = None
+        return files
+
+
+class SetTotals:
+    """Totals per set and source, for summary and report."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, dict[str, float]] = {}
+
+    def add(self, name: str, document: Document) -> None:
+        totals = self.sources.setdefault(
+            f"{name}/{document.source}", {"documents": 0, "seconds": 0, "units": 0, "words": 0, "pieces": 0}
+        )
+        totals["documents"] += 1
+        totals["seconds"] += len(document.units) / 25
+        totals["units"] += len(document.units)
+        totals["words"] += len(document.word_frames) or len(document.text.split())
+        totals["pieces"] += len(document.token_ids)
