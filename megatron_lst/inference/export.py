@@ -64,8 +64,8 @@ class Export:
         Raises:
             UserError: names or shapes of the weights do not fit the configuration, or this machine lacks the device.
         """
-        try:
-            torch.empty(0, device=device)
+        try:  # not empty(device=...): in a process that trained on a CPU that is the CPU (parallel/cpu.py)
+            torch.empty(0).to(device)
         except (RuntimeError, AssertionError) as error:  # a device torch does not know, or was not built for
             raise UserError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
         weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}

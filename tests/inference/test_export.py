@@ -105,9 +105,15 @@ def test_a_run_folder_is_told_from_nothing_at_all(tmp_path: Path) -> None:
         load_export(tmp_path)
 
 
+@pytest.mark.parametrize("trained_here", [False, True])
 @pytest.mark.parametrize("device", ["cudaa", "cuda:99"])
-def test_a_device_that_is_not_there_is_the_users_mistake(tmp_path: Path, device: str) -> None:
+def test_a_device_that_is_not_there_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, trained_here: bool
+) -> None:
     folder, _ = exported(tmp_path)
+    if trained_here and not torch.cuda.is_available():  # what parallel/cpu.py leaves in a process that trained
+        empty = torch.empty
+        monkeypatch.setattr(torch, "empty", lambda *size, device=None: empty(*size, device="cpu" if device else None))
     with pytest.raises(UserError, match=f"device '{device}' cannot be used"):
         load_export(folder).model(device=device)
 
