@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from megatron_lst.inference.cache import AnyStore, Store
+from megatron_lst.inference.cache import AnyStore, SlotStore, Store
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,23 @@ class Queries:
     counts: Sequence[int]
     start: np.ndarray
     end: np.ndarray
+
+    @property
+    def places(self) -> Sequence[int]:
+        return self.counts
+
+
+@dataclass(frozen=True)
+class SlotQueries:
+    """The same in fixed shapes: one query of each of b sequences, over a `SlotStore`.
+
+    Attributes:
+        places: int64 [b], the slots of the entries that come with the queries.
+        mask: bool [b, slots], what each may read; never empty.
+    """
+
+    places: Tensor
+    mask: Tensor
 
 
 def wide(x: Tensor) -> Tensor:
@@ -92,8 +109,12 @@ class Batched:
         kind = np.ceil(np.log2(lengths)).astype(int)
         return [np.flatnonzero(kind == value) for value in np.unique(kind)]
 
-    def attend(self, q: Tensor, queries: Queries, store: AnyStore) -> Tensor:
+    def attend(self, q: Tensor, queries: Queries | SlotQueries, store: AnyStore) -> Tensor:
         """Attention of each sequence's queries over its own keys in `store`. q [n, heads, hd] -> [n, heads * hd]."""
+        if isinstance(store, SlotStore):
+            assert isinstance(queries, SlotQueries), "slots are read through a mask"
+            return self.attend_padded(q[:, None], store.keys, store.values, queries.mask)[:, 0]
+        assert isinstance(queries, Queries), "a growing store is read in intervals"
         if self.block > 1 and isinstance(store, Store) and sum(queries.counts) > 1 and max(queries.counts) == 1:
             return self._attend_one_each(q, queries, store)
         out = torch.empty_like(q)

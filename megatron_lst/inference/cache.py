@@ -1,7 +1,8 @@
 """Key/value stores of a batch of sequences that grow at different speeds.
 
 A store keeps [batch, capacity, kv_heads, hd]; capacity doubles when it is full.  A windowed store drops what no later
-query can see, so that local attention costs a constant amount of memory however long a sequence grows.
+query can see, so that local attention costs a constant amount of memory however long a sequence grows.  A `SlotStore`
+never grows: its caller says which slot an entry takes.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+Places = Sequence[int] | Tensor
+"""Where new entries go: how many to each sequence, or for a `SlotStore` the slot of each."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,9 @@ class Store:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def extend(self, counts: Sequence[int], keys: Tensor, values: Tensor) -> None:
+    def extend(self, counts: Places, keys: Tensor, values: Tensor) -> None:
         """Append packed entries [sum(counts), kv_heads, hd], counts[i] of them to sequence i."""
+        assert not isinstance(counts, Tensor), "a growing store takes counts"
         needed = max((self.length[i] + count for i, count in enumerate(counts)), default=0)
         self._reserve(needed, keys)
         assert self.keys is not None
@@ -119,8 +125,9 @@ class Transient:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def extend(self, counts: Sequence[int], keys: Tensor, values: Tensor) -> None:
+    def extend(self, counts: Places, keys: Tensor, values: Tensor) -> None:
         assert self.keys is None, "a transient store takes one call"
+        assert not isinstance(counts, Tensor), "a transient store takes counts"
         self.keys, self.values = keys, values
         for count in counts:
             self.offsets.append(self.offsets[-1] + count)
@@ -135,4 +142,42 @@ class Transient:
         pass
 
 
-AnyStore = Store | Transient
+class SlotStore:
+    """Keys and values [batch, slots, kv_heads, hd] that never move: what a CUDA graph can write to.
+
+    Args:
+        like: gives dtype and device.
+    """
+
+    def __init__(self, batch: int, slots: int, heads: int, head_size: int, like: Tensor) -> None:
+        # Zeros: what is masked must still be finite.
+        self.keys, self.values = (like.new_zeros(batch, slots, heads, head_size) for _ in range(2))
+        self.rows = torch.arange(batch, device=like.device)
+
+    def take_over(self, store: "Store", ring: int) -> None:
+        """Move the newest `ring` entries of every sequence here, entry i to slot i % ring, and empty the store."""
+        if store.keys is None or store.values is None:
+            return
+        for i, (first, length) in enumerate(zip(store.first, store.length, strict=True)):
+            kept = min(length, ring)
+            place = torch.arange(first + length - kept, first + length, device=self.rows.device) % ring
+            self.keys[i, place] = store.keys[i, length - kept : length]
+            self.values[i, place] = store.values[i, length - kept : length]
+        store.keys = store.values = None
+
+    def extend(self, slots: Places, keys: Tensor, values: Tensor) -> None:
+        """Write entries [batch * n, kv_heads, hd], n of each sequence, to `slots` [batch * n]."""
+        assert isinstance(slots, Tensor), "slots have numbers"
+        rows = self.rows.repeat_interleave(len(slots) // len(self.rows))
+        self.keys[rows, slots] = keys
+        self.values[rows, slots] = values
+
+    def trim(self) -> None:
+        pass
+
+    @property
+    def allocated_bytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+
+AnyStore = Store | Transient | SlotStore

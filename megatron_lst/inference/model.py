@@ -21,7 +21,6 @@ from megatron_lst.inference.cache import AnyStore, Store, Transient
 from megatron_lst.inference.modules import (
     Axis,
     Decoder,
-    DecoderLayer,
     GlobalTransformer,
     Norm,
     PatchPooling,
@@ -178,7 +177,7 @@ class LatentSpeechTextModel(nn.Module):
         if self.config.kind == "baseline":
             return self._advance_baseline(parts, state)
         math, config = self.math, self.config
-        tokens = torch.from_numpy(np.concatenate([p.tokens for p in parts])).to(self.device)
+        tokens = self._here(np.concatenate([p.tokens for p in parts]))
         local = [np.arange(len(p.tokens)) + state.tokens[i] for i, p in enumerate(parts)]
         everything = [np.ones(len(p.tokens), bool) for p in parts]
         direct = config.text_path == "direct"
@@ -196,15 +195,15 @@ class LatentSpeechTextModel(nn.Module):
         outputs: list[tuple[np.ndarray, Tensor, Projection]] = []
         chosen = np.concatenate(spoken)
         if chosen.any():
-            at = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
+            at = self._here(np.flatnonzero(chosen))
             x = (self.decoder.embedding(tokens) if config.decoder_input == "embedding" else h)[at]
             axis = self._local_axis(local, spoken, state.decoder_axis)
             x = self._decode(x, axis, [p.closed[s] for p, s in zip(parts, spoken, strict=True)], state)
-            outputs.append((np.flatnonzero(chosen), self.decoder.norm(x, math), self.decoder.head))
+            outputs.append((np.flatnonzero(chosen), x, self.decoder.head))
         if direct and not chosen.all():
             offsets = np.cumsum([0, *(len(p.lengths) for p in parts)])
             unit = np.concatenate([p.unit - state.units[i] + offsets[i] for i, p in enumerate(parts)])
-            written = g[torch.from_numpy(unit[~chosen]).to(self.device)]
+            written = g[self._here(unit[~chosen])]
             outputs.append((np.flatnonzero(~chosen), self.text_norm(written, math), self.text_head))
         for i, part in enumerate(parts):
             state.tokens[i] += len(part.tokens)
@@ -214,7 +213,7 @@ class LatentSpeechTextModel(nn.Module):
     def _advance_baseline(self, parts: Sequence[Part], state: State) -> Outputs:
         if any((p.lengths != 1).any() for p in parts):
             raise UserError("a baseline takes units of one token (patching.strategy none or bpe)")
-        tokens = torch.from_numpy(np.concatenate([p.tokens for p in parts])).to(self.device)
+        tokens = self._here(np.concatenate([p.tokens for p in parts]))
         g = self._global(self.embedding(tokens), parts, state)
         for i, part in enumerate(parts):
             state.tokens[i] += len(part.tokens)
@@ -227,11 +226,21 @@ class LatentSpeechTextModel(nn.Module):
         queries = Queries(
             [len(p) for p in new], np.concatenate([s for s, _ in seen]), np.concatenate([e for _, e in seen])
         )
-        return Axis(queries, self._rotation(np.concatenate(new), self.config.local_hidden // self.config.local_heads))
+        return Axis(queries, self.local_rotation(self._here(np.concatenate(new))))
 
-    def _rotation(self, position: np.ndarray, head_size: int) -> Rotation:
-        where = torch.from_numpy(position).to(self.device)
-        return self.math.rotation(where, head_size, self.config.rope_theta, wide(self.embedding.weight[:0]).dtype)
+    def _here(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
+    def local_rotation(self, position: Tensor) -> Rotation:
+        """RoPE of encoder and decoder at `position` [n]."""
+        return self._rotation(position, self.config.local_hidden // self.config.local_heads)
+
+    def global_rotation(self, unit: Tensor) -> Rotation:
+        """RoPE of the global transformer at `unit` [m]."""
+        return self._rotation(unit, self.config.hidden // self.config.heads)
+
+    def _rotation(self, position: Tensor, head_size: int) -> Rotation:
+        return self.math.rotation(position, head_size, self.config.rope_theta, wide(self.embedding.weight[:0]).dtype)
 
     def _token_states(self, tokens: Tensor, local: list[np.ndarray], parts: Sequence[Part], state: State) -> Tensor:
         """Encoder states H [n, d_l]; with `text_path: direct` of speech tokens alone, text keeps its embedding."""
@@ -242,7 +251,7 @@ class LatentSpeechTextModel(nn.Module):
         among = np.concatenate(encoded)
         if not among.any():
             return embedded
-        at = torch.from_numpy(np.flatnonzero(among)).to(self.device)
+        at = self._here(np.flatnonzero(among))
         return embedded.index_copy(0, at, self.encoder.states(embedded[at], axis, state.encoder, self.math))
 
     def _unit_embeddings(self, h: Tensor, parts: Sequence[Part], state: State) -> Tensor:
@@ -266,11 +275,11 @@ class LatentSpeechTextModel(nn.Module):
         if self.config.text_path == "patch":
             return self.encoder.patches(states, lengths, self.math)
         speech = self.vocabulary.is_speech(first)
-        e = self.text_embedding(torch.from_numpy(first).to(self.device))
+        e = self.text_embedding(self._here(first))
         if speech.any():
-            inside = torch.from_numpy(np.flatnonzero(np.repeat(speech, lengths))).to(self.device)
+            inside = self._here(np.flatnonzero(np.repeat(speech, lengths)))
             patches = self.encoder.patches(states[inside], lengths[speech], self.math)
-            e = e.index_copy(0, torch.from_numpy(np.flatnonzero(speech)).to(self.device), patches)
+            e = e.index_copy(0, self._here(np.flatnonzero(speech)), patches)
         return e
 
     def _global(self, e: Tensor, parts: Sequence[Part], state: State) -> Tensor:
@@ -278,36 +287,23 @@ class LatentSpeechTextModel(nn.Module):
         index = np.concatenate([np.arange(count) + state.units[i] for i, count in enumerate(counts)])
         for i, count in enumerate(counts):
             state.global_steps[i] += count
-        turn = self._rotation(index, self.config.hidden // self.config.heads)
-        axis = Axis(Queries(counts, np.zeros_like(index), index + 1), turn)
+        axis = Axis(Queries(counts, np.zeros_like(index), index + 1), self.global_rotation(self._here(index)))
         return self.global_transformer(e, axis, state.world, self.math)
 
     def _push(self, g: Tensor, parts: Sequence[Part], state: State) -> None:
-        """Project newly closed units once and hand their keys and values to every decoder layer."""
         k = self.config.queries
-        counts = [len(p.lengths) * k for p in parts]
-        source = self.decoder.unit_proj(g, self.math).view(-1, self.config.local_hidden)
         turn = None
         if self.config.cross_rope:
             index = np.concatenate([np.arange(len(p.lengths)) + state.units[i] for i, p in enumerate(parts)])
-            turn = self._rotation(np.repeat(index, k), self.config.local_hidden // self.config.local_heads)
-        for layer, store in zip(self.decoder.layers, state.cross, strict=True):
-            assert isinstance(layer, DecoderLayer)
-            layer.push(source, turn, counts, store, self.math)
+            turn = self.local_rotation(self._here(np.repeat(index, k)))
+        self.decoder.push(g, turn, [len(p.lengths) * k for p in parts], state.cross, self.math)
 
     def _decode(self, x: Tensor, local: Axis, closed: list[np.ndarray], state: State) -> Tensor:
         k, window = self.config.queries, self.config.decoder_window_units
         newest = np.concatenate(closed)
         queries = Queries([len(c) for c in closed], np.maximum(0, newest - window + 1) * k, (newest + 1) * k)
-        head_size = self.config.local_hidden // self.config.local_heads
-        over_units = Axis(queries, self._rotation(newest, head_size) if self.config.cross_rope else None)
-        residual = 2 if self.config.double_residual else 1
-        for layer, cross, own in zip(self.decoder.layers, state.cross, state.decoder, strict=True):
-            assert isinstance(layer, DecoderLayer)
-            x = layer.look(x, over_units, residual, cross, self.math)
-            x = layer(x, local, own, self.math)
-            cross.trim()
-        return x
+        over_units = Axis(queries, self.local_rotation(self._here(newest)) if self.config.cross_rope else None)
+        return self.decoder.states(x, local, over_units, state.cross, state.decoder, self.math)
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Row], tokens_at_once: int = 16384, head_rows: int = 2048) -> list[np.ndarray]:
@@ -334,7 +330,7 @@ class LatentSpeechTextModel(nn.Module):
                 at = wanted[begin : begin + head_rows]
                 logits = outputs.logits(at)
                 logits = logits.float() if logits.dtype != torch.float64 else logits
-                target = torch.from_numpy(labels[at]).to(self.device)
+                target = self._here(labels[at])
                 chosen = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
                 scores[at] = chosen.float().cpu().numpy()
             offset = 0
@@ -360,7 +356,7 @@ class LatentSpeechTextModel(nn.Module):
         row = assemble_row([chunk], len(chunk.patch_length), self.vocabulary)
         ((_, part),) = parts_of(row, self.vocabulary.pad)
         state = State(self.config, 1, transient=True)
-        tokens = torch.from_numpy(part.tokens).to(self.device)
+        tokens = self._here(part.tokens)
         h = self._token_states(tokens, [np.arange(len(part.tokens))], [part], state)
         return self._unit_embeddings(h, [part], state).float().cpu().numpy()
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import ModelConfig
-from megatron_lst.inference.arithmetic import Batched, Queries, Rotation, rotate
-from megatron_lst.inference.cache import AnyStore
+from megatron_lst.inference.arithmetic import Batched, Queries, Rotation, SlotQueries, rotate
+from megatron_lst.inference.cache import AnyStore, Places
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Axis:
     """Packed entries of one kind (tokens, units, speech-mode tokens).
 
     Attributes:
-        queries: entries of each sequence and the interval that each sees.
+        queries: entries of each sequence and what each sees.
         rotation: RoPE of each entry; None where nothing is rotated.
     """
 
-    queries: Queries
+    queries: Queries | SlotQueries
     rotation: Rotation | None
 
 
@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
             q, k = self.q_norm(q, math), self.k_norm(k, math)
         assert axis.rotation is not None, "self-attention rotates queries and keys"
         q, k = rotate(q, axis.rotation), rotate(k, axis.rotation)
-        store.extend(axis.queries.counts, k, v)
+        store.extend(axis.queries.places, k, v)
         out = self.o_proj(math.attend(q, axis.queries, store), math)
         store.trim()
         return out
@@ -178,16 +178,24 @@ class PatchPooling(nn.Module):
         column = torch.arange(int(lengths.max()), device=h.device)
         mask = column < size
         index = torch.where(mask, first + column, first)
-        members = h[index]
+        return self.pool(h[index], k[index], v[index], mask, math)
+
+    def pool(self, members: Tensor, k: Tensor, v: Tensor, mask: Tensor, math: Batched) -> Tensor:
+        """Units of at most L tokens -> [m, k * d_l], before the output projection.
+
+        Args:
+            members: [m, L, d_l], padded with tokens of the same unit; k, v: [m, L, heads, hd].
+            mask: bool [m, L], False on padding.
+        """
         if self.config.pooling == "max":
             pooled = members.amax(1)
         else:
-            pooled = members.masked_fill(~mask[..., None], 0).sum(1) / size
-        q = self.pool_proj(pooled, math).view(-1, h.shape[-1])
+            pooled = members.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True)
+        q = self.pool_proj(pooled, math).view(-1, members.shape[-1])
         queries = self.cross_attention.queries(q, math).unflatten(0, (-1, self.config.queries))
-        seen = math.attend_padded(queries, k[index], v[index], mask).flatten(0, 1)
+        seen = math.attend_padded(queries, k, v, mask).flatten(0, 1)
         out = self.cross_attention.o_proj(seen, math) + (2 if self.config.double_residual else 1) * q
-        return out.view(len(lengths), -1)
+        return out.view(len(members), -1)
 
 
 class DecoderLayer(Block):
@@ -198,12 +206,12 @@ class DecoderLayer(Block):
         super().__init__(d, heads, config.local_ffn_size, config.norm_eps)
         self.cross_attention = CrossAttention(d, heads, config.norm_eps)
 
-    def push(self, source: Tensor, by: Rotation | None, counts: list[int], store: AnyStore, math: Batched) -> None:
+    def push(self, source: Tensor, by: Rotation | None, places: Places, store: AnyStore, math: Batched) -> None:
         """Keys and values of newly closed units. source [m * k, d_l], rotated with `cross_rope`."""
         k, v = self.cross_attention.keys_values(source, math)
         if by is not None:
             k = rotate(k, by)
-        store.extend(counts, k, v)
+        store.extend(places, k, v)
 
     def look(self, x: Tensor, over_units: Axis, residual: int, store: AnyStore, math: Batched) -> Tensor:
         """residual * x + cross-attention of tokens x [n, d_l] to the units that each may see."""
@@ -226,6 +234,31 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = Norm(d, config.norm_eps)
         self.head = Projection(d, vocabulary_size)
+        self.residual = 2 if config.double_residual else 1
+
+    def states(
+        self,
+        x: Tensor,
+        local: Axis,
+        over_units: Axis,
+        cross: Sequence[AnyStore],
+        stores: Sequence[AnyStore],
+        math: Batched,
+    ) -> Tensor:
+        """What enters the decoder [n, d_l] -> final hidden states [n, d_l], normed."""
+        for layer, units, own in zip(self.layers, cross, stores, strict=True):
+            assert isinstance(layer, DecoderLayer)
+            x = layer.look(x, over_units, self.residual, units, math)
+            x = layer(x, local, own, math)
+            units.trim()
+        return self.norm(x, math)
+
+    def push(self, g: Tensor, by: Rotation | None, places: Places, cross: Sequence[AnyStore], math: Batched) -> None:
+        """Project newly closed units [m, d_g] once and hand their keys and values to every layer."""
+        source = self.unit_proj(g, math).view(-1, self.norm.weight.shape[0])
+        for layer, store in zip(self.layers, cross, strict=True):
+            assert isinstance(layer, DecoderLayer)
+            layer.push(source, by, places, store, math)
 
 
 class GlobalTransformer(nn.Module):
