@@ -8,6 +8,10 @@ import typer
 if TYPE_CHECKING:
     from megatron_lst.inference.vocoder import Vocoder
 
+FIXED_SHAPES = Annotated[
+    bool | None, typer.Option(help="Decode in fixed shapes, as CUDA graphs on a GPU; default: on a GPU")
+]
+
 
 def generate(
     export: Annotated[Path, typer.Argument(help="An exported model (`lst export`)")],
@@ -29,6 +33,7 @@ def generate(
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: CUDA where there is one")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16; default: as stored")] = None,
+    fixed_shapes: FIXED_SHAPES = None,
 ) -> None:
     """Patch by patch: the global transformer runs once a patch. Prints text or units, and what it cost."""
     import torch
@@ -72,7 +77,8 @@ def generate(
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = opened.model(DTYPES[dtype] if dtype else None, place)
     settings = GenerationSettings(
-        max_tokens=max_tokens, modality=to, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed  # type: ignore[arg-type]
+        max_tokens=max_tokens, modality=to, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,  # type: ignore[arg-type]
+        fixed_shapes=fixed_shapes,
     )  # fmt: skip
     results, timing = run(model, prompts, settings)
     written: list[str] = []

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_lst.cli.generate import FIXED_SHAPES
+
 EXPORT = Annotated[Path, typer.Argument(help="An exported model")]
 DOCUMENTS = Annotated[Path, typer.Argument(help="A held-out shard set of speech")]
 LIMIT = Annotated[int, typer.Option(help="First documents only")]
@@ -176,6 +178,7 @@ def speed(
     batch: Annotated[int, typer.Option(help="Prompts at once")] = 1,
     device: DEVICE = "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
+    fixed_shapes: FIXED_SHAPES = None,
 ) -> None:
     """Generation with random weights, side by side: tokens a second, global steps, cache memory."""
     from megatron_lst.config.load import load_config
@@ -185,7 +188,7 @@ def speed(
     found = []
     for path in (lst, baseline):
         model = random_model(load_config(path), device, DTYPES[dtype])
-        found.append(measure(model, prompt, tokens, batch))
+        found.append(measure(model, prompt, tokens, batch, fixed_shapes=fixed_shapes))
         del model
     print(f"{lst} and {baseline}, {dtype} on {device}: {batch} prompts of {prompt} units, {tokens} tokens each")
     print(table(*found))

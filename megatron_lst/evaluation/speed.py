@@ -1,9 +1,12 @@
 """Generation against the unpatched baseline of the same trunk: tokens a second, global steps, cache memory."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from megatron_lst.config.schema import Config
 from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, generate
@@ -15,10 +18,11 @@ class Speed:
     """One model's generation.
 
     Attributes:
-        tokens_per_second: of the decoding loop, prefill left out.
+        tokens_per_second: of the decoding loop; prefill and the capture of CUDA graphs left out.
         tokens_per_cpu_second: the same over this process's time on the CPU, which waits for nobody else on a shared
             machine. Says nothing where the model is on a GPU.
         first_token: seconds until the first token, prefill included.
+        operators: calls that compute something, a step of all sequences: about the kernels that a GPU runs.
         global_steps: units through the global transformer for the response, of one sequence.
         cache: bytes allocated at the end, all caches; global_cache: those of the global transformer.
     """
@@ -27,6 +31,7 @@ class Speed:
     tokens_per_cpu_second: float
     first_token: float
     tokens: int
+    operators: float
     global_steps: int
     cache: int
     global_cache: int
@@ -49,13 +54,49 @@ def random_model(config: Config, device: str, dtype: torch.dtype, seed: int = 0)
     return LatentSpeechTextModel.from_weights(config.model, config.vocabulary, weights, size)
 
 
-def measure(model: LatentSpeechTextModel, prompt: int, tokens: int, batch: int, repeats: int = 3) -> Speed:
+class _Operators(TorchDispatchMode):
+    """Counts operators that make or change a tensor; views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        inputs, outputs = (
+            {t.untyped_storage().data_ptr() for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
+            for tree in ((args, kwargs), result)
+        )
+        self.count += func._schema.is_mutable or bool(outputs - inputs)
+        return result
+
+
+def _operators(model: LatentSpeechTextModel, prompts: list[list[int]], settings: GenerationSettings) -> float:
+    """A step, over two whole patches of every usual size: the difference of a long and a short response."""
+    counts = []
+    for tokens in (9, 25):
+        with _Operators() as mode:
+            generate(model, prompts, replace(settings, max_tokens=tokens, min_tokens=tokens))
+        counts.append(mode.count)
+    return (counts[1] - counts[0]) / 16
+
+
+def measure(
+    model: LatentSpeechTextModel,
+    prompt: int,
+    tokens: int,
+    batch: int,
+    repeats: int = 3,
+    fixed_shapes: bool | None = None,
+) -> Speed:
     """Speech to speech: `batch` prompts of `prompt` units, `tokens` each. The fastest of `repeats`, after a warm-up."""
     v = model.vocabulary
     ids = [[v.bos, v.speech_marker, *(v.text_size + (7 * i + b) % v.speech_size for i in range(prompt))]
            for b in range(batch)]  # fmt: skip
-    settings = GenerationSettings(max_tokens=tokens, min_tokens=tokens, modality="speech")
-    generate(model, ids, GenerationSettings(max_tokens=8, min_tokens=8, modality="speech"))
+    settings = GenerationSettings(
+        max_tokens=tokens, min_tokens=tokens, modality="speech", fixed_shapes=fixed_shapes
+    )  # fmt: skip
+    operators = _operators(model, ids, settings)  # a warm-up too
     best: Speed | None = None
     for _ in range(repeats):
         began = time.perf_counter()
@@ -67,12 +108,13 @@ def measure(model: LatentSpeechTextModel, prompt: int, tokens: int, batch: int, 
         results, timing = generate(model, ids, settings, note)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - began - timing.first_token
+        seconds = time.perf_counter() - began - timing.first_token - timing.prepared
         found = Speed(
             tokens_per_second=(timing.tokens - batch) / seconds,
             tokens_per_cpu_second=(timing.tokens - batch) / (cpu[-1] - cpu[0]),
             first_token=timing.first_token,
             tokens=timing.tokens,
+            operators=operators,
             global_steps=results[0].units,
             cache=sum(timing.cache_bytes.values()),
             global_cache=timing.cache_bytes["global"],
@@ -91,6 +133,7 @@ def table(lst: Speed, baseline: Speed) -> str:
          lst.tokens_per_cpu_second / baseline.tokens_per_cpu_second),
         ("first token, ms", f"{1000 * lst.first_token:.0f}", f"{1000 * baseline.first_token:.0f}",
          lst.first_token / baseline.first_token),
+        ("operators a step", f"{lst.operators:.0f}", f"{baseline.operators:.0f}", lst.operators / baseline.operators),
         ("global steps a response", str(lst.global_steps), str(baseline.global_steps),
          lst.global_steps / baseline.global_steps),
         ("global cache, MB", f"{lst.global_cache / 1e6:.1f}", f"{baseline.global_cache / 1e6:.1f}",

@@ -6,6 +6,7 @@ plan        which tokens and units a call adds to each sequence, from a row's ma
 modules     blocks with the canonical weight names
 model       LatentSpeechTextModel: advance a batch of sequences, score rows
 generation  the decoding loop (SPEC 9)
+fixed       decoding in fixed shapes, captured as CUDA graphs on a GPU
 export      the exported folder: config.json, model*.safetensors, README.md
 vocoder     units to waveform
 """

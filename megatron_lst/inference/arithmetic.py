@@ -44,11 +44,11 @@ class SlotQueries:
     """The same in fixed shapes: one query of each of b sequences, over a `SlotStore`.
 
     Attributes:
-        places: int64 [b], the slots of the entries that come with the queries.
+        places: int64 [b], the slots of the entries that come with the queries; None: none come.
         mask: bool [b, slots], what each may read; never empty.
     """
 
-    places: Tensor
+    places: Tensor | None
     mask: Tensor
 
 
@@ -57,8 +57,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x_wide = wide(x)
-    return (x_wide * torch.rsqrt(x_wide.pow(2).mean(-1, keepdim=True) + eps) * wide(weight)).to(x.dtype)
+    return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)  # one kernel on a GPU, inside in float32
 
 
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rotation:
-    """RoPE of some positions: computed once for an axis, applied in every layer. cos, sin [n, 1, hd / 2]."""
+    """RoPE of some positions: computed once for an axis, applied in every layer. cos, sin [n, 1, hd], sin signed."""
 
     cos: Tensor
     sin: Tensor
@@ -76,14 +75,16 @@ class Rotation:
 def rotation(position: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rotation:
     """position [n] -> angles in `dtype`."""
     exponent = torch.arange(head_size // 2, dtype=dtype, device=position.device) * 2 / head_size
-    angle = position.to(dtype)[:, None] * (1.0 / theta**exponent)
-    return Rotation(angle.cos()[:, None, :], angle.sin()[:, None, :])
+    angle = (position.to(dtype)[:, None] * (1.0 / theta**exponent))[:, None, :]
+    cos, sin = angle.cos(), angle.sin()
+    return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """RoPE, rotate-half form. x [n, heads, hd]."""
-    first, second = wide(x).chunk(2, -1)
-    return torch.cat([first * by.cos - second * by.sin, second * by.cos + first * by.sin], -1).to(x.dtype)
+    x_wide = wide(x)
+    first, second = x_wide.chunk(2, -1)
+    return (x_wide * by.cos + torch.cat([second, first], -1) * by.sin).to(x.dtype)
 
 
 class Batched:

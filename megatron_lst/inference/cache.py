@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 Places = Sequence[int] | Tensor
 """Where new entries go: how many to each sequence, or for a `SlotStore` the slot of each."""
 
@@ -168,7 +167,8 @@ class SlotStore:
     def extend(self, slots: Places, keys: Tensor, values: Tensor) -> None:
         """Write entries [batch * n, kv_heads, hd], n of each sequence, to `slots` [batch * n]."""
         assert isinstance(slots, Tensor), "slots have numbers"
-        rows = self.rows.repeat_interleave(len(slots) // len(self.rows))
+        each = len(slots) // len(self.rows)
+        rows = self.rows if each == 1 else self.rows.repeat_interleave(each)
         self.keys[rows, slots] = keys
         self.values[rows, slots] = values
 

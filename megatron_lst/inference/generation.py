@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_lst.errors import UserError
+from megatron_lst.inference.fixed import FixedDecoder
 from megatron_lst.inference.model import LatentSpeechTextModel, State
 from megatron_lst.vocabulary import Vocabulary
 
@@ -36,6 +37,7 @@ class GenerationSettings:
         log_probabilities: also say how likely the model found each token. That takes the logits of the whole
             vocabulary, where speech alone can be drawn from its own few hundred.
         seed: of sampling.
+        fixed_shapes: decode with `FixedDecoder`, as CUDA graphs on a GPU; None: on a GPU.
     """
 
     max_tokens: int = 750
@@ -48,6 +50,7 @@ class GenerationSettings:
     context: int | None = None
     log_probabilities: bool = False
     seed: int = 0
+    fixed_shapes: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -81,12 +84,15 @@ class Timing:
 
     Attributes:
         first_token: seconds until the first token of every response (prefill included).
+        prepared: seconds between the first and the second token in which fixed shapes were laid out and, on a GPU,
+            captured.
         seconds: of the whole call.
         tokens: sampled, all responses together.
         cache_bytes: allocated by each module's caches at the end.
     """
 
     first_token: float = 0.0
+    prepared: float = 0.0
     seconds: float = 0.0
     tokens: int = 0
     cache_bytes: dict[str, int] = field(default_factory=dict)
@@ -201,15 +207,25 @@ def stream(
     results[:] = [Generated() for _ in range(count)]
     pending: list[Sequence[int]] = list(prompts)
     active = list(range(count))
+    fixed = model.device.type == "cuda" if settings.fixed_shapes is None else settings.fixed_shapes
+    decoder: FixedDecoder | None = None
     while active:
+        if fixed and timing.tokens and decoder is None:
+            started = time.perf_counter()
+            decoder = FixedDecoder(model, state, counters, _room(model, settings), sampler.wanted)
+            timing.prepared = time.perf_counter() - started
         parts = [counter.add(tokens) for counter, tokens in zip(counters, pending, strict=True)]
-        outputs = model.advance(parts, state)
-        last = np.cumsum([len(p.tokens) for p in parts])[active] - 1
+        if decoder is None:
+            last = np.cumsum([len(p.tokens) for p in parts])[active] - 1
+            logits = model.advance(parts, state).logits(last, sampler.wanted)
+        else:
+            logits = decoder.advance(parts)
+            logits = logits if len(active) == count else logits[active]
         steps = [len(results[i].tokens) for i in active]
         if not timing.tokens:
             for i, result in enumerate(results):
                 result.prompt_units = state.global_steps[i]
-        tokens, scores = sampler.draw(outputs.logits(last, sampler.wanted), active, steps)
+        tokens, scores = sampler.draw(logits, active, steps)
         if not timing.tokens:
             timing.first_token = time.perf_counter() - began
         timing.tokens += len(tokens)
@@ -233,8 +249,14 @@ def stream(
             result.units = state.global_steps[i] - result.prompt_units
         active = still
         timing.seconds = time.perf_counter() - began
-        timing.cache_bytes = state.cache_bytes()
+        timing.cache_bytes = decoder.cache_bytes() if decoder else state.cache_bytes()
         yield emitted
+
+
+def _room(model: LatentSpeechTextModel, settings: GenerationSettings) -> int:
+    """Units that a response may close; the first token of a text may close the prompt's last patch besides."""
+    size = model.patch_size if settings.modality == "speech" else 1
+    return -(-settings.max_tokens // size) + 1
 
 
 def generate(

@@ -79,7 +79,8 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q, math), self.k_norm(k, math)
         assert axis.rotation is not None, "self-attention rotates queries and keys"
-        q, k = rotate(q, axis.rotation), rotate(k, axis.rotation)
+        q, k = rotate(torch.cat([q, k], 1), axis.rotation).split([self.heads, self.kv_heads], 1)
+        assert axis.queries.places is not None, "every query of self-attention is an entry too"
         store.extend(axis.queries.places, k, v)
         out = self.o_proj(math.attend(q, axis.queries, store), math)
         store.trim()
@@ -170,7 +171,11 @@ class PatchPooling(nn.Module):
         for group in math.unit_groups(lengths):
             chosen = torch.from_numpy(group).to(h.device)
             out[chosen] = self._pool(h, k, v, starts[group], lengths[group], math)
-        return out if self.output_proj is None else self.output_proj(out, math)
+        return self.project(out, math)
+
+    def project(self, pooled: Tensor, math: Batched) -> Tensor:
+        """[m, k * d_l] -> patch embeddings [m, d_g]."""
+        return pooled if self.output_proj is None else self.output_proj(pooled, math)
 
     def _pool(self, h: Tensor, k: Tensor, v: Tensor, starts: np.ndarray, lengths: np.ndarray, math: Batched) -> Tensor:
         """Units of similar length, padded to the longest by repeating their first token, which is masked."""

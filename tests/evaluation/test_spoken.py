@@ -75,12 +75,14 @@ def test_questions_few_shot() -> None:
         answer_questions(model, questions, decode, to="speech")
 
 
-def test_speed_reports_steps_and_caches_of_both() -> None:
+@pytest.mark.parametrize("fixed", [False, True])
+def test_speed_reports_steps_and_caches_of_both(fixed: bool) -> None:
     lst, baseline = (
-        measure(random_model(c, "cpu", torch.float32), prompt=64, tokens=65, batch=2, repeats=1)
+        measure(random_model(c, "cpu", torch.float32), prompt=64, tokens=65, batch=2, repeats=1, fixed_shapes=fixed)
         for c in (CONFIG, BASELINE)
     )
     assert (lst.global_steps, baseline.global_steps) == (16, 64)
     assert lst.global_cache < 0.4 * baseline.global_cache
     assert lst.tokens == baseline.tokens == 130
+    assert lst.operators > 0
     assert "| global steps a response | 16 | 64 | 0.25 |" in table(lst, baseline)

@@ -52,9 +52,18 @@ def dense_continuation(oracle: ReferenceModel, size: int, prompt: list[int], ste
     return out
 
 
-@pytest.mark.parametrize("options", [{}, {"text_path": "direct"}, {"kind": "baseline"}, {"decoder_window_units": 3}])
+VARIANTS: list[dict[str, object]] = [
+    {}, {"text_path": "direct"}, {"kind": "baseline"}, {"decoder_window_units": 3}, {"pooling": "mean"},
+    {"cross_rope": True, "decoder_input": "embedding"}, {"kv_heads": 1, "qk_norm": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("modality", ["speech", "text", "any"])
-def test_batched_generation_equals_the_oracle_token_by_token(options: dict[str, object], modality: str) -> None:
+@pytest.mark.parametrize("fixed", [False, True])
+def test_batched_generation_equals_the_oracle_token_by_token(
+    options: dict[str, object], modality: str, fixed: bool
+) -> None:
     oracle, model = model_of(**options)
     marker = V.text_marker if modality == "text" else V.speech_marker
     prompts = [
@@ -62,7 +71,8 @@ def test_batched_generation_equals_the_oracle_token_by_token(options: dict[str, 
         [V.bos, 5, 6, 7, marker],
         [V.bos, V.text_marker, 9, marker],
     ]
-    results, _ = generate(model, prompts, GenerationSettings(max_tokens=13, modality=modality))  # type: ignore[arg-type]
+    settings = GenerationSettings(max_tokens=13, modality=modality, fixed_shapes=fixed)  # type: ignore[arg-type]
+    results, _ = generate(model, prompts, settings)
     for prompt, result in zip(prompts, results, strict=True):
         assert result.tokens == dense_continuation(oracle, model.patch_size, prompt, 13, modality)
 

@@ -1,0 +1,253 @@
+"""Decoding in fixed shapes: the same buffers and operators at every token, so that a GPU can replay them (SPEC 9).
+
+Ragged decoding (`LatentSpeechTextModel.advance`) launches about a thousand small kernels a token, and a GPU finishes
+each of them faster than the host launches the next.  Here a step is three functions without arguments, each captured
+once as a CUDA graph: `encode` takes a token of every sequence, `close` runs a unit through the global transformer,
+`read` gives logits.  The host decides which of them run, and for whom; a sequence that has nothing to do writes into a
+spare slot that nobody else reads.
+
+    b sequences, p tokens a patch, k queries a unit
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_lst.inference.arithmetic import SlotQueries
+from megatron_lst.inference.cache import AnyStore, SlotStore, Store
+from megatron_lst.inference.model import LatentSpeechTextModel, LocalAxis, State
+from megatron_lst.inference.modules import Axis
+from megatron_lst.inference.plan import Part, PatchCounter
+
+_NEVER = -(1 << 60)
+"""Position of a slot that holds nothing."""
+
+
+class FixedDecoder:
+    """Goes on from where `state` is, one token a sequence at a time, and takes its caches over.
+
+    Args:
+        counters: of the sequences, having seen what `state` has.
+        room: units that each sequence may still get.
+        wanted: ids [A] whose logits are given; None: all.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: LatentSpeechTextModel,
+        state: State,
+        counters: Sequence[PatchCounter],
+        room: int,
+        wanted: Tensor | None = None,
+    ) -> None:
+        config, device, b = model.config, model.device, len(counters)
+        like = model.embedding.weight
+        self.model, self.state = model, state
+        self.lst = config.kind == "lst"
+        self.direct = self.lst and config.text_path == "direct"
+        # Of each sequence: token, whether there is one, whether it first closes a shorter patch, whether it closes one.
+        self._plan = torch.zeros(4, b, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._inputs = torch.zeros(4, b, dtype=torch.int64, device=device)
+        self._closing = torch.zeros(b, dtype=torch.bool, device=device)
+        vocabulary = model.vocabulary
+        self.is_speech = torch.from_numpy(vocabulary.is_speech(np.arange(vocabulary.padded_size))).to(device)
+        self.position, self.units = (torch.tensor(n, device=device) for n in (state.tokens, state.units))
+
+        tables = [model.decoder.head if self.lst else model.head, *([model.text_head] if self.direct else [])]
+        self.heads = [table.weight if wanted is None else table.weight[wanted] for table in tables]
+        self.logits = like.new_zeros(b, len(self.heads[0]))
+        self.g = like.new_zeros(b, config.hidden)
+        self.capacity = -(-(max(state.units) + room) // 8) * 8
+        size = config.hidden // config.heads
+        self.world = _slots(state.world, b, self.capacity, 1, config.global_kv_heads, size, like)
+        if self.lst:
+            heads, size = config.local_heads, config.local_hidden // config.local_heads
+            self.cross_slots = config.decoder_window_units * config.queries
+            self.cross = _slots(state.cross, b, self.cross_slots, config.queries, heads, size, like)
+            self.encoder, self.decoder = (
+                _Window(axes, _slots(stores, b, config.window, 1, heads, size, like))
+                for axes, stores in ((state.encoder_axis, state.encoder), (state.decoder_axis, state.decoder))
+            )
+            self._take_open_patches(counters)
+        self._encode, self._close, self._read = (_replayed(f, device) for f in (self.encode, self.close, self.read))
+
+    def _take_open_patches(self, counters: Sequence[PatchCounter]) -> None:
+        device, like = self.model.device, self.model.embedding.weight
+        self.rows = torch.arange(len(counters), device=device)
+        self.h = like.new_zeros(len(counters), self.model.config.local_hidden)
+        self.open = like.new_zeros(len(counters), self.model.patch_size + 1, self.model.config.local_hidden)
+        self.open_count = torch.tensor([len(counter.open) for counter in counters], device=device)
+        self.first_token = torch.tensor([(counter.open or [0])[0] for counter in counters], device=device)
+        for row, held in zip(self.open, self.state.open, strict=True):
+            if held is not None:
+                row[: len(held)] = held
+
+    @torch.inference_mode()
+    def advance(self, parts: Sequence[Part]) -> Tensor:
+        """One token of each sequence, or none.
+
+        Returns:
+            Logits [b, V], or [b, A] of the wanted ids; rows without a token mean nothing. The next call overwrites it.
+        """
+        assert all(len(part.tokens) <= 1 for part in parts), "fixed shapes take one token a sequence"
+        units = [len(part.lengths) for part in parts]
+        most = max(have + new for have, new in zip(self.state.units, units, strict=True))
+        assert most <= self.capacity, f"room for {self.capacity} units, not for {most}"
+        tokens = [int(part.tokens[0]) if len(part.tokens) else 0 for part in parts]
+        # Two units close where a token that is not speech first ends the patch that was open.
+        late, closes = [n > 1 for n in units], [n > 0 for n in units]
+        self._plan.copy_(torch.tensor([tokens, [len(part.tokens) for part in parts], late, closes]))
+        self._inputs.copy_(self._plan, non_blocking=True)
+        if any(late):
+            self._closing.copy_(self._inputs[2])
+            self._close()
+        if self.lst:
+            self._encode()
+        if any(closes):
+            self._closing.copy_(self._inputs[3])
+            self._close()
+        self._read()
+        for i, (part, closed) in enumerate(zip(parts, units, strict=True)):
+            self.state.tokens[i] += len(part.tokens)
+            self.state.units[i] += closed
+            self.state.global_steps[i] += closed
+        return self.logits
+
+    @property
+    def active(self) -> Tensor:
+        """bool [b]: who has a token in this step."""
+        return self._inputs[1].bool()
+
+    def encode(self) -> None:
+        """Encoder states of the tokens, kept with the patches that are open."""
+        tokens, active, model = self._inputs[0], self.active, self.model
+        runs = active & self.is_speech[tokens] if self.direct else active
+        x = model.embedding(tokens)
+        axis = Axis(self.encoder.add(self.position, runs), model.local_rotation(self.position))
+        h = model.encoder.states(x, axis, self.encoder.stores, model.math)
+        self.h.copy_(torch.where(runs[:, None], h, x) if self.direct else h)
+        self.first_token.copy_(torch.where(self.open_count == 0, tokens, self.first_token))
+        self.open[self.rows, torch.where(active, self.open_count, model.patch_size)] = self.h
+        self.open_count += active
+
+    def close(self) -> None:
+        """The open patches of those that close a unit: global transformer, keys and values for the decoder."""
+        model, closing = self.model, self._closing
+        e = self._patches() if self.lst else model.embedding(self._inputs[0])
+        # Whoever closes no unit writes where the next one will: it is overwritten before anyone sees it.
+        mask = torch.arange(self.capacity + 1, device=closing.device) <= self.units[:, None]
+        axis = Axis(SlotQueries(self.units, mask), model.global_rotation(self.units))
+        g = model.global_transformer(e, axis, self.world, model.math)
+        self.g.copy_(torch.where(closing[:, None], g, self.g))
+        if self.lst:
+            k = model.config.queries
+            first = torch.where(closing, self.units * k % self.cross_slots, self.cross_slots)
+            slots = (first[:, None] + torch.arange(k, device=first.device)).flatten()
+            turn = model.local_rotation(self.units.repeat_interleave(k)) if model.config.cross_rope else None
+            model.decoder.push(g, turn, slots, self.cross, model.math)
+            self.open_count.masked_fill_(closing, 0)
+        self.units += closing
+
+    def _patches(self) -> Tensor:
+        """Embeddings [b, d_g] of the open patches; those of nobody who closes one mean nothing."""
+        model, encoder = self.model, self.model.encoder
+        inside = torch.arange(model.patch_size, device=self.open.device) < self.open_count.clamp(min=1)[:, None]
+        members = torch.where(inside[..., None], self.open[:, :-1], self.open[:, :1])
+        k, v = encoder.cross_attention.keys_values(members, model.math)
+        e = encoder.project(encoder.pool(members, k, v, inside, model.math), model.math)
+        if self.direct:
+            speech = self.is_speech[self.first_token]
+            e = torch.where(speech[:, None], e, model.text_embedding(self.first_token))
+        return e
+
+    def read(self) -> None:
+        """Logits after the tokens."""
+        model, config, tokens, active = self.model, self.model.config, self._inputs[0], self.active
+        if not self.lst:
+            self.logits.copy_(model.math.linear(model.norm(self.g, model.math), self.heads[0]))
+            return
+        spoken = self.is_speech[tokens] | (tokens == model.vocabulary.speech_marker)
+        local = Axis(
+            self.decoder.add(self.position, active & spoken if self.direct else active),
+            model.local_rotation(self.position),
+        )
+        filled = (self.units * config.queries).clamp(max=self.cross_slots)
+        mask = torch.arange(self.cross_slots + config.queries, device=filled.device) < filled[:, None]
+        turn = model.local_rotation(self.units - 1) if config.cross_rope else None
+        x = model.decoder.embedding(tokens) if config.decoder_input == "embedding" else self.h
+        x = model.decoder.states(
+            x, local, Axis(SlotQueries(None, mask), turn), self.cross, self.decoder.stores, model.math
+        )
+        logits = model.math.linear(x, self.heads[0])
+        if self.direct:
+            text = model.math.linear(model.text_norm(self.g, model.math), self.heads[1])
+            logits = torch.where(spoken[:, None], logits, text)
+        self.logits.copy_(logits)
+        self.position += active
+
+    def cache_bytes(self) -> dict[str, int]:
+        """Bytes held by the caches of each module."""
+        groups: dict[str, Sequence[SlotStore]] = {"encoder": [], "global": self.world, "decoder": [], "cross": []}
+        if self.lst:
+            groups |= {"encoder": self.encoder.stores, "decoder": self.decoder.stores, "cross": self.cross}
+        return {name: sum(store.allocated_bytes for store in stores) for name, stores in groups.items()}
+
+
+class _Window:
+    """The newest entries of a local attention, all layers: where they stand, and where the next one goes."""
+
+    def __init__(self, axes: Sequence[LocalAxis], stores: Sequence[SlotStore]) -> None:
+        rows = stores[0].rows
+        self.stores, self.rows, self.size = stores, rows, stores[0].keys.shape[1] - 1
+        count = [axis.dropped + len(axis.positions) for axis in axes]  # entries that each sequence ever had
+        positions = np.full((len(axes), self.size + 1), _NEVER)
+        for row, axis, n in zip(positions, axes, count, strict=True):
+            row[np.arange(axis.dropped, n) % self.size] = axis.positions
+        self.count, self.positions = (
+            torch.tensor(count, device=rows.device),
+            torch.from_numpy(positions).to(rows.device),
+        )
+
+    def add(self, position: Tensor, runs: Tensor) -> SlotQueries:
+        """An entry at `position` [b] for each sequence that `runs` [b]: where it goes, and what it sees."""
+        slot = torch.where(runs, self.count % self.size, self.size)
+        self.positions[self.rows, slot] = torch.where(runs, position, _NEVER)
+        self.count += runs
+        mask = self.positions > position[:, None] - self.size
+        mask[:, -1] = ~runs  # whoever does nothing sees the spare slot: no softmax is empty
+        return SlotQueries(slot, mask)
+
+
+def _slots(
+    stores: Sequence[AnyStore], batch: int, size: int, spare: int, heads: int, head_size: int, like: Tensor
+) -> list[SlotStore]:
+    """Each store's newest `size` entries, in slots; `spare` more for sequences that have nothing to write."""
+    result = []
+    for store in stores:
+        assert isinstance(store, Store), "a transient store has no past to go on from"
+        result.append(SlotStore(batch, size + spare, heads, head_size, like))
+        result[-1].take_over(store, size)
+    return result
+
+
+def _replayed(step: Callable[[], None], device: torch.device) -> Callable[[], object]:
+    """On a GPU `step` as a CUDA graph, replayed at every call; elsewhere `step` itself.
+
+    It runs twice before, with nobody active, so that kernels are loaded and workspaces allocated outside of the graph.
+    """
+    if device.type != "cuda":
+        return step
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+    return graph.replay

@@ -1,0 +1,158 @@
+"""Decoding in fixed shapes does the same at every token: what a CUDA graph asks for, shown without a GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from megatron_lst.inference import LatentSpeechTextModel
+from megatron_lst.inference.fixed import FixedDecoder
+from megatron_lst.inference.model import State
+from megatron_lst.inference.plan import PatchCounter
+from tests.inference.test_generation import VARIANTS, V, model_of
+
+PROMPTS = [[V.bos, V.speech_marker, 25, 26, 27], [V.bos, 5, 6, V.speech_marker, 28]]
+
+
+class _Calls(TorchDispatchMode):
+    """Every operator with the shapes and addresses of its tensors; reading a value fails, as in a captured graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[object, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(reader in str(func) for reader in ("_local_scalar_dense", "item", "nonzero")):
+            raise AssertionError(f"{func} reads a value")
+        self.calls.append((str(func), *(tuple(t.shape) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t))))
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of(step: Callable[[], object]) -> list[tuple[object, ...]]:
+    with torch.inference_mode(), _Calls() as mode:
+        step()
+    return mode.calls
+
+
+def started(model: LatentSpeechTextModel, prompts: list[list[int]] = PROMPTS) -> tuple[State, list[PatchCounter]]:
+    state, counters = State(model.config, len(prompts)), model.counters(len(prompts))
+    model.advance([counter.add(prompt) for counter, prompt in zip(counters, prompts, strict=True)], state)
+    return state, counters
+
+
+def opened(model: LatentSpeechTextModel, room: int = 40) -> tuple[FixedDecoder, list[PatchCounter]]:
+    state, counters = started(model)
+    return FixedDecoder(model, state, counters, room), counters
+
+
+def addresses(thing: object) -> dict[str, int]:
+    """Where every tensor that the decoder keeps lies."""
+    found = {}
+    for name, value in vars(thing).items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value.data_ptr()
+        elif name in ("world", "cross", "stores", "encoder", "decoder"):
+            for i, part in enumerate(value if isinstance(value, list) else [value]):
+                found |= {f"{name}.{i}.{inner}": at for inner, at in addresses(part).items()}
+    return found
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_every_step_is_the_same_work_on_the_same_memory(options: dict[str, object]) -> None:
+    _, model = model_of(**options)
+    decoder, counters = opened(model)
+    before = addresses(decoder)
+    steps: dict[str, list[Any]] = {"encode": [], "close": [], "read": []}
+    for name in steps:
+        setattr(decoder, f"_{name}", lambda name=name: steps[name].append(calls_of(getattr(decoder, name))))
+    for token in (26, 27, 28, 29, V.text_marker, 5, 6, V.speech_marker, 30, V.text_marker, 7):
+        decoder.advance([counters[0].add([token]), counters[1].add([] if token == 6 else [token])])
+    assert addresses(decoder) == before
+    for name, calls in steps.items():
+        assert all(call == calls[0] for call in calls), name
+        assert len(calls) >= 3 or (name == "encode" and not decoder.lst)
+
+
+def tokens_of(rng: np.random.Generator, count: int) -> list[int]:
+    """Spans of speech and of text, short and long, with their markers."""
+    tokens: list[int] = []
+    while len(tokens) < count:
+        length = int(rng.integers(1, 9))
+        tokens += [V.text_marker, *rng.integers(3, V.text_size, length).tolist()]
+        tokens += [V.speech_marker, *rng.integers(V.text_size, V.text_size + V.speech_size, 2 * length).tolist()]
+    return tokens[:count]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_any_tokens_give_the_logits_of_ragged_decoding(options: dict[str, object]) -> None:
+    _, model = model_of(**options)
+    decoder, counters = opened(model, room=90)
+    state, others = started(model)
+    rng = np.random.default_rng(4)
+    for first, second in zip(tokens_of(rng, 80), tokens_of(rng, 80), strict=True):
+        found = decoder.advance([c.add([t]) for c, t in zip(counters, (first, second), strict=True)])
+        parts = [c.add([t]) for c, t in zip(others, (first, second), strict=True)]
+        right = model.advance(parts, state).logits(np.arange(2))
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
+    assert decoder.cache_bytes().keys() == state.cache_bytes().keys()
+
+
+def test_nobody_ever_sees_nothing() -> None:
+    """Under `direct` text skips the encoder: whoever has no entry for it sees a spare slot, were all others empty."""
+    _, model = model_of(text_path="direct")
+    state, counters = started(model, [[V.bos, 5], [V.bos, V.speech_marker, 27]])
+    encoder = FixedDecoder(model, state, counters, 4).encoder
+    with torch.inference_mode():
+        for runs in ([False, False], [False, True], [True, False]):
+            queries = encoder.add(torch.tensor([2, 3]), torch.tensor(runs))
+            assert queries.mask.any(1).all()
+            assert (queries.mask[:, -1] == ~torch.tensor(runs)).all()
+
+
+def test_a_step_that_reads_a_value_is_found() -> None:
+    with pytest.raises(AssertionError, match="reads a value"):
+        calls_of(lambda: float(torch.ones(1).sum()))
+
+
+def test_ragged_decoding_is_not() -> None:
+    _, model = model_of()
+    state, counters = started(model)
+    calls = [
+        calls_of(lambda token=token: model.advance([c.add([token]) for c in counters], state))  # type: ignore[misc]
+        for token in (26, 27)
+    ]
+    assert calls[0] != calls[1]
+
+
+def test_who_does_nothing_disturbs_nobody_and_remembers_everything() -> None:
+    """The second sequence pauses for a while; its logits afterwards are those of one that never did."""
+    _, model = model_of()
+    paused, counters = opened(model)
+    straight, others = opened(model)
+    for token in (26, 27, 28, 29, V.text_marker, 5):
+        paused.advance([counters[0].add([token]), counters[1].add([])])
+    for token in (31, 30, V.text_marker, 8):
+        late = paused.advance([counters[0].add([]), counters[1].add([token])])
+        right = straight.advance([others[0].add([]), others[1].add([token])])
+        torch.testing.assert_close(late[1], right[1], rtol=1e-12, atol=1e-12)
+    assert torch.isfinite(late).all()
+
+
+@pytest.mark.parametrize("room", [0, 40])
+def test_there_must_be_room(room: int) -> None:
+    _, model = model_of()
+    decoder, counters = opened(model, room)
+
+    def go() -> None:
+        for _ in range(30):
+            decoder.advance([counter.add([5]) for counter in counters])
+
+    if room:
+        go()
+    else:
+        with pytest.raises(AssertionError, match="room for"):
+            go()
