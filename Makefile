@@ -44,10 +44,11 @@ test-slurm: venv  ## The tests that need SLURM, on a cluster that they start on 
 test-image: venv  ## The Dockerfile really built, with buildah on a Debian base, and run (Debian, root)
 	$(RUN_TESTS) -m slow tests/launching/test_docker.py $(PYTEST)
 
-bench: venv  ## Benchmarks, each after its correctness gate: kernels (needs a GPU), data, the whole step
+bench: venv  ## Benchmarks, each after its correctness gate: kernels (needs a GPU), data, step, generation
 	@$(BIN)/lst kernels bench || test $$? -eq 2
 	@$(BIN)/python benchmarks/data.py
 	@$(BIN)/python -m benchmarks.step
+	@$(BIN)/python -m benchmarks.generation
 
 study: venv  ## A toy experiment: baseline, static and curriculum under an equal budget, several seeds
 	@$(BIN)/lst study

@@ -11,19 +11,13 @@ is exercised, the figures say nothing.
 
 import argparse
 import dataclasses
-import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measured import on_gpu, write_result
 from benchmarks.profile import kernel_table, module_table, where_time_goes
 from benchmarks.rows import synthetic_rows
 from megatron_lst.config.load import load_config
@@ -50,10 +45,6 @@ TINY = (
 )  # fmt: skip
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
 """Mean absolute difference to the oracle's log-probabilities, which are about -10."""
-
-
-def on_gpu() -> bool:
-    return torch.cuda.is_available()
 
 
 def prepare(path: str, overrides: Sequence[str], micro_batch: int, accumulate: int) -> Config:
@@ -233,27 +224,6 @@ def faults(found: dict[str, Any]) -> list[str]:
     return said
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    versions = {}
-    for name in ("torch", "triton", "megatron-core", "transformer-engine", "apex", "flash-attn"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu() else f"CPU, {os.cpu_count()} cores",
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "versions": versions,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": asked.stdout.strip() or None,
-        "changed_since_commit": bool(changed.stdout.strip()),
-    }
-
-
 def report(path: str, config: Config, found: dict[str, Any]) -> str:
     """For people."""
     mfu = "no MFU (this device's peak is not known)" if found["mfu"] is None else f"MFU {100 * found['mfu']:.1f} %"
@@ -281,18 +251,12 @@ def run(path: str, arguments: argparse.Namespace) -> bool:
     said = faults(found)
     for fault in said:
         print(f"  WRONG: {fault}", file=sys.stderr)
-    where = machine()
     written = {
-        "benchmark": "step", "config": path, "overrides": arguments.set, "tiny": not on_gpu(), "machine": where,
+        "benchmark": "step", "config": path, "overrides": arguments.set,
         "micro_batch": arguments.micro_batch, "accumulate": arguments.accumulate, "units": config.data.units,
         "oracle_difference": gated, **found, "faults": said,
     }  # fmt: skip
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    device = "".join(c if c.isalnum() else "-" for c in where["device"].lower()) if on_gpu() else "cpu-tiny"
-    file = folder / f"step-{Path(path).stem}-{device}-{where['date'][:10]}.json"
-    file.write_text(json.dumps(written, indent=1, default=str) + "\n")
-    print(f"  {file}")
+    write_result(Path(arguments.out), f"step-{Path(path).stem}", written)
     return not said
 
 

@@ -156,3 +156,17 @@ def test_there_must_be_room(room: int) -> None:
     else:
         with pytest.raises(AssertionError, match="room for"):
             go()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", VARIANTS)
+def test_captured_graphs_give_the_logits_of_a_cpu(options: dict[str, object]) -> None:
+    _, model = model_of(**options)
+    weights = {name: weight.cuda() for name, weight in model.state_dict().items()}
+    captured, counters = opened(LatentSpeechTextModel.from_weights(model.config, V, weights, model.patch_size), room=90)
+    decoder, others = opened(model, room=90)
+    rng = np.random.default_rng(4)
+    for first, second in zip(tokens_of(rng, 80), tokens_of(rng, 80), strict=True):
+        found = captured.advance([c.add([t]) for c, t in zip(counters, (first, second), strict=True)])
+        right = decoder.advance([c.add([t]) for c, t in zip(others, (first, second), strict=True)])
+        torch.testing.assert_close(found.cpu(), right, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,54 @@
+"""What every benchmark writes down beside its figures: machine, versions, date and commit."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_lst.files import write_text
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this was measured."""
+    versions = {}
+    for name in ("torch", "triton", "megatron-core", "transformer-engine", "apex", "flash-attn"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu() else f"CPU, {os.cpu_count()} cores",
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": asked.stdout.strip() or None,
+        "changed_since_commit": bool(changed.stdout.strip()),
+    }
+
+
+def write_result(folder: Path, name: str, result: dict[str, Any]) -> Path:
+    """Write `result` with where it was measured as NAME-DEVICE-DATE.json. Without a GPU it is marked as tiny.
+
+    Returns:
+        The file, whose name was printed.
+    """
+    where = machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "".join(c if c.isalnum() else "-" for c in where["device"].lower()) if on_gpu() else "cpu-tiny"
+    file = folder / f"{name}-{device}-{where['date'][:10]}.json"
+    write_text(file, json.dumps({**result, "tiny": not on_gpu(), "machine": where}, indent=1, default=str) + "\n")
+    print(f"  {file}")
+    return file
