@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-DIRECTIONS = ("S->S", "T->T")
+from megatron_lst.evaluation.heldout import CONTINUATION, SAME_VOICE
+
+CHOICES = {
+    (CONTINUATION, "S->S"): "choice S->S, %",
+    (SAME_VOICE, "S->S"): "S->S in one voice, %",
+    (CONTINUATION, "T->T"): "choice T->T, %",
+}
 MEASURES: tuple[tuple[str, str, str], ...] = (
     ("speech_loss_speech", "speech loss, nats a unit", ".3f"),
     ("text_loss_text", "text loss, nats a piece", ".3f"),
@@ -19,20 +25,21 @@ def comparison(results: list[tuple[str, Path]]) -> str:
     """
     from megatron_lst.evaluation.report import load_results
 
-    head = ["model", *(title for _, title, _ in MEASURES), *(f"choice {d}, %" for d in DIRECTIONS)]
+    head = ["model", *(title for _, title, _ in MEASURES), *CHOICES.values()]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     items = 0
     for name, folder in results:
         found = load_results(folder)
-        tasks = {task["direction"]: task for task in found["tasks"]}
+        tasks = {(task["task"], task["direction"]): task for task in found["tasks"]}
         items = max([items, *(task["items"] for task in tasks.values())])
         measures = [format(found["held_out"][key], form) for key, _, form in MEASURES]
-        lines.append("| " + " | ".join([name, *measures, *(_choice(tasks.get(d)) for d in DIRECTIONS)]) + " |")
+        lines.append("| " + " | ".join([name, *measures, *(_choice(tasks.get(key)) for key in CHOICES)]) + " |")
     lines += [
         "",
         f"Held-out documents. Choice is 1 of 2 by mean log-probability (chance 50 %, {items} items, 95 % bootstrap "
-        "intervals). Bits a second compare patched and unpatched models. A model of this size after minutes of "
-        "training shows that everything works, not which model is better.",
+        "intervals): the true continuation or words of another document, which in speech the voice may tell; in one "
+        "voice, words of the same document. Bits a second compare patched and unpatched models. A model of this size "
+        "after minutes of training shows that everything works, not which model is better.",
     ]
     return "\n".join(lines) + "\n"
 

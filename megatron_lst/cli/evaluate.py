@@ -166,20 +166,25 @@ def _held_out_choices(
     aligned: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
     from megatron_lst.evaluation.choice import Patching, run_choice
-    from megatron_lst.evaluation.heldout import DIRECTIONS, continuation_choices
+    from megatron_lst.evaluation.heldout import DIRECTIONS, SAME_VOICE, TASKS, continuation_choices
     from megatron_lst.evaluation.report import summarise
 
     patching = Patching(target.patch_size, target.units)
     results = []
     for direction in wanted or DIRECTIONS:
-        choices = continuation_choices(
-            documents, direction, prompt_words=prompt, continuation_words=continuation, items=items, aligned=aligned
-        )
-        result = run_choice(
-            "heldout_continuation", choices, target.score, target.vocabulary, patching,
-            progress=_progress(f"held-out {direction}", target.is_writer),
-        )  # fmt: skip
-        results.append(summarise(result, direction))
+        # In speech the voice can tell another document from this one: there, another place of this one as well.
+        for task in TASKS if direction.endswith("S") else TASKS[:1]:
+            choices = continuation_choices(
+                documents, direction, prompt_words=prompt, continuation_words=continuation, items=items,
+                aligned=aligned, same_document=task == SAME_VOICE,
+            )  # fmt: skip
+            if not choices:
+                continue
+            result = run_choice(
+                task, choices, target.score, target.vocabulary, patching,
+                progress=_progress(f"{task} {direction}", target.is_writer),
+            )  # fmt: skip
+            results.append(summarise(result, direction))
     return results
 
 

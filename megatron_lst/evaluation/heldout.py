@@ -16,6 +16,8 @@ from megatron_lst.patching.row import Row
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
 DIRECTIONS = ("S->S", "T->T", "S->T", "T->S")
+CONTINUATION, SAME_VOICE = TASKS = ("heldout_continuation", "heldout_same_voice")
+"""Wrong words from another document, and from another place of the same one."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,17 @@ def continuation_choices(
     items: int = 1000,
     seed: int = 0,
     aligned: bool = False,
+    same_document: bool = False,
 ) -> list[ChoiceItem]:
-    """1-of-2 items from held-out speech documents: the true continuation against another document's words.
+    """1-of-2 items from held-out speech documents: the true continuation against other words.
 
     The wrong one is the same number of words from another document, cut (where it is longer) to the true one's
     number of tokens, so that length alone decides as little as possible.  Deterministic in `seed`.
 
     Args:
         direction: `S->S`, `T->T`, `S->T` or `T->S`.
+        same_document: the wrong words are from another place of the same document: neither voice nor subject tells
+            them apart. Documents without such a place give no item.
 
     Raises:
         UserError: fewer than two documents are long enough.
@@ -171,9 +176,16 @@ def continuation_choices(
     rng = np.random.default_rng(seed)
     result = []
     for document, start in (starts[i] for i in rng.permutation(len(starts))[:items].tolist()):
-        others = [d for d in usable if d is not document]
-        other = others[int(rng.integers(len(others)))]
-        foreign = int(rng.integers(len(other.word_frames) - continuation_words + 1))
+        if same_document:
+            other, elsewhere = document, np.arange(len(document.word_frames) - continuation_words + 1)
+            elsewhere = elsewhere[(elsewhere + continuation_words <= start) | (elsewhere >= start + need)]
+            if not len(elsewhere):
+                continue
+            foreign = int(rng.choice(elsewhere))
+        else:
+            others = [d for d in usable if d is not document]
+            other = others[int(rng.integers(len(others)))]
+            foreign = int(rng.integers(len(other.word_frames) - continuation_words + 1))
         middle = start + prompt_words
         true = stretch(document, middle, start + need, target, aligned)
         false = stretch(other, foreign, foreign + continuation_words, target, aligned)

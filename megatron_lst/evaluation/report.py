@@ -13,6 +13,7 @@ from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import ChoiceResult, ItemScore
 from megatron_lst.evaluation.paper import PUBLISHED
 from megatron_lst.evaluation.statistics import Interval, paired
+from megatron_lst.files import write_json, write_text
 
 KINDS = ("mean", "sum", "per_character")
 
@@ -38,8 +39,8 @@ def write_results(
     """Write results.json and results.md."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"target": target, "tasks": list(tasks), "held_out": held_out}
-    (folder / "results.json").write_text(json.dumps(_finite(content), indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(target, tasks, held_out))
+    write_text(folder / "results.md", markdown(target, tasks, held_out))
+    write_json(folder / "results.json", _finite(content))
 
 
 def _finite(value: Any) -> Any:

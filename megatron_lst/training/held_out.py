@@ -10,7 +10,7 @@ from megatron_lst.documents.schema import Document
 from megatron_lst.engines.base import Engine
 from megatron_lst.engines.scoring import score_on_all_ranks
 from megatron_lst.evaluation.choice import Patching, run_choice
-from megatron_lst.evaluation.heldout import continuation_choices, losses
+from megatron_lst.evaluation.heldout import CONTINUATION, continuation_choices, losses
 from megatron_lst.inference.export import generation_patch_size
 from megatron_lst.patching.row import Row
 
@@ -52,6 +52,6 @@ class HeldOutEvaluation:
         patching = Patching(generation_patch_size(config.model, config.patching), config.data.units)
         for direction in config.evaluation.directions if self._documents else ():
             items = continuation_choices(self._documents, direction, items=config.evaluation.items)
-            result = run_choice("heldout_continuation", items, self._score, config.vocabulary, patching)
+            result = run_choice(CONTINUATION, items, self._score, config.vocabulary, patching)
             found[f"heldout_choice_{direction}"] = float(result.credits().mean())
         return found

@@ -71,7 +71,11 @@ def test_held_out_documents_give_choices_and_bits(exported: Path, shards: Path, 
         "--items", 9, "--out", tmp_path / "r",
     )  # fmt: skip
     content = json.loads((tmp_path / "r" / "results.json").read_text())
-    assert [t["direction"] for t in content["tasks"]] == ["S->S", "T->T", "S->T", "T->S"]
+    done = [(t["task"], t["direction"]) for t in content["tasks"]]
+    assert done == [
+        ("heldout_continuation", "S->S"), ("heldout_same_voice", "S->S"), ("heldout_continuation", "T->T"),
+        ("heldout_continuation", "S->T"), ("heldout_continuation", "T->S"), ("heldout_same_voice", "T->S"),
+    ]  # fmt: skip
     assert all(t["items"] == 9 and t["chance"] == 0.5 for t in content["tasks"])
     # An untrained model spreads its probability over all ids: log2 of the table's rows, a token.
     bits = content["held_out"]["speech_bits_per_token"]

@@ -1,6 +1,7 @@
 """Held-out losses, speech bits per second, and choice items made from documents."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,19 @@ def test_choices_hold_the_true_continuation(direction: str) -> None:
     assert result.accuracy("mean").mean > 0.9  # type: ignore[union-attr]
     guess = run_choice("c", items, constant(1.0), V, Patching(4, 300))
     assert guess.accuracy("mean").mean == 0.5  # type: ignore[union-attr]
+
+
+def test_in_one_voice_the_wrong_words_are_the_documents_own() -> None:
+    documents = [spoken("long", 40), spoken("short", 13, first=20)]
+    options: dict[str, Any] = {"prompt_words": 6, "continuation_words": 4}
+    items = continuation_choices(documents, "T->T", same_document=True, **options)
+    assert [item.id.split("@")[0] for item in items] == ["long"] * 4, "13 words leave no four beside ten"
+    for item in items:
+        start = int(item.id.split("@")[1])
+        wrong = item.candidates[1 - item.answer].tokens[0] - 3
+        assert wrong + 4 <= start or wrong >= start + 10, "never words of the item itself"
+    assert len(continuation_choices(documents, "T->T", **options)) == 5, "from another document there are some"
+    assert continuation_choices(documents[1:] * 2, "S->S", same_document=True, **options) == []
 
 
 def test_aligned_items_carry_the_words_boundaries() -> None:
