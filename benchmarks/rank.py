@@ -120,15 +120,17 @@ def _absent_group(world: int, rank: int) -> Iterator[None]:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"c10d::{name}", "Meta"):
             _collectives.impl(name, lambda *_: FakeWork().boxed(), "Meta")
     assert not dist.is_initialized(), "a trace needs a process of its own, or one that has left its group"
-    with patch.dict(dist.Backend.backend_capability, {"fake": ["cpu", "cuda", "meta"]}):
-        dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     new_group = dist.new_group
-    try:
+    with (
+        patch.dict(dist.Backend.backend_capability, {"fake": ["cpu", "cuda", "meta"]}),
         # Megatron-core asks for gloo groups besides, for checkpoints; a rank alone cannot join one.
-        with patch.object(dist, "new_group", lambda *a, backend=None, **options: new_group(*a, **options)):
+        patch.object(dist, "new_group", lambda *a, backend=None, **options: new_group(*a, **options)),
+    ):
+        dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+        try:
             yield
-    finally:
-        dist.destroy_process_group()
+        finally:
+            dist.destroy_process_group()
 
 
 def _without_values(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
