@@ -24,8 +24,10 @@ class Memory:
 
     Attributes:
         weights, gradients, optimizer: as the engine keeps them (bf16: 2 + 4 + 12 bytes a parameter, the last sharded).
-        activations: kept for the backward pass, over all micro-batches in flight, and the buffers beside them.
+        activations: kept as a backward pass begins, over all micro-batches in flight, and the buffers beside them.
         logits: of one micro-batch, with what the loss keeps.
+        backward: what a backward pass adds in the global layers: what it computes again and gradients under way, less
+            what the decoder has given back by then.
         runtime: everything that is not a tensor of ours.
     """
 
@@ -34,11 +36,13 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
+    backward: float
     runtime: float = RUNTIME
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.runtime
+        states = self.weights + self.gradients + self.optimizer
+        return states + self.activations + max(self.logits, self.backward) + self.runtime
 
 
 def stage_parameters(config: Config, layout: Layout, split: PipelineSplit) -> list[float]:
@@ -170,17 +174,20 @@ def stage_memory(config: Config, layout: Layout, split: PipelineSplit, fused: bo
     parameters = stage_parameters(config, layout, split)
     shape = global_shape(config, fused)
     layer = layer_activations(shape, units, e, layout, training.recompute)
-    beside = layer_activations(shape, units, e, layout) if training.recompute == "full" else 0.0
+    again = layer_activations(shape, units, e, layout) - layer if training.recompute != "none" else 0.0
+    # The widest weight's gradient before it is added up in fp32, and its input's before it is reduced over the ranks.
+    backward = again + e * (2 * shape.d * shape.f / layout.tensor + units * shape.d)
+    received = 0.0
     if layout.pipeline > 1:  # the gradient that the next stage sent
-        beside += e * units * model.hidden / (layout.tensor if layout.sequence else 1)
+        received = e * units * shape.d / (layout.tensor if layout.sequence else 1)
     stages = []
     for stage in range(layout.pipeline):
         first, last = stage == 0, stage == layout.pipeline - 1
         kept = [layer * layers for layers in split.layers[stage :: layout.pipeline]]
         if first:
             kept[0] += encoder_activations(config, layout, work, e, fused)
-        if last:
-            kept[-1] += decoder_activations(config, layout, units, work, e, fused)
+        decoder = decoder_activations(config, layout, units, work, e, fused) if last else 0.0
+        kept[-1] += decoder
         gathered = 0.0
         if layout.sequence:  # one buffer, in which every product's input is brought together
             local = work.tokens * model.local_hidden if model.kind == "lst" and (first or last) else 0.0
@@ -189,9 +196,10 @@ def stage_memory(config: Config, layout: Layout, split: PipelineSplit, fused: bo
             sum(count * size for count, size in zip(counts, kept, strict=True))
             for counts in in_flight(layout.pipeline, layout.virtual, stage, micro_batches)
         )
-        logits = logit_bytes(config, work.tokens, e) / layout.tensor if last else 0.0
+        logits = logit_bytes(config, work, e) / layout.tensor if last else 0.0
         states = state_bytes(config, layout, parameters[stage])
-        stages.append(Memory(*states, activations=most + beside + gathered, logits=logits))
+        most += received + gathered
+        stages.append(Memory(*states, most, logits, max(backward - decoder, 0.0)))
     return stages
 
 
@@ -199,11 +207,13 @@ def logits_are_chunked(config: Config, tokens: float) -> bool:
     return 0 < config.engine.loss_chunk < tokens
 
 
-def logit_bytes(config: Config, tokens: float, e: float) -> float:
-    """Logits and their softmax; in chunks, of one chunk at a time, and their gradients with them."""
-    if logits_are_chunked(config, tokens):
-        return config.engine.loss_chunk * config.vocabulary.padded_size * (e + 8)
-    return tokens * config.vocabulary.padded_size * (e + 4)
+def logit_bytes(config: Config, work: Work, e: float) -> float:
+    """Logits and their softmax, of both heads; in chunks, of one chunk at a time, and their gradients with them."""
+    direct = config.model.kind == "lst" and config.model.text_path == "direct"
+    heads = (work.decoder_tokens, work.text_positions) if direct else (work.tokens,)
+    chunked = [config.engine.loss_chunk for tokens in heads if logits_are_chunked(config, tokens)]
+    whole = sum(tokens for tokens in heads if not logits_are_chunked(config, tokens))
+    return config.vocabulary.padded_size * (max(chunked, default=0) * (e + 8) + whole * (e + 4))
 
 
 def global_shape(config: Config, fused: bool = True) -> LayerShape:
