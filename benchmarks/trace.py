@@ -197,6 +197,7 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
     Raises:
         RuntimeError: something reads a value.
     """
+    from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import schedules
 
     from megatron_lst.engines.microbatches import balanced
@@ -211,19 +212,26 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
         "embedding": state.embedding_group,
     }
     groups = {tuple(dist.get_process_group_ranks(g)): name for name, g in reversed(named.items()) if g is not None}
-    for chunk in engine._wrapped:
-        chunk.train()
-        chunk.zero_grad_buffer()
-    micro_batches = balanced(rows, config.training.micro_batch)
-    batches = [emptied(batch.make_batch(part, config, torch.device("cpu"))) for part in micro_batches]
+    parts = balanced(rows, config.training.micro_batch)
+    batches = [emptied(batch.make_batch(part, config, torch.device("cpu"))) for part in parts]
     known = [t for tensors in state_tensors(engine).values() for t in tensors]
     recorder = _Recorder(trace, [*known, *(t for made in batches for t in tensors_of(made))], groups)
-    ready = iter(batches)
+
+    def run(count: int) -> None:
+        for chunk in engine._wrapped:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        parallel_state.get_global_memory_buffer().buffer.clear()  # so that the buffers of gathers are counted
+        ready = iter(batches)
+        with patch.object(batch, "make_batch", lambda *_: next(ready)):
+            engine._schedule(parts[:count], engine._training_loss, forward_only=False)
+
+    # In a first step Megatron-core learns in what order gradients come: only then it overlaps their reduction.
+    run(engine.layout.pipeline if engine.layout.virtual > 1 else 1)
     with (
-        patch.object(batch, "make_batch", lambda *_: next(ready)),
         patch.object(schedules, "forward_step", recorder.watch("forward", schedules.forward_step)),
         patch.object(schedules, "backward_step", recorder.watch("backward", schedules.backward_step)),
         recorder,
     ):
-        engine._schedule(micro_batches, engine._training_loss, forward_only=False)
+        run(len(parts))
     return trace
