@@ -233,8 +233,8 @@ def encoder_activations(config: Config, layout: Layout, work: Work, e: float, fu
         return 0.0
     d, k, tokens = model.local_hidden, model.queries, work.encoder_tokens
     total = model.encoder_layers * layer_activations(local_shape(config, fused), tokens, e, layout)
-    # Token states, pooled states and the queries that they become, then the cross-attention.
-    total += e * (tokens * d + work.patches * (1 + k) * d)
+    # Token states, pooled states and where each came from, then the cross-attention.
+    total += e * (tokens * d + 2 * work.patches * d)
     return total + cross_activations(d, work.patches * k, tokens, e, layout, sharded=False, fused=fused)
 
 
