@@ -7,7 +7,7 @@ on a GPU and several operators elsewhere, so a stand-in of one operator takes th
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -182,8 +182,8 @@ class _Recorder(TorchDispatchMode):
 def _traffic(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     """Bytes read and written. Of a table that is looked up only the rows that are read."""
     written = sum(t.numel() * t.element_size() for t in outputs)
-    if name.startswith(("aten.embedding", "aten.index", "aten.gather", "aten.empty", "aten.zeros", "aten.fill")):
-        return (1 if name.startswith(("aten.empty", "aten.zeros", "aten.fill")) else 2) * written
+    if name.startswith(("aten.embedding", "aten.index", "aten.gather", "aten.empty", "aten.zero", "aten.fill")):
+        return (1 if name.startswith(("aten.empty", "aten.zero", "aten.fill")) else 2) * written
     return written + sum(t.numel() * t.element_size() for t in inputs)
 
 
@@ -235,3 +235,14 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
     ):
         run(len(parts))
     return trace
+
+
+def dense(trace: Trace, widths: Collection[int]) -> list[Operation]:
+    """Operations whose output has two axes that are no feature: both run over tokens, units or keys.
+
+    Args:
+        widths: sizes of the weights' axes, and of a chunk of logits.
+    """
+    return [
+        op for op in trace.operations for shape in op.outputs if sum(s >= 400 and s not in widths for s in shape) > 1
+    ]

@@ -164,12 +164,19 @@ def in_flight(pipeline: int, virtual: int, stage: int, micro_batches: int) -> fr
     return frozenset(found - below)
 
 
-def stage_memory(config: Config, layout: Layout, split: PipelineSplit, fused: bool = True) -> list[Memory]:
-    """Memory of one rank of each pipeline stage."""
+def stage_memory(
+    config: Config, layout: Layout, split: PipelineSplit, fused: bool = True, work: Work | None = None
+) -> list[Memory]:
+    """Memory of one rank of each pipeline stage.
+
+    Args:
+        work: of a micro-batch, where it is known; otherwise what is expected, with room for one above the average.
+    """
     model, training = config.model, config.training
     e = 2.0 if training.precision == "bf16" else 4.0
     units = training.micro_batch * config.data.units
-    work = expected_work(config) * (training.micro_batch * (TOKEN_SPREAD if model.kind == "lst" else 1.0))
+    if work is None:
+        work = expected_work(config) * (training.micro_batch * (TOKEN_SPREAD if model.kind == "lst" else 1.0))
     micro_batches = training.global_batch // (training.micro_batch * layout.data)
     parameters = stage_parameters(config, layout, split)
     shape = global_shape(config, fused)

@@ -1,7 +1,7 @@
 """Bytes that one rank sends for a micro-batch: tensor parallelism's collectives, and the pipeline's boundary.
 
 In a ring of t ranks a gather or a reduce-scatter of a tensor sends (t - 1) / t of it, an all-reduce twice that.  All is
-counted, whatever hides behind a matrix product.  `tests/benchmarks/test_layouts.py` holds it against the real model.
+counted, whatever hides behind a matrix product.  `tests/benchmarks/test_stages.py` holds it against the real model.
 """
 
 from megatron_lst.config.schema import Config
@@ -23,10 +23,16 @@ def boundary_bytes(config: Config, layout: Layout) -> float:
     return positions * config.model.hidden * element_bytes(config)
 
 
-def tensor_traffic(config: Config, layout: Layout, split: PipelineSplit) -> list[float]:
-    """Bytes that a rank of each stage sends to its tensor-parallel group in one micro-batch, forward and backward."""
+def tensor_traffic(
+    config: Config, layout: Layout, split: PipelineSplit, work: Work | None = None
+) -> list[float]:
+    """Bytes that a rank of each stage sends to its tensor-parallel group in one micro-batch, forward and backward.
+
+    Args:
+        work: of a micro-batch, where it is known; otherwise what is expected.
+    """
     training, model = config.training, config.model
-    work = expected_work(config) * training.micro_batch
+    work = work or expected_work(config) * training.micro_batch
     units = training.micro_batch * config.data.units
     # An all-reduce after attention and after SwiGLU, and of the gradients that enter each: 4.  Under sequence
     # parallelism a reduce-scatter and a gather in place of each, and the inputs gathered again for the weights'
