@@ -34,13 +34,15 @@ class Stage:
     """One rank of a stage, planned and traced.
 
     Attributes:
-        planned: for the very rows that were traced.
+        work: of the rows that were traced, a micro-batch.
+        planned: for them.
         planned_sent: bytes sent to the tensor-parallel group in a micro-batch.
         states: traced bytes of "weights", "gradients" and "optimizer".
         micro_batches: how many were traced.
         widths: sizes of the weights' axes.
     """
 
+    work: Work
     planned: Memory
     planned_sent: float
     states: dict[str, int]
@@ -69,7 +71,9 @@ def trace_stage(config: Config, world: int, stage: int, micro_batches: int | Non
     """
     layout = check_layout(config, world)
     if micro_batches is None:
-        micro_batches = layout.pipeline * (3 if layout.virtual > 1 else 2) if layout.pipeline > 1 else 1
+        micro_batches = 1 if layout.pipeline == 1 else layout.pipeline + 1
+        if layout.virtual > 1:
+            micro_batches = 2 * layout.pipeline
     rows = list(islice(synthetic_rows(config, DOCUMENT), config.training.micro_batch))
     work = sum((row_work(config, row) for row in rows), Work())
     with traced_rank(config, world, stage_rank(layout, stage)) as engine:
@@ -78,7 +82,7 @@ def trace_stage(config: Config, world: int, stage: int, micro_batches: int | Non
         widths = frozenset(size for chunk in engine.chunks for p in chunk.parameters() for size in p.shape)
     planned = stage_memory(config, layout, split, work=work)[stage]
     sent = tensor_traffic(config, layout, split, work)[stage]
-    return Stage(planned, sent, states, trace, micro_batches, widths)
+    return Stage(work, planned, sent, states, trace, micro_batches, widths)
 
 
 def report(config: Config, world: int) -> str:

@@ -67,8 +67,7 @@ def check_bytes(config: Config, found: Stage) -> None:
     for name, size in found.states.items():
         assert size == pytest.approx(getattr(planned, name), rel=1e-3), name
     assert trace.peak == pytest.approx(found.planned_peak, rel=0.03)
-    tokens = max(op.shapes[0][0] for op in trace.operations if op.shapes and op.shapes[0])
-    if memory.logits_are_chunked(config, tokens) and config.model.text_path == "patch":
+    if memory.logits_are_chunked(config, found.work.tokens) and config.model.text_path == "patch":
         assert trace.kept == pytest.approx(planned.activations, rel=0.03)
     assert found.sent == pytest.approx(found.planned_sent, rel=0.01)
 
