@@ -1,4 +1,4 @@
-"""One rank of any layout without values: the Megatron engine on PyTorch's meta device, in a process group that is not there.
+"""One rank of any layout without values: the engine on PyTorch's meta device, in a process group that is not there.
 
 Shapes, dtypes and groups are those of the rank; collectives return at once and move nothing.  So the stage of a model
 that needs hundreds of GPUs is built in a second and its schedule can be watched (`benchmarks.trace`).
@@ -112,7 +112,7 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
 
 @contextmanager
 def _absent_group(world: int, rank: int) -> Iterator[None]:
-    """torch.distributed as rank `rank` of `world` sees it, with PyTorch's own fake backend: nobody answers, nothing waits."""
+    """torch.distributed as one rank sees it, on PyTorch's own fake backend: nobody answers and nothing waits."""
     from torch._C._distributed_c10d import FakeWork
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

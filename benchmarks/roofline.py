@@ -81,9 +81,7 @@ def kind_of(op: Operation, config: Config, weights: set[tuple[int, ...]]) -> str
     return "loss" if of_words else "other elementwise"
 
 
-def shares(
-    config: Config, device: Device, document_tokens: int, stage: int = 0
-) -> tuple[dict[str, Share], Share]:
+def shares(config: Config, device: Device, document_tokens: int, stage: int = 0) -> tuple[dict[str, Share], Share]:
     """A step of one micro-batch on one rank of a pipeline stage that is not interleaved; data parallelism is left out.
 
     Returns:
@@ -122,7 +120,9 @@ def report(config: Config, device: Device, found: dict[str, Share], sent: Share)
     calls = sum(s.calls for s in found.values())
     lines.append(f"| all | {calls} | {moved / 1e9:.1f} | {flops / 1e12:.2f} | {total * 1e3:.1f} | |")
     if sent.calls:
-        lines.append(f"| beside it, on the wires | {sent.calls} | {sent.bytes / 1e9:.1f} | | {sent.seconds * 1e3:.1f} | |")
+        lines.append(
+            f"| beside it, on the wires | {sent.calls} | {sent.bytes / 1e9:.1f} | | {sent.seconds * 1e3:.1f} | |"
+        )
     bound = f"{total * 1e3:.0f} ms"
     if config.parallel.tensor * config.parallel.pipeline == 1:
         bound += f", so at most {units / total:,.0f} units/s"

@@ -201,7 +201,6 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
     from megatron.core.pipeline_parallel import schedules
 
     from megatron_lst.engines.microbatches import balanced
-
     from megatron_lst.model import batch
 
     config, state, trace = engine.config, engine.state, Trace()

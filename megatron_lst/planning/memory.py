@@ -5,6 +5,7 @@ Legend: d width, f SwiGLU width, t tensor-parallel ranks, e bytes of an element,
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 from megatron_lst.config.schema import Config
 from megatron_lst.flops import module_parameters
@@ -156,10 +157,12 @@ def passes(pipeline: int, virtual: int, stage: int, micro_batches: int) -> list[
 def in_flight(pipeline: int, virtual: int, stage: int, micro_batches: int) -> frozenset[tuple[int, ...]]:
     """Micro-batches whose activations each chunk of a stage keeps, at the moments when the most is kept."""
     counts, found = [0] * virtual, set()
-    # After four rounds everything repeats.
-    for change, chunk in passes(pipeline, virtual, stage, min(micro_batches, 4 * pipeline)):
+    # After four rounds everything repeats; the most is kept when a backward pass follows a forward pass.
+    done = passes(pipeline, virtual, stage, min(micro_batches, 4 * pipeline))
+    for (change, chunk), (following, _) in pairwise(done):
         counts[chunk] += change
-        found.add(tuple(counts))
+        if change > following:
+            found.add(tuple(counts))
     below = {a for a in found for b in found if a != b and all(x <= y for x, y in zip(a, b, strict=True))}
     return frozenset(found - below)
 

@@ -23,9 +23,7 @@ def boundary_bytes(config: Config, layout: Layout) -> float:
     return positions * config.model.hidden * element_bytes(config)
 
 
-def tensor_traffic(
-    config: Config, layout: Layout, split: PipelineSplit, work: Work | None = None
-) -> list[float]:
+def tensor_traffic(config: Config, layout: Layout, split: PipelineSplit, work: Work | None = None) -> list[float]:
     """Bytes that a rank of each stage sends to its tensor-parallel group in one micro-batch, forward and backward.
 
     Args:
@@ -41,7 +39,8 @@ def tensor_traffic(
     again = {"none": 0, "selective": 2, "full": 4}[training.recompute]
     stages = []
     for stage in range(layout.pipeline):
-        gathered = sum(split.layers[stage :: layout.pipeline]) * (layer + again) * units * model.hidden
+        layers = sum(split.layers[stage :: layout.pipeline])
+        gathered: float = layers * (layer + again) * units * model.hidden
         if stage == 0:
             gathered += _first(config, layout, units, work, layer)
         if stage == layout.pipeline - 1:

@@ -96,7 +96,9 @@ def test_a_stage_is_as_planned(name: str) -> None:
     if layout.data > 1:
         reduced = sum(c.bytes for c in among if (c.kind, c.phase) == ("reduce-scatter", "backward"))
         gathered = sum(c.bytes for c in among if (c.kind, c.phase) == ("all-gather", "forward"))
-        assert (reduced, gathered) == (found.states["gradients"], found.states["weights"]), "under way while it computes"
+        assert (reduced, gathered) == (found.states["gradients"], found.states["weights"]), (
+            "under way while it computes"
+        )
     assert len(among) == sum(c.kind in ("reduce-scatter", "all-gather") for c in among)
 
 
@@ -134,7 +136,9 @@ def test_a_wrong_plan_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(memory, "in_flight", lambda *layout: {(4.5, 4.5)})
     else:
         name, plain = "70b, full, first", memory.cross_activations
-        monkeypatch.setattr(memory, "cross_activations", lambda *a, sharded, fused: plain(*a, sharded=True, fused=fused))
+        monkeypatch.setattr(
+            memory, "cross_activations", lambda *a, sharded, fused: plain(*a, sharded=True, fused=fused)
+        )
     config, _, _, found = traced(name)
     with pytest.raises(AssertionError):
         check_bytes(config, found)

@@ -67,7 +67,9 @@ def test_planned_activations_are_near_what_the_model_keeps(changes: dict[str, An
     assert trunk == pytest.approx(measured["global"], rel=0.1)
     tokens = float(measured["tokens"])
     work = Work(tokens=tokens, encoder_tokens=tokens, patches=units, decoder_tokens=tokens)
-    local = encoder_activations(config, ALONE, work, 4, False) + decoder_activations(config, ALONE, units, work, 4, False)
+    local = encoder_activations(config, ALONE, work, 4, False) + decoder_activations(
+        config, ALONE, units, work, 4, False
+    )
     logits = measured["tokens"] * config.vocabulary.padded_size * 4
     assert trunk + local + logits == pytest.approx(measured["all"], rel=0.1)
     assert measured["parameters"] == parameters(config) == stage_parameters(config, ALONE, split_of(config))[0]
@@ -107,7 +109,7 @@ def test_micro_batches_in_flight() -> None:
     assert [in_flight(4, 1, stage, 8) for stage in range(4)] == [{(4,)}, {(3,)}, {(2,)}, {(1,)}]
     assert [in_flight(4, 1, stage, 2) for stage in range(4)] == [{(2,)}, {(2,)}, {(2,)}, {(1,)}]
     assert in_flight(1, 1, 0, 8) == {(1,)}
-    # Interleaved, all hold as many chunks' activations as were ahead, and one: more of the first chunk than of the last.
+    # Interleaved: as many as were ahead, and one; more of the first chunk than of the last.
     assert {sum(counts) for counts in in_flight(4, 2, 0, 8)} == {3 * 2 + 4 + 1}
     assert in_flight(4, 2, 3, 8) == {(5, 0), (4, 1)}
     assert in_flight(4, 2, 1, 16) == in_flight(4, 2, 1, 160), "it repeats itself"
