@@ -80,6 +80,7 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
     engine = replace(config.engine, norm="torch", attention="lst_kernels", optimizer="torch")
     cpu.install()
     with _absent_group(world, rank), ExitStack() as patches:
+        from megatron.core import parallel_state
         from megatron.core.fusions import fused_bias_swiglu
         from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
@@ -102,12 +103,12 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
             (CudaRNGStatesTracker, "fork", lambda *_: nullcontext()),
         ):
             patches.enter_context(patch.object(owner, name, instead))
-        built = MegatronEngine(replace(config, engine=engine))
-        prime(built.optimizer.core)
         try:
+            built = MegatronEngine(replace(config, engine=engine))
+            prime(built.optimizer.core)
             yield built
         finally:
-            built.close()
+            parallel_state.destroy_model_parallel()
 
 
 @contextmanager

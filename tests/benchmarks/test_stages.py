@@ -1,13 +1,16 @@
 """Shipped configurations at full size, any stage of any layout, traced without values: what `lst plan` says is so."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import stages
+from benchmarks.rank import traced_rank
+from benchmarks.rows import synthetic_rows
 from benchmarks.stages import Stage, trace_stage
-from benchmarks.trace import dense
+from benchmarks.trace import dense, trace_schedule
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.parallel.layout import Layout, check_layout
@@ -119,6 +122,21 @@ def test_sequence_parallelism_reduces_and_scatters() -> None:
         assert reduced_activations(found) == expected
         layers[name] = sum(c.kind == "reduce-scatter" for c in found.trace.collectives if c.group == "tensor")
     assert layers["70b, middle"] == 4 * 4 * 20, "two forward and two backward in each of 20 layers, 4 micro-batches"
+
+
+def test_the_ranks_of_a_stage_are_alike() -> None:
+    """On 512 GPUs, ranks of the second stage that differ in their tensor and data coordinates; the next one is not."""
+    config = load_config(ROOT / "configs" / "lst-70b.yaml")
+    rows = list(islice(synthetic_rows(config, 1500), 1))
+    found = []
+    for rank in (128, 255, 256):
+        with traced_rank(config, 512, rank) as engine:
+            trace = trace_schedule(engine, rows)
+            state = engine.state
+            found.append((state.pipeline_rank, trace.kept, trace.peak, trace.collectives))
+            assert (state.tensor_rank, state.data_rank) == (rank % 8, rank // 8 % 16)
+    assert found[0] == found[1] != found[2]
+    assert found[0][0] == 1
 
 
 def test_without_sequence_parallelism_more_is_kept() -> None:
