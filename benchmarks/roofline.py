@@ -1,6 +1,7 @@
 """The least time that a step can take on a device: every operator's FLOPs and bytes, at the device's full rates.
 
     python -m benchmarks.roofline configs/lst-1b.yaml [--device h200] [--micro-batch 4] [--document-tokens 1500]
+    python -m benchmarks.roofline configs/lst-70b.yaml --stage 3     one rank of that stage, in the configured layout
 
 An estimate from a data sheet, not a measurement: nothing runs but a trace (`benchmarks.trace`).  Kernels reach part of
 these rates, launches cost time, and tiles of attention compute masked pairs.  It says where the time would go before a
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from benchmarks.rank import stage_rank, traced_rank
 from benchmarks.rows import synthetic_rows
-from benchmarks.trace import Operation, trace_micro_batch, traced_batch, traced_model
+from benchmarks.trace import Operation, trace_schedule
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
-from megatron_lst.flops.counter import parameters
 from megatron_lst.flops.work import Work, row_work
+from megatron_lst.parallel.layout import check_layout
 from megatron_lst.planning.devices import Device, find_device
 
 KINDS = {
@@ -31,8 +33,9 @@ KINDS = {
     "norms": ("lst_trace.rms_norm",),
     "SwiGLU": ("lst_trace.swiglu",),
 }
-ADAM_BYTES = 4 + 10 + 4 + 30
-"""Of each parameter in bf16, in a step: gradients zeroed, added up (bf16 onto fp32), their norm, AdamW with masters."""
+UPDATE = "gradients and AdamW"
+ADAM_BYTES = 4 + 30
+"""Of each parameter in bf16, in a step: the gradient's norm, AdamW with masters. The rest of a step is traced."""
 
 
 @dataclass
@@ -63,28 +66,49 @@ def attention_flops(op: Operation, work: Work, units: int, queries: int) -> floa
         pairs = work.cross_pairs * queries
     else:
         pairs = work.decoder_pairs if abs(counted - work.decoder_tokens) < 512 else work.encoder_pairs
-    return (10 if op.backward and "backward" in op.name else 4) * pairs * heads * size
+    return (10 if "backward" in op.name else 4) * pairs * heads * size
 
 
-def shares(config: Config, device: Device, document_tokens: int) -> dict[str, Share]:
-    """A step of one micro-batch on one device, by kind of operation."""
+def kind_of(op: Operation, config: Config, weights: set[tuple[int, ...]]) -> str:
+    """The row of the table that an operator belongs to; `weights`: shapes of the rank's weights."""
+    for kind, names in KINDS.items():
+        if op.name.startswith(names):
+            return kind
+    if not op.phase or (op.name.startswith("aten.add_") and op.outputs[0] in weights):
+        return UPDATE  # zeroed before the passes, added up in fp32 in them, scaled after them
+    vocabulary = config.vocabulary.padded_size // config.parallel.tensor
+    of_words = [shape for shape in op.shapes if vocabulary in shape and (shape[-1] == vocabulary or shape in weights)]
+    return "loss" if of_words else "other elementwise"
+
+
+def shares(config: Config, device: Device, document_tokens: int, stage: int = 0) -> tuple[dict[str, Share], Share]:
+    """A step of one micro-batch on one rank of a pipeline stage that is not interleaved; data parallelism is left out.
+
+    Returns:
+        By kind of operation; and what the rank sends to its tensor-parallel group, at the rate of the device's links.
+    """
     rows = list(islice(synthetic_rows(config, document_tokens), config.training.micro_batch))
     work = sum((row_work(config, row) for row in rows), Work())
-    with traced_model(config) as chunk:
-        trace = trace_micro_batch(chunk, traced_batch(rows, config))
+    world = config.parallel.tensor * config.parallel.pipeline
+    layout = check_layout(config, world)
+    if not 0 <= stage < layout.pipeline:
+        raise UserError(f"--stage {stage}: {config.parallel.pipeline} stages are counted from 0")
+    with traced_rank(config, world, stage_rank(layout, stage)) as engine:
+        trace = trace_schedule(engine, rows)
+        weights = {tuple(p.shape) for chunk in engine.chunks for p in chunk.parameters()}
+        parameters = sum(p.numel() for chunk in engine.chunks for p in chunk.parameters())
     units = config.training.micro_batch * config.data.units
-    found = {kind: Share() for kind in (*KINDS, "loss", "other elementwise", "gradients and AdamW")}
+    found = {kind: Share() for kind in (*KINDS, "loss", "other elementwise", UPDATE)}
     for op in trace.operations:
-        kind = next((k for k, names in KINDS.items() if op.name.startswith(names)), "other elementwise")
-        if kind == "other elementwise" and any(config.vocabulary.padded_size in shape for shape in op.shapes):
-            kind = "loss"
+        kind = kind_of(op, config, weights)
         flops = attention_flops(op, work, units, config.model.queries) if kind == "attention" else op.flops
         found[kind].add(op.bytes, flops, device)
-    found["gradients and AdamW"].add(float(ADAM_BYTES * parameters(config)), 0.0, device)
-    return found
+    found[UPDATE].add(float(ADAM_BYTES * parameters), 0.0, device)
+    sent = [c.wire for c in trace.collectives if c.group == "tensor"]
+    return found, Share(len(sent), sum(sent), 0.0, sum(sent) / device.link if device.link else 0.0)
 
 
-def report(config: Config, device: Device, found: dict[str, Share]) -> str:
+def report(config: Config, device: Device, found: dict[str, Share], sent: Share) -> str:
     """Markdown."""
     total = sum(share.seconds for share in found.values())
     units = config.training.micro_batch * config.data.units
@@ -95,7 +119,13 @@ def report(config: Config, device: Device, found: dict[str, Share]) -> str:
     flops, moved = sum(s.flops for s in found.values()), sum(s.bytes for s in found.values())
     calls = sum(s.calls for s in found.values())
     lines.append(f"| all | {calls} | {moved / 1e9:.1f} | {flops / 1e12:.2f} | {total * 1e3:.1f} | |")
-    bound = f"{total * 1e3:.0f} ms, so at most {units / total:,.0f} units/s"
+    if sent.calls:
+        lines.append(
+            f"| beside it, on the wires | {sent.calls} | {sent.bytes / 1e9:.1f} | | {sent.seconds * 1e3:.1f} | |"
+        )
+    bound = f"{total * 1e3:.0f} ms"
+    if config.parallel.tensor * config.parallel.pipeline == 1:
+        bound += f", so at most {units / total:,.0f} units/s"
     lines += ["", f"Least time of a step of {units} units on {device.name}: {bound}."]
     return "\n".join([*lines, "An estimate from a data sheet, not a measurement."])
 
@@ -104,18 +134,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--device", default="h200")
-    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--micro-batch", type=int, help="rows; by default 4, with --stage as configured")
     parser.add_argument("--document-tokens", type=int, default=1500)
+    parser.add_argument("--stage", type=int, help="a pipeline stage of the configured layout; by default one GPU alone")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="as for lst train")
     options: Any = parser.parse_args(arguments)
     try:
         device = find_device(options.device)
         if device is None:
             raise UserError(f"--device {options.device!r} is not known; see megatron_lst/planning/devices.py")
-        alone = ["parallel.tensor=1", "parallel.pipeline=1", "parallel.sequence=false", "parallel.virtual=1"]
-        sized = [f"training.micro_batch={options.micro_batch}", *alone]
-        config = load_config(options.config, [*sized, *options.set])
-        print(report(config, device, shares(config, device, options.document_tokens)))
+        alone = ["parallel.tensor=1", "parallel.pipeline=1", "parallel.sequence=false", "training.micro_batch=4"]
+        given = [] if options.micro_batch is None else [f"training.micro_batch={options.micro_batch}"]
+        layout = alone if options.stage is None else []
+        config = load_config(options.config, ["parallel.virtual=1", *layout, *given, *options.set])
+        found, sent = shares(config, device, options.document_tokens, options.stage or 0)
+        print(report(config, device, found, sent))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,111 +1,38 @@
-"""One micro-batch on tensors without values: the operators that a GPU would run, at any size, without a GPU.
+"""A step on tensors without values: the operators and collectives of any rank, at any size, without a GPU.
 
-The real model's forward and backward pass run on PyTorch's meta device, where a tensor has a shape and no contents.
-Whoever reads a value there fails: a traced step provably never makes the host wait for the device, and no shape in it
-depends on data.  Bytes are those that a GPU's allocator would hand out.  RMSNorm and SwiGLU are one kernel on a GPU and
-several operators elsewhere, so a stand-in of one operator takes the place of each.
+The real engine's pipeline schedule runs on PyTorch's meta device (`benchmarks.rank`), where a tensor has a shape and no
+contents.  Whoever reads a value there fails: a traced step provably never makes the host wait for the device, and no
+shape in it depends on data.  Bytes are those that a GPU's allocator would hand out.  RMSNorm and SwiGLU are one kernel
+on a GPU and several operators elsewhere, so a stand-in of one operator takes the place of each.
 """
 
-import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from megatron_lst.config.schema import Config
+from benchmarks.rank import META, emptied, state_tensors, tensors_of
 from megatron_lst.patching.row import Row
 
-META = torch.device("meta")
-_library = torch.library.Library("lst_trace", "FRAGMENT")
-
-
-def _stand_in(schema: str, shapes: Callable[..., Any]) -> Any:
-    """A new operator without arithmetic: `shapes` makes its outputs."""
-    name = _library.define(schema)
-    _library.impl(name, shapes, "Meta")
-    return getattr(torch.ops.lst_trace, name)
-
-
-def _with_scale(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-
-
-_norm = _stand_in("rms_norm(Tensor x, Tensor weight) -> (Tensor, Tensor)", _with_scale)
-_norm_back = _stand_in(
-    "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor scale) -> (Tensor, Tensor)",
-    lambda grad, x, weight, scale: (torch.empty_like(x), torch.empty_like(weight)),
-)
-_swiglu = _stand_in("swiglu(Tensor x) -> Tensor", lambda x: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
-_swiglu_back = _stand_in("swiglu_backward(Tensor grad, Tensor x) -> Tensor", lambda grad, x: torch.empty_like(x))
-
-
-class _FusedNorm(torch.autograd.Function):
-    """Keeps what PyTorch's fused RMSNorm keeps: its input and one number a row."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        out, scale = _norm(x, weight)
-        ctx.save_for_backward(x, weight, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return _norm_back(grad, *ctx.saved_tensors)
-
-
-@contextmanager
-def traced_model(config: Config) -> Iterator[Any]:
-    """The whole model of `config` on the meta device, as one GPU without tensor or pipeline parallelism holds it.
-
-    Yields:
-        A ModelChunk: called with a `traced_batch` it gives the losses [N].
-    """
-    from megatron_lst.parallel import cpu
-    from megatron_lst.parallel import state as parallel
-    from megatron_lst.parallel.layout import check_layout
-    from megatron_lst.parallel.split import pipeline_split
-
-    state = parallel.start(check_layout(config, 1))
-    try:
-        from megatron.core.fusions import fused_bias_swiglu
-
-        from megatron_lst.model.layers import RMSNorm
-        from megatron_lst.model.model import build_chunk
-
-        with patch.object(cpu, "on_cpu", lambda: False):  # the settings of a GPU
-            chunk = build_chunk(config, state, pipeline_split(config, 1, 1), 0).to(META)
-        with (
-            patch.object(RMSNorm, "forward", lambda self, x: _FusedNorm.apply(x, self.weight)),
-            patch.object(fused_bias_swiglu, "swiglu", _swiglu),
-            patch.object(fused_bias_swiglu, "swiglu_back", _swiglu_back),
-        ):
-            yield chunk
-    finally:
-        parallel.stop(state)
-
-
-def traced_batch(rows: Sequence[Row], config: Config) -> Any:
-    """A Batch of rows whose tensors have lost their values."""
-    from megatron_lst.model.batch import make_batch
-
-    return _without_values(make_batch(rows, config, torch.device("cpu")))
-
-
-def _without_values(thing: Any) -> Any:
-    if isinstance(thing, Tensor):
-        return thing.to(META)
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        fields = {f.name: _without_values(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
-        return dataclasses.replace(thing, **fields)
-    return thing
+_KINDS = {
+    "allreduce_": "all-reduce",
+    "allreduce_coalesced_": "all-reduce",
+    "_allgather_base_": "all-gather",
+    "allgather_into_tensor_coalesced_": "all-gather",
+    "_reduce_scatter_base_": "reduce-scatter",
+    "reduce_scatter_tensor_coalesced_": "reduce-scatter",
+    "broadcast_": "broadcast",
+    "send": "send",
+    "recv_": "receive",
+}
 
 
 @dataclass(frozen=True)
@@ -114,45 +41,78 @@ class Operation:
 
     Attributes:
         name: as in `aten.mm`.
-        backward: whether it belongs to the backward pass.
+        phase: "forward" or "backward" pass of a micro-batch, "" outside of both.
         shapes: of its tensors, inputs first; outputs: of its outputs alone.
         bytes: read and written, each tensor once.
         flops: of matrix products; 0 elsewhere, and for attention, whose work depends on values.
     """
 
     name: str
-    backward: bool
+    phase: str
     shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     bytes: int
     flops: int
 
 
+@dataclass(frozen=True)
+class Collective:
+    """One communication of the rank with others; groups of one rank are left out.
+
+    Attributes:
+        kind: "all-reduce", "all-gather", "reduce-scatter", "broadcast", "send" or "receive".
+        group: "tensor", "data", "pipeline" or "embedding" (first and last stage).
+        ranks: of the group.
+        phase: as of an Operation.
+        bytes: of the whole tensor: what is gathered, or what is reduced before it is scattered.
+    """
+
+    kind: str
+    group: str
+    ranks: int
+    phase: str
+    bytes: int
+
+    @property
+    def wire(self) -> float:
+        """Bytes that this rank sends, in a ring; it receives as many. A receive counts for its sender."""
+        share = {"all-reduce": 2 * (self.ranks - 1) / self.ranks, "send": 1, "broadcast": 1, "receive": 0}
+        return self.bytes * share.get(self.kind, (self.ranks - 1) / self.ranks)
+
+
 @dataclass
 class Trace:
-    """What a micro-batch does.
+    """What a rank does in the micro-batches of a step.
 
     Attributes:
         operations: in order; views move nothing and are left out.
-        kept: bytes alive between forward and backward, model and batch left out.
-        peak: most bytes alive at once in the forward pass and in the whole micro-batch, weight gradients among them.
+        collectives: in order.
+        kept: most bytes alive as a backward pass begins, over all micro-batches in flight; weights, gradients and batch
+            left out.
+        peak_forward: most bytes alive at once in a forward pass; peak: at any time.
+        passes: "F" and "B" of this rank's model chunks, in order.
     """
 
     operations: list[Operation] = field(default_factory=list)
+    collectives: list[Collective] = field(default_factory=list)
     kept: int = 0
     peak_forward: int = 0
     peak: int = 0
+    passes: str = ""
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, trace: Trace, known: Sequence[Tensor]) -> None:
+    def __init__(self, trace: Trace, known: Sequence[Tensor], groups: dict[tuple[int, ...], str]) -> None:
         super().__init__()
-        self.trace, self.live, self.backward = trace, 0, False
+        self.trace, self.live, self.phase, self.groups = trace, 0, "", groups
         self.storages = {t.untyped_storage()._cdata for t in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func.namespace == "c10d":
+            self._communicated(func, args)
+            return result
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         strangers = {str(t.device) for t in outputs if t.device != META and t.numel() > 1}
@@ -167,7 +127,7 @@ class _Recorder(TorchDispatchMode):
             self.trace.operations.append(
                 Operation(
                     name,
-                    self.backward,
+                    self.phase,
                     tuple(tuple(t.shape) for t in (*inputs, *outputs)),
                     tuple(tuple(t.shape) for t in outputs),
                     _traffic(name, inputs, outputs),
@@ -175,7 +135,21 @@ class _Recorder(TorchDispatchMode):
                 )
             )
         self.trace.peak = max(self.trace.peak, self.live)
+        if self.phase == "forward":
+            self.trace.peak_forward = max(self.trace.peak_forward, self.live)
         return result
+
+    def _communicated(self, func: Any, args: Sequence[Any]) -> None:
+        boxed = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
+        ranks = tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(boxed)))
+        if len(ranks) == 1:
+            return
+        kind = _KINDS[func._schema.name.removeprefix("c10d::")]
+        # Between two stages one of the directions goes through the group of all ranks.
+        group = "pipeline" if kind in ("send", "receive") else self.groups[ranks]
+        tensors = [[t for t in tree_leaves(a) if isinstance(t, Tensor)] for a in args]
+        size = max(sum(t.numel() * t.element_size() for t in part) for part in tensors)
+        self.trace.collectives.append(Collective(kind, group, len(ranks), self.phase, size))
 
     def _watch(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -189,34 +163,85 @@ class _Recorder(TorchDispatchMode):
         self.storages.discard(key)
         self.live -= size
 
+    def watch(self, phase: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """One of the schedule's steps; as a backward pass begins, all that is alive is kept for it or a later one."""
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            if phase == "backward":
+                self.trace.kept = max(self.trace.kept, self.live)
+            self.trace.passes += phase[0].upper()
+            self.phase = phase
+            try:
+                return run(*arguments, **options)
+            finally:
+                self.phase = ""
+
+        return watched
+
 
 def _traffic(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     """Bytes read and written. Of a table that is looked up only the rows that are read."""
     written = sum(t.numel() * t.element_size() for t in outputs)
-    if name.startswith(("aten.embedding", "aten.index", "aten.gather", "aten.empty", "aten.zeros", "aten.fill")):
-        return (1 if name.startswith(("aten.empty", "aten.zeros", "aten.fill")) else 2) * written
+    if name.startswith(("aten.embedding", "aten.index", "aten.gather", "aten.empty", "aten.zero", "aten.fill")):
+        return (1 if name.startswith(("aten.empty", "aten.zero", "aten.fill")) else 2) * written
     return written + sum(t.numel() * t.element_size() for t in inputs)
 
 
-def trace_micro_batch(chunk: Any, batch: Any) -> Trace:
-    """Forward and backward pass of one micro-batch.
+def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
+    """The pipeline schedule of one step on this rank, its reduction of gradients included; AdamW is not.
+
+    Args:
+        engine: of `benchmarks.rank.traced_rank`.
+        rows: this data-parallel rank's, a multiple of `training.micro_batch`.
 
     Raises:
         RuntimeError: something reads a value.
     """
-    trace = Trace()
-    recorder = _Recorder(trace, [*chunk.parameters(), *_tensors(batch)])
-    with recorder:
-        losses = chunk(batch)
-        trace.kept, trace.peak_forward = recorder.live, trace.peak
-        recorder.backward = True
-        losses.sum().backward()
-    for parameter in chunk.parameters():
-        parameter.grad = None
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel import schedules
+
+    from megatron_lst.engines.microbatches import balanced
+    from megatron_lst.model import batch
+
+    config, state, trace = engine.config, engine.state, Trace()
+    named = {
+        "tensor": state.tensor_group,
+        "data": state.data_group,
+        "pipeline": state.pipeline_group,
+        "embedding": state.embedding_group,
+    }
+    groups = {tuple(dist.get_process_group_ranks(g)): name for name, g in reversed(named.items()) if g is not None}
+    parts = balanced(rows, config.training.micro_batch)
+    batches = [emptied(batch.make_batch(part, config, torch.device("cpu"))) for part in parts]
+    known = [t for tensors in state_tensors(engine).values() for t in tensors]
+    recorder = _Recorder(trace, [*known, *(t for made in batches for t in tensors_of(made))], groups)
+
+    def run(count: int) -> None:
+        for chunk in engine._wrapped:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        parallel_state.get_global_memory_buffer().buffer.clear()  # so that the buffers of gathers are counted
+        ready = iter(batches)
+        with patch.object(batch, "make_batch", lambda *_: next(ready)):
+            engine._schedule(parts[:count], engine._training_loss, forward_only=False)
+
+    # In a first step Megatron-core learns in what order gradients come: only then it overlaps their reduction.
+    run(engine.layout.pipeline if engine.layout.virtual > 1 else 1)
+    with (
+        patch.object(schedules, "forward_step", recorder.watch("forward", schedules.forward_step)),
+        patch.object(schedules, "backward_step", recorder.watch("backward", schedules.backward_step)),
+        recorder,
+    ):
+        run(len(parts))
     return trace
 
 
-def _tensors(batch: Any) -> list[Tensor]:
-    values = [getattr(batch, f.name) for f in dataclasses.fields(batch)]
-    own = [v for v in values if isinstance(v, Tensor)]
-    return own + [t for v in values if dataclasses.is_dataclass(v) for t in _tensors(v)]
+def dense(trace: Trace, widths: Collection[int]) -> list[Operation]:
+    """Operations whose output has two axes that are no feature: both run over tokens, units or keys.
+
+    Args:
+        widths: sizes of the weights' axes, and of a chunk of logits.
+    """
+    return [
+        op for op in trace.operations for shape in op.outputs if sum(s >= 400 and s not in widths for s in shape) > 1
+    ]

@@ -121,7 +121,7 @@ def _print(result: dict[str, Any]) -> None:
     for mark, one in [*rows, *(("", p) for p in result["plans"])]:
         memory, values = one["memory"], dict(item.split("=") for item in one["overrides"])
         states = memory["weights"] + memory["gradients"] + memory["optimizer"]
-        total = f"{memory['total'] / 1e9:.1f}"
+        total, seconds = f"{memory['total'] / 1e9:.1f}", one["seconds"]["total"]
         table.add_row(
             one["short"] + mark,
             values["training.micro_batch"],
@@ -130,7 +130,7 @@ def _print(result: dict[str, Any]) -> None:
             f"{memory['activations'] / 1e9:.1f}",
             f"{memory['logits'] / 1e9:.1f}",
             total if one["fits"] else f"[red]{total}[/]",
-            f"{one['seconds']['total']:.2f}",
+            f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}",
             f"{one['seconds']['mfu']:.0%}",
             f"{one['hours'] / 24:.1f}",
             f"{one['gpu_hours']:,.0f}",

@@ -141,7 +141,10 @@ class LstChunk(ModelChunk):
             patch = batch.direct.unit_patch
             text = embed(self.text_embedding, batch.direct.unit_token)
             units = torch.where((patch >= 0)[:, None, None], units[patch.clamp(min=0)], text)
-        return scatter_to_sequence_parallel_region(units, group=self.group) if self.sequence else units
+        if not self.sequence:
+            return units
+        # A copy: the shard is a view, which the first layer would keep for its backward pass, and with it all units.
+        return scatter_to_sequence_parallel_region(units, group=self.group).clone()
 
     def _decoder_input(self, hidden: Tensor | None, batch: Batch) -> Tensor:
         """[n_d, 1, d_l] (a shard of n_d): token states, or embeddings of the decoder's own."""

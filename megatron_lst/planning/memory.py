@@ -4,6 +4,8 @@ Legend: d width, f SwiGLU width, t tensor-parallel ranks, e bytes of an element,
 """
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 from megatron_lst.config.schema import Config
 from megatron_lst.flops import module_parameters
@@ -23,8 +25,10 @@ class Memory:
 
     Attributes:
         weights, gradients, optimizer: as the engine keeps them (bf16: 2 + 4 + 12 bytes a parameter, the last sharded).
-        activations: kept for the backward pass, over all micro-batches in flight.
+        activations: kept as a backward pass begins, over all micro-batches in flight, and the buffers beside them.
         logits: of one micro-batch, with what the loss keeps.
+        backward: what a backward pass adds in the global layers: what it computes again and gradients under way, less
+            what the decoder has given back by then.
         runtime: everything that is not a tensor of ours.
     """
 
@@ -33,11 +37,13 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
+    backward: float
     runtime: float = RUNTIME
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.runtime
+        states = self.weights + self.gradients + self.optimizer
+        return states + self.activations + max(self.logits, self.backward) + self.runtime
 
 
 def stage_parameters(config: Config, layout: Layout, split: PipelineSplit) -> list[float]:
@@ -82,13 +88,14 @@ class LayerShape:
 
     Attributes:
         d, f: width, and width of the SwiGLU.
-        kv_ratio: key/value heads for each attention head.
+        heads, kv_heads: attention heads, and those of keys and values.
         fused: norm and activation are one kernel each, as on a GPU; elsewhere they keep their steps.
     """
 
     d: int
     f: int
-    kv_ratio: float = 1.0
+    heads: int
+    kv_heads: int
     fused: bool = True
 
 
@@ -104,108 +111,164 @@ def layer_activations(shape: LayerShape, n: float, e: float, layout: Layout, rec
         return n * e * whole
     # Input and output of both norms; the normed input too, where the norm is not one kernel.
     norms = (4 if shape.fused else 6) * whole
+    kv_ratio = shape.kv_heads / shape.heads
     # The output, and the projection's whole output, which the values are a view of; turned queries and keys, or what
-    # they are computed from again: views, but for queries that share their keys.
-    turned = 1 + shape.kv_ratio if recompute != "selective" else float(shape.kv_ratio < 1)
-    attention = (2 + 2 * shape.kv_ratio + turned) * d / t
+    # they are computed from again: views, but for the queries of several groups that share their keys.
+    copied = kv_ratio < 1 and shape.kv_heads > t
+    turned = 1 + kv_ratio if recompute != "selective" else float(copied)
+    attention = (2 + 2 * kv_ratio + turned) * d / t
     # Both halves of the projection and their product; and the steps between, where it is not one kernel.
     mlp = 0.0 if recompute == "selective" else (3 if shape.fused else 5) * shape.f / t
     return n * e * (norms + attention + mlp)
 
 
-def cross_activations(d: int, queries: float, keys: float, e: float, layout: Layout, fused: bool = True) -> float:
+def cross_activations(
+    d: int, queries: float, keys: float, e: float, layout: Layout, *, sharded: bool, fused: bool = True
+) -> float:
     """Bytes that one cross-attention keeps: inputs and normed outputs of both sides, q, k, v, output.
 
     The keys' input is shared by all layers and is counted by the caller.
+
+    Args:
+        sharded: sequence parallelism shards the queries' positions (in the decoder; patches are on every rank).
     """
-    whole = d / (layout.tensor if layout.sequence else 1)
+    whole = d / (layout.tensor if layout.sequence and sharded else 1)
     steps = 0 if fused else 1
     return e * (
         queries * ((2 + steps) * whole + 2 * d / layout.tensor) + keys * ((1 + steps) * d + 2 * d / layout.tensor)
     )
 
 
-def in_flight(layout: Layout, stage: int, micro_batches: int) -> float:
-    """Micro-batches whose activations a stage keeps at once, in whole micro-batches (1F1B, interleaved too)."""
-    if layout.pipeline == 1:
-        return 1.0
-    if layout.virtual == 1:
-        return float(min(layout.pipeline - stage, micro_batches))
-    chunks = (layout.pipeline - stage - 1) * 2 + (layout.virtual - 1) * layout.pipeline + 1
-    return min(chunks, micro_batches * layout.virtual) / layout.virtual
+def passes(pipeline: int, virtual: int, stage: int, micro_batches: int) -> list[tuple[int, int]]:
+    """What a stage does in a step: (1 forward or -1 backward, which of its model chunks), in order.
+
+    Megatron-core's 1F1B, interleaved where `virtual` is above 1: chunks take turns after `pipeline` micro-batches.
+    """
+    total = micro_batches * virtual
+    ahead = (pipeline - stage - 1) * 2 + (virtual - 1) * pipeline if virtual > 1 else pipeline - stage - 1
+    ahead = min(ahead, total)
+    forward = [(1, n % (pipeline * virtual) // pipeline) for n in range(total)]
+    backward = [(-1, virtual - 1 - chunk) for _, chunk in forward]
+    alternating = [done for pair in zip(forward[ahead:], backward, strict=False) for done in pair]
+    return forward[:ahead] + alternating + backward[total - ahead :]
 
 
-def stage_memory(config: Config, layout: Layout, split: PipelineSplit, fused: bool = True) -> list[Memory]:
-    """Memory of one rank of each pipeline stage."""
+@cache
+def in_flight(pipeline: int, virtual: int, stage: int, micro_batches: int) -> frozenset[tuple[int, ...]]:
+    """Micro-batches whose activations each chunk of a stage keeps, at the moments when the most is kept."""
+    counts, found = [0] * virtual, set()
+    # After four rounds everything repeats; the most is kept when a backward pass follows a forward pass.
+    done = passes(pipeline, virtual, stage, min(micro_batches, 4 * pipeline))
+    for (change, chunk), (following, _) in pairwise(done):
+        counts[chunk] += change
+        if change > following:
+            found.add(tuple(counts))
+    below = {a for a in found for b in found if a != b and all(x <= y for x, y in zip(a, b, strict=True))}
+    return frozenset(found - below)
+
+
+def stage_memory(
+    config: Config, layout: Layout, split: PipelineSplit, fused: bool = True, work: Work | None = None
+) -> list[Memory]:
+    """Memory of one rank of each pipeline stage.
+
+    Args:
+        work: of a micro-batch, where it is known; otherwise what is expected, with room for one above the average.
+    """
     model, training = config.model, config.training
     e = 2.0 if training.precision == "bf16" else 4.0
     units = training.micro_batch * config.data.units
-    work = expected_work(config) * (training.micro_batch * (TOKEN_SPREAD if model.kind == "lst" else 1.0))
+    if work is None:
+        work = expected_work(config) * (training.micro_batch * (TOKEN_SPREAD if model.kind == "lst" else 1.0))
     micro_batches = training.global_batch // (training.micro_batch * layout.data)
     parameters = stage_parameters(config, layout, split)
     shape = global_shape(config, fused)
     layer = layer_activations(shape, units, e, layout, training.recompute)
-    live = layer_activations(shape, units, e, layout) if training.recompute == "full" else 0.0
+    again = layer_activations(shape, units, e, layout) - layer if training.recompute != "none" else 0.0
+    # The widest weight's gradient before it is added up in fp32, and its input's before it is reduced over the ranks.
+    backward = again + e * (2 * shape.d * shape.f / layout.tensor + units * shape.d)
+    received = 0.0
+    if layout.pipeline > 1:  # the gradient that the next stage sent
+        received = e * units * shape.d / (layout.tensor if layout.sequence else 1)
     stages = []
     for stage in range(layout.pipeline):
-        flying = in_flight(layout, stage, micro_batches)
         first, last = stage == 0, stage == layout.pipeline - 1
-        kept = layer * sum(split.layers[stage :: layout.pipeline])
-        if model.kind == "lst":
-            kept += local_activations(config, layout, units, work, e, first=first, last=last, fused=fused)
-        logits = logit_bytes(config, work.tokens, e) / layout.tensor if last else 0.0
+        kept = [layer * layers for layers in split.layers[stage :: layout.pipeline]]
+        if first:
+            kept[0] += encoder_activations(config, layout, work, e, fused)
+        decoder = decoder_activations(config, layout, units, work, e, fused) if last else 0.0
+        kept[-1] += decoder
+        gathered = 0.0
+        if layout.sequence:  # one buffer, in which every product's input is brought together
+            local = work.tokens * model.local_hidden if model.kind == "lst" and (first or last) else 0.0
+            gathered = e * max(units * model.hidden, local)
+        most = max(
+            sum(count * size for count, size in zip(counts, kept, strict=True))
+            for counts in in_flight(layout.pipeline, layout.virtual, stage, micro_batches)
+        )
+        logits = logit_bytes(config, work, e) / layout.tensor if last else 0.0
         states = state_bytes(config, layout, parameters[stage])
-        stages.append(Memory(*states, activations=flying * kept + live, logits=logits))
+        most += received + gathered
+        stages.append(Memory(*states, most, logits, max(backward - decoder, 0.0)))
     return stages
 
 
-def logit_bytes(config: Config, tokens: float, e: float) -> float:
-    """Logits and their softmax; in chunks, of one chunk at a time, and their gradients with them."""
-    chunk = config.engine.loss_chunk
-    if chunk == 0 or tokens <= chunk:
-        return tokens * config.vocabulary.padded_size * (e + 4)
-    return chunk * config.vocabulary.padded_size * (e + 8)
+def logits_are_chunked(config: Config, tokens: float) -> bool:
+    return 0 < config.engine.loss_chunk < tokens
+
+
+def logit_bytes(config: Config, work: Work, e: float) -> float:
+    """Logits and their softmax, of both heads; in chunks, of one chunk at a time, and their gradients with them."""
+    direct = config.model.kind == "lst" and config.model.text_path == "direct"
+    heads = (work.decoder_tokens, work.text_positions) if direct else (work.tokens,)
+    chunked = [config.engine.loss_chunk for tokens in heads if logits_are_chunked(config, tokens)]
+    whole = sum(tokens for tokens in heads if not logits_are_chunked(config, tokens))
+    return config.vocabulary.padded_size * (max(chunked, default=0) * (e + 8) + whole * (e + 4))
 
 
 def global_shape(config: Config, fused: bool = True) -> LayerShape:
     model = config.model
-    return LayerShape(model.hidden, model.global_ffn, model.global_kv_heads / model.heads, fused)
+    return LayerShape(model.hidden, model.global_ffn, model.heads, model.global_kv_heads, fused)
 
 
-def local_activations(
-    config: Config,
-    layout: Layout,
-    units: float,
-    work: Work,
-    e: float,
-    *,
-    first: bool,
-    last: bool,
-    fused: bool = True,
+def local_shape(config: Config, fused: bool = True) -> LayerShape:
+    model = config.model
+    return LayerShape(model.local_hidden, model.local_ffn_size, model.local_heads, model.local_heads, fused)
+
+
+def encoder_activations(config: Config, layout: Layout, work: Work, e: float, fused: bool = True) -> float:
+    """Bytes that the patch encoder keeps on the first stage, of one micro-batch; 0 for a baseline."""
+    model = config.model
+    if model.kind != "lst":
+        return 0.0
+    d, k, tokens = model.local_hidden, model.queries, work.encoder_tokens
+    total = model.encoder_layers * layer_activations(local_shape(config, fused), tokens, e, layout)
+    # Token states, pooled states and where each came from, then the cross-attention.
+    total += e * (tokens * d + 2 * work.patches * d)
+    return total + cross_activations(d, work.patches * k, tokens, e, layout, sharded=False, fused=fused)
+
+
+def decoder_activations(
+    config: Config, layout: Layout, units: float, work: Work, e: float, fused: bool = True
 ) -> float:
-    """Bytes that encoder (on the first stage, its token part on the last too) and decoder (on the last) keep.
+    """Bytes that patch decoder, last norm and head keep on the last stage, of one micro-batch.
 
     Args:
-        units: of one micro-batch, padding among them.
-        work: of one micro-batch; the tokens of encoder and decoder, the patches and the text positions are read.
+        units: of the micro-batch, padding among them.
+        work: of the micro-batch; tokens of the encoder's replica and of the decoder, and text positions are read.
     """
     model = config.model
-    d, k = model.local_hidden, model.queries
-    shape = LayerShape(d, model.local_ffn_size, 1.0, fused)
-    encoded, decoded = work.encoder_tokens, work.decoder_tokens
-    replica = last and layout.pipeline > 1 and model.decoder_input == "encoder"
-    total = 0.0
-    if first or replica:
-        total += model.encoder_layers * layer_activations(shape, encoded, e, layout)
-    if first:
-        # Token states, pooled states and the queries that they become, then the cross-attention.
-        total += e * (encoded * d + work.patches * (1 + k) * d)
-        total += cross_activations(d, work.patches * k, encoded, e, layout, fused)
-    if last:
-        # Global outputs, the keys of all layers, input and output of the last norm (of text's own norm as well).
-        total += e * (units * (model.hidden + k * d) + 2 * decoded * d + 2 * work.text_positions * model.hidden)
-        layer = layer_activations(shape, decoded, e, layout) + cross_activations(
-            d, decoded, units * k, e, layout, fused
-        )
-        total += model.decoder_layers * layer
-    return total
+    lst = model.kind == "lst"
+    d, tokens = (model.local_hidden, work.decoder_tokens) if lst else (model.hidden, units)
+    # Input and output of the last norm; chunks of logits need the output whole.
+    shard = layout.tensor if layout.sequence else 1
+    total = e * tokens * d * (1 / shard + (1.0 if logits_are_chunked(config, tokens) else 1 / shard))
+    if not lst:
+        return total
+    shape, k = local_shape(config, fused), model.queries
+    if layout.pipeline > 1 and model.decoder_input == "encoder":
+        total += model.encoder_layers * layer_activations(shape, work.encoder_tokens, e, layout)
+    # Global outputs, the keys of all layers, input and output of text's own norm.
+    total += e * (units * (model.hidden + k * d) + 2 * work.text_positions * model.hidden)
+    cross = cross_activations(d, tokens, units * k, e, layout, sharded=True, fused=fused)
+    return total + model.decoder_layers * (layer_activations(shape, tokens, e, layout) + cross)

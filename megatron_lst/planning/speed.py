@@ -9,6 +9,7 @@ from megatron_lst.parallel.layout import Layout
 from megatron_lst.parallel.split import PipelineSplit, stage_work
 from megatron_lst.planning.devices import Device
 from megatron_lst.planning.memory import stage_parameters
+from megatron_lst.planning.traffic import boundary_bytes, element_bytes, tensor_traffic
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class StepTime:
 
     Attributes:
         compute: the heaviest stage's work, recomputation included.
-        bubble: waiting of the pipeline.
-        tensor: collectives of tensor parallelism, not overlapped.
+        bubble: waiting of the pipeline, and what crosses its boundaries unless an interleaved schedule hides it.
+        tensor: collectives of tensor parallelism on the busiest stage, as if none were overlapped.
         data: gradient reduction that does not hide behind compute.
         mfu: useful FLOPs over what the devices could do in that time.
     """
@@ -56,28 +57,29 @@ def step_time(
 ) -> StepTime:
     """Estimated time of one step of the global batch on `tensor * pipeline * data` devices."""
     assumed = assumed or Assumptions()
-    model, training = config.model, config.training
+    training = config.training
     rows = training.global_batch / layout.data
     micro_batches = rows / training.micro_batch
     row = TRAINING_FACTOR * forward_flops(config)
     speed = device.peak * assumed.efficiency
     compute = rows * row * max(split.loads) / layout.tensor / speed
     compute += rows * _recomputed(config, layout, split) / layout.tensor / speed
-    chunk_layers = -(-model.layers // layout.pipeline)
-    element = 2.0 if training.precision == "bf16" else 4.0
+    one_node = layout.tensor * layout.pipeline * layout.data <= assumed.per_node
+    between = device.link if one_node and device.link else assumed.network
     tensor = 0.0
     if layout.tensor > 1:
         wire = device.link if layout.tensor <= assumed.per_node and device.link else assumed.network
-        # Two all-reduces forward and two backward in a layer; each moves 2 (t - 1) / t of [units, d_g].
-        moved = 8 * (layout.tensor - 1) / layout.tensor * config.data.units * model.hidden * element
-        tensor = rows * chunk_layers * moved / wire
+        tensor = micro_batches * max(tensor_traffic(config, layout, split)) / wire
     bubble = (compute + tensor) * (layout.pipeline - 1) / (layout.virtual * micro_batches)
+    if layout.pipeline > 1 and layout.virtual == 1:
+        bubble += 2 * micro_batches * boundary_bytes(config, layout) / between
     data = 0.0
     if layout.data > 1:
-        one_node = layout.tensor * layout.pipeline * layout.data <= assumed.per_node
-        wire = device.link if one_node and device.link else assumed.network
-        moved = max(stage_parameters(config, layout, split)) * (4.0 + element) * (layout.data - 1) / layout.data
-        data = max(0.0, moved / wire - assumed.hidden * compute)
+        # Gradients in fp32 reduced and scattered, weights gathered; or gradients all-reduced.
+        sharded = config.engine.name != "megatron" or config.engine.distributed_optimizer
+        each = 4.0 + element_bytes(config) if sharded else 8.0
+        moved = max(stage_parameters(config, layout, split)) * each * (layout.data - 1) / layout.data
+        data = max(0.0, moved / between - assumed.hidden * compute)
     total = compute + bubble + tensor + data
     world = layout.tensor * layout.pipeline * layout.data
     return StepTime(compute, bubble, tensor, data, training.global_batch * row / (total * world * device.peak))

@@ -19,7 +19,7 @@ def test_products_and_attention_are_those_of_the_counter(name: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml", ["training.micro_batch=1"])
     device = find_device("h200")
     assert device is not None
-    found = roofline.shares(config, device, 1500)
+    found, sent = roofline.shares(config, device, 1500)
     work = row_work(config, next(synthetic_rows(config, 1500)))
     useful = TRAINING_FACTOR * forward_flops(config, work)
     # The chunked loss computes the head again, and attention its scores: 4 and 10 FLOPs a pair instead of 4 and 8.
@@ -28,7 +28,8 @@ def test_products_and_attention_are_those_of_the_counter(name: str) -> None:
     assert counted == pytest.approx(useful + extra, rel=0.02)
     for share in found.values():
         assert share.seconds >= max(share.bytes / device.bandwidth, share.flops / device.peak) * 0.999
-    assert "not a measurement" in roofline.report(config, device, found)
+    assert "not a measurement" in roofline.report(config, device, found, sent)
+    assert not sent.calls
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +38,20 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| matrix products |" in capsys.readouterr().out
     assert roofline.main([path, "--device", "abacus"]) == 2
     assert "abacus" in capsys.readouterr().err
+
+
+def test_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each stage does its part of the whole step's products, and sends."""
+    device = find_device("h200")
+    assert device is not None
+    halves = ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2", "training.micro_batch=1"]
+    config = load_config(ROOT / "configs" / "base-1b.yaml", halves)
+    alone = load_config(ROOT / "configs" / "base-1b.yaml", ["training.micro_batch=1"])
+    whole = roofline.shares(alone, device, 1500)[0]["matrix products"].flops
+    stages = [roofline.shares(config, device, 1500, stage) for stage in range(2)]
+    assert sum(found["matrix products"].flops for found, _ in stages) * 2 == pytest.approx(whole)
+    assert all(sent.calls for _, sent in stages)
+    path = str(ROOT / "configs" / "base-1b.yaml")
+    assert roofline.main([path, "--stage", "1", "--set", *halves]) == 0
+    assert "on the wires" in capsys.readouterr().out
+    assert roofline.main([path, "--stage", "2", "--set", *halves]) == 2

@@ -18,10 +18,13 @@ from megatron_lst.flops.work import Work
 from megatron_lst.parallel.layout import Layout
 from megatron_lst.parallel.split import PipelineSplit, pipeline_split
 from megatron_lst.planning.memory import (
+    decoder_activations,
+    encoder_activations,
     global_shape,
     in_flight,
     layer_activations,
-    local_activations,
+    logit_bytes,
+    passes,
     stage_memory,
     stage_parameters,
     state_bytes,
@@ -63,8 +66,10 @@ def test_planned_activations_are_near_what_the_model_keeps(changes: dict[str, An
     trunk = config.model.layers * layer_activations(global_shape(config, False), units, 4, ALONE, recompute)
     assert trunk == pytest.approx(measured["global"], rel=0.1)
     tokens = float(measured["tokens"])
-    work = Work(encoder_tokens=tokens, patches=units, decoder_tokens=tokens)
-    local = local_activations(config, ALONE, units, work, 4, first=True, last=True, fused=False)
+    work = Work(tokens=tokens, encoder_tokens=tokens, patches=units, decoder_tokens=tokens)
+    local = encoder_activations(config, ALONE, work, 4, False) + decoder_activations(
+        config, ALONE, units, work, 4, False
+    )
     logits = measured["tokens"] * config.vocabulary.padded_size * 4
     assert trunk + local + logits == pytest.approx(measured["all"], rel=0.1)
     assert measured["parameters"] == parameters(config) == stage_parameters(config, ALONE, split_of(config))[0]
@@ -101,13 +106,31 @@ def test_bytes_of_states() -> None:
 
 
 def test_micro_batches_in_flight() -> None:
-    four = Layout(1, 4, 1, 1, False)
-    assert [in_flight(four, stage, 8) for stage in range(4)] == [4, 3, 2, 1]
-    assert [in_flight(four, stage, 2) for stage in range(4)] == [2, 2, 2, 1]
-    assert in_flight(ALONE, 0, 8) == 1
-    interleaved = Layout(1, 4, 2, 1, False)
-    assert in_flight(interleaved, 0, 8) == (3 * 2 + 4 + 1) / 2
-    assert in_flight(interleaved, 3, 8) == (0 + 4 + 1) / 2
+    assert [in_flight(4, 1, stage, 8) for stage in range(4)] == [{(4,)}, {(3,)}, {(2,)}, {(1,)}]
+    assert [in_flight(4, 1, stage, 2) for stage in range(4)] == [{(2,)}, {(2,)}, {(2,)}, {(1,)}]
+    assert in_flight(1, 1, 0, 8) == {(1,)}
+    # Interleaved: as many as were ahead, and one; more of the first chunk than of the last.
+    assert {sum(counts) for counts in in_flight(4, 2, 0, 8)} == {3 * 2 + 4 + 1}
+    assert in_flight(4, 2, 3, 8) == {(5, 0), (4, 1)}
+    assert in_flight(4, 2, 1, 16) == in_flight(4, 2, 1, 160), "it repeats itself"
+
+
+@pytest.mark.parametrize(("pipeline", "virtual"), [(1, 1), (4, 1), (4, 2), (2, 3)])
+def test_every_pass_has_its_way_back(pipeline: int, virtual: int) -> None:
+    for stage in range(pipeline):
+        done = passes(pipeline, virtual, stage, 8)
+        for chunk in range(virtual):
+            mine = [change for change, of in done if of == chunk]
+            assert mine.count(1) == mine.count(-1) == 8
+            assert min(sum(mine[: i + 1]) for i in range(len(mine))) == 0, "nothing goes back before it came"
+
+
+def test_both_heads_have_logits() -> None:
+    config = load_config(ROOT / "configs" / "lst-1b.yaml", ["model.text_path=direct"])
+    chunk, vocabulary = config.engine.loss_chunk, config.vocabulary.padded_size
+    spoken, written = 3 * chunk, chunk // 2
+    found = logit_bytes(config, Work(tokens=4 * chunk, decoder_tokens=spoken, text_positions=written), 2)
+    assert found == vocabulary * (chunk * 10 + written * 6)
 
 
 def test_memory_falls_where_it_should() -> None:
