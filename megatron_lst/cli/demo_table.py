@@ -7,7 +7,7 @@ from megatron_lst.evaluation.heldout import CONTINUATION, SAME_VOICE
 
 CHOICES = {
     (CONTINUATION, "S->S"): "choice S->S, %",
-    (SAME_VOICE, "S->S"): "S->S in one voice, %",
+    (SAME_VOICE, "S->S"): "in one voice, %",
     (CONTINUATION, "T->T"): "choice T->T, %",
 }
 MEASURES: tuple[tuple[str, str, str], ...] = (
