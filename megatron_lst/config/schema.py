@@ -287,6 +287,9 @@ class CheckpointConfig:
     """More tries, with a pause, when a checkpoint cannot be written."""
     max_failures: int = 2
     """Checkpoints in a row that may fail, retries included, before the run stops."""
+    verify: Literal["hashes", "sizes"] = "hashes"
+    """What must be as it was written before a checkpoint is loaded. `hashes`: every byte; each rank reads its share of
+    the files once more. `sizes`: every file is there with its size."""
 
 
 @dataclass(frozen=True)

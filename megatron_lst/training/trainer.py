@@ -19,7 +19,7 @@ from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import TrainingFault
 from megatron_lst.files import write_text
-from megatron_lst.training.checkpoint import newest_checkpoint
+from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.dealing import RowDealer
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.metrics import MetricsWriter, Progress
@@ -36,6 +36,7 @@ from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.saving import CheckpointSaver
 from megatron_lst.training.schedule import is_frozen, learning_rate
 from megatron_lst.training.start import meet, on_writer, settle_config, take_folder
+from megatron_lst.training.verification import verify_checkpoint
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ class _Run:
         self.tell("spike", str(spike))
         found = newest_checkpoint(self.folder) if spike.roll_back else None
         if found is not None:
+            self._verify(found)
             engine.load(found.engine_folder)
             self.tell("rollback", f"weights and optimizer are those of {found.path.name} again; the data goes on")
 
@@ -224,7 +226,7 @@ class _Run:
                 engine.load_weights(load_export(Path(self.config.training.init_from)).weights)
                 self.tell("start", f"weights from {self.config.training.init_from}")
             return 0
-        found.check_sizes()
+        self._verify(found)
         engine.load(found.engine_folder)
         position = found.position()
         if position["step"] != found.step:
@@ -235,6 +237,10 @@ class _Run:
         self.spikes.restore(position["spikes"])
         self.tell("resume", f"from {found.path}")
         return found.step
+
+    def _verify(self, found: Checkpoint) -> None:
+        self.watchdog.beat(self.step, "verification")
+        verify_checkpoint(found, self.config.checkpoint, self.ranks, self.tell)
 
     def _position(self, recorder: StepRecorder) -> dict[str, Any]:
         """What position.json holds: the cursors of all streams, gathered from the ranks that feed them."""
