@@ -17,7 +17,7 @@ from megatron_lst.data import StepRows, open_loader
 from megatron_lst.data.mixture import check_shard_sizes
 from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
-from megatron_lst.errors import TrainingFault
+from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.dealing import RowDealer
@@ -56,18 +56,24 @@ def train(config: Config) -> Outcome:
         UserError: an impossible layout, another run's folder, data that does not fit the model.
         DamagedDataError: shards or the checkpoint are not what was written.
         TrainingFault: training cannot go on.
+        LstError: another rank failed; names it and its error.
     """
     config = settle_config(config)
     with meet(config) as ranks:
         lock, generation = take_folder(config, ranks)
         with lock or contextlib.nullcontext():
             run = _Run(config, ranks, generation)
-            try:
-                with StopSignals() as signals, run.watchdog:
+            with StopSignals() as signals, run.watchdog:
+                try:
                     return run.go(signals)
-            except BaseException as error:
-                run.note_failure(error)
-                raise
+                except Exception as error:
+                    # Before anything is closed: that is what the other ranks notice, and they look here for the cause.
+                    elsewhere = run.note_failure(error)
+                    if elsewhere is not None:
+                        raise elsewhere from None
+                    raise
+                finally:
+                    run.close()
 
 
 class _Run:
@@ -76,6 +82,7 @@ class _Run:
     def __init__(self, config: Config, ranks: Ranks, generation: int) -> None:
         self.config, self.ranks, self.folder = config, ranks, Path(config.run.dir)
         self.step = 0
+        self.engine: Engine | None = None
         self.resumed: dict[str, Any] = {}  # cursors of all streams at the start of this call
         self.cursors: dict[str, Any] = {}  # of those that this rank has served since
         self.writer = ranks.rank == 0
@@ -101,24 +108,34 @@ class _Run:
         if self.writer:
             print(f"[{kind}] {message}", flush=True)
 
-    def note_failure(self, error: BaseException) -> None:
-        """STOPPED.json says how the run ended; an orphan whose folder was taken over writes nothing."""
-        with contextlib.suppress(TrainingFault):
+    def note_failure(self, error: Exception) -> LstError | None:
+        """STOPPED.json says how the run ended; an orphan whose folder was taken over writes nothing.
+
+        Returns:
+            The other rank's error, where this one only lost its peer.
+        """
+        try:
             self.check_lock()
-            if not isinstance(error, KeyboardInterrupt):
-                outcome.failed(self.folder, error, rank=self.ranks.rank, step=self.step)
+        except TrainingFault:
+            return None
+        elsewhere = None
+        if self.ranks.world > 1 and not isinstance(error, LstError):
+            elsewhere = outcome.await_failure(self.folder)
+        outcome.failed(self.folder, error, rank=self.ranks.rank, step=self.step)
+        return outcome.as_error(elsewhere) if elsewhere else None
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
 
     def go(self, signals: StopSignals) -> Outcome:
         config = self.config
         if self.writer:
             outcome.clear(self.folder)
         on_writer(self.ranks, lambda: check_shard_sizes(config))
-        engine = build_engine(config)
-        try:
-            assert engine.is_writer == self.writer, "rank 0 writes the run folder"
-            return self._train(engine, signals)
-        finally:
-            engine.close()
+        self.engine = build_engine(config)
+        assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
+        return self._train(self.engine, signals)
 
     def _train(self, engine: Engine, signals: StopSignals) -> Outcome:
         config, steps = self.config, self.config.training.steps
