@@ -247,7 +247,8 @@ class TrainingConfig:
     clip: float = 1.0
     """Largest norm of the global gradient."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 keeps fp32 master weights and fp32 gradient reduction; loss scaling is not needed."""
+    """bf16 keeps fp32 master weights, which begin with the values as drawn or loaded, and fp32 gradient reduction; loss
+    scaling is not needed."""
     seed: int = 0
     """Initial weights."""
     recompute: Literal["none", "selective", "full"] = "none"
