@@ -24,7 +24,7 @@ from typing import Any
 
 from lst_prep.progress import StageProgress
 from megatron_lst.errors import LstError, UserError
-from megatron_lst.files import write_bytes
+from megatron_lst.files import read_json, write_bytes
 
 Work = Callable[[int], dict[str, Any]]
 Factory = Callable[..., Work]
@@ -75,6 +75,14 @@ class Receipts:
             if not file.exists() or (size is not None and file.stat().st_size != size):
                 return None
         return dict(receipt["result"])
+
+    def any(self) -> dict[str, Any] | None:
+        """The result of some finished item, found without looking at all of them; None when none is finished."""
+        for path in self._folder.glob("*/*.json"):
+            receipt = read_json(path)
+            if receipt is not None and receipt.get("plan") == self._plan:
+                return dict(receipt["result"])
+        return None
 
     def write(self, item: int, result: dict[str, Any]) -> None:
         """Mark the item done."""

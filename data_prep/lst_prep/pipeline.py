@@ -19,11 +19,11 @@ import numpy as np
 
 from lst_prep import manifest, stages, text, text_stages
 from lst_prep.config import PrepConfig
-from lst_prep.engine import Stage, full_disk_is_the_users, lock, run_stage
+from lst_prep.engine import Receipts, Stage, full_disk_is_the_users, lock, run_stage
 from lst_prep.layout import SETS, Layout, check_plan
+from lst_prep.models import open_codebook, open_tokenizer, require_aligner
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
-from lst_prep.tokenizer import load_tokenizer
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import fit, import_codebook
 from megatron_lst.documents.heldout import HeldOut
@@ -41,14 +41,15 @@ class Preparation:
         part: `i/n`: do only this slice of the items of item stages.
 
     Raises:
-        UserError: the folder belongs to another plan, or inputs cannot be read.
+        UserError: the folder belongs to another plan or another tokenizer, or inputs cannot be read.
     """
 
     def __init__(self, config: PrepConfig, quiet: bool = False, part: str | None = None) -> None:
         self.config, self.quiet, self.part = config, quiet, part
         self.layout = Layout(config.out)
         self.plan = check_plan(self.layout, config)
-        self.tokenizer = load_tokenizer(config.tokenizer)
+        self.tokenizer = open_tokenizer(self.layout, config)
+        self._codebook: Codebook | None = None  # once it has been compared with the models
 
     # -- manifest -----------------------------------------------------------------------------------------------
 
@@ -117,9 +118,16 @@ class Preparation:
         return self.layout.pieces.write(stages.cut_pieces(self.layout, items), self.config.jobs.item_pieces)
 
     def codebook(self) -> Codebook:
-        """Load, import or fit the codebook."""
+        """Load, import or fit the codebook.
+
+        Raises:
+            UserError: also when the models are not those that it was made with.
+        """
+        if self._codebook is not None:
+            return self._codebook
         if self.layout.codebook.exists():
-            return Codebook.load(self.layout.codebook)
+            self._codebook = open_codebook(self.layout, self.config)
+            return self._codebook
         self._require_manifest()
         options = self.config.units
         extractor = make_extractor(options)
@@ -140,6 +148,7 @@ class Preparation:
             codebook = Codebook(centres, extractor.name, extractor.fingerprint)
         codebook.require(extractor.name, extractor.fingerprint)
         codebook.save(self.layout.codebook)
+        self._codebook = codebook
         return codebook
 
     def _sample(self) -> tuple[np.ndarray, stages.Rejections]:
@@ -173,10 +182,14 @@ class Preparation:
 
     def units(self) -> None:
         """Audio -> units, every item."""
-        self._stage("units", len(self.layout.pieces), stages.units_factory, self.config)
+        items = len(self.layout.pieces)
+        if items and self._codebook is None:
+            self._codebook = open_codebook(self.layout, self.config)
+        self._stage("units", items, stages.units_factory, self.config)
 
     def align(self) -> None:
         """Audio + transcripts -> word times, every item."""
+        require_aligner(self.layout, self.config, Receipts(self.layout.work, "align", self.plan))
         self._stage("align", len(self.layout.pieces), stages.align_factory, self.config)
 
     def shards(self) -> dict[str, dict[str, Any]]:
@@ -190,8 +203,8 @@ class Preparation:
             if size >= self.config.shards.part_pieces or item == items - 1:
                 groups.append((first, item + 1))
                 first, size = item + 1, 0
-        self._require_complete("units", items)
-        self._require_complete("align", items)
+        self._require_complete("units", items, "codebook")
+        self._require_complete("align", items, "aligner")
         self._stage("shards", len(groups), stages.speech_shards_factory, self.config, groups)
         texts = self._text_items()
         self._require_complete("text", len(texts))
@@ -261,17 +274,31 @@ class Preparation:
 
     def results(self, name: str, items: int) -> Iterator[dict[str, Any] | None]:
         """The receipts' results of a stage."""
-        from lst_prep.engine import Receipts
-
         receipts = Receipts(self.layout.work, name, self.plan)
         return (receipts.read(item) for item in range(items))
 
-    def _require_complete(self, name: str, items: int) -> None:
-        missing = [item for item, result in enumerate(self.results(name, items)) if result is None]
+    def _require_complete(self, name: str, items: int, model: str = "") -> None:
+        """Every item is done, and with one model.
+
+        Args:
+            model: what the receipts call it.
+        """
+        missing, models = list[int](), dict[str, int]()
+        for item, result in enumerate(self.results(name, items)):
+            if result is None:
+                missing.append(item)
+            elif model:
+                models.setdefault(result[model], item)
         if missing:
             raise UserError(
                 f"stage {name}: {len(missing)} of {items} items are not done yet (first: {missing[0]}); run "
                 f"`lst prep {name}` until they are"
+            )
+        if len(models) > 1:  # replaced while it ran, or not the same on every machine
+            first = ", ".join(f"{found} (item {item})" for found, item in models.items())
+            raise UserError(
+                f"stage {name}: its items were made with different models; the hashes of the {model}, and the first "
+                f"item of each: {first}. Remove {self.layout.work / name} and run `lst prep {name}` again"
             )
 
     def _merge(self, groups: int, texts: int) -> dict[str, dict[str, Any]]:

@@ -19,9 +19,9 @@ from lst_prep.engine import Work
 from lst_prep.join import Piece, documents
 from lst_prep.layout import Layout
 from lst_prep.manifest import Entry
+from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals
 from lst_prep.rejection import Rejection
-from lst_prep.tokenizer import load_tokenizer
 from lst_prep.transcript import check_rate, normalise
 from lst_prep.units import Codebook, Extractor, make_extractor
 from lst_prep.units.hubert import HubertExtractor
@@ -271,7 +271,8 @@ def _letters(align: dict[str, np.ndarray], words: slice) -> tuple[np.ndarray, ..
 
 def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]]) -> Work:
     """Units + words -> documents -> one part of `speech` and of `heldout-speech` for each group of items."""
-    layout, tokenizer = Layout(config.out), load_tokenizer(config.tokenizer)
+    layout = Layout(config.out)
+    tokenizer = open_tokenizer(layout, config)
     codebook, heldout = Codebook.load(layout.codebook), HeldOut.load(layout.heldout)
 
     def work(group: int) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from lst_prep import text
 from lst_prep.config import PrepConfig, TextSource
 from lst_prep.engine import Work
 from lst_prep.layout import Layout
+from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals
 from lst_prep.rejection import Rejection
 from lst_prep.stages import Rejections, arrays, save_arrays
-from lst_prep.tokenizer import load_tokenizer
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.schema import Document
 
@@ -55,7 +55,8 @@ def text_hashes_factory(config: PrepConfig, items: list[TextItem]) -> Work:
 
 def text_shards_factory(config: PrepConfig, items: list[TextItem]) -> Work:
     """Text -> chunks without held-out sentences -> one part of `text` and of `heldout-text` a file."""
-    layout, tokenizer = Layout(config.out), load_tokenizer(config.tokenizer)
+    layout = Layout(config.out)
+    tokenizer = open_tokenizer(layout, config)
     heldout = HeldOut.load(layout.heldout)
 
     def work(item: int) -> dict[str, Any]:

@@ -167,12 +167,15 @@ def shards(config: ConfigPath, overrides: Overrides = None, items: Items = None,
 
 
 @prep_app.command()
-def verify(sets: Annotated[list[Path], typer.Argument(help="Shard sets, or a preparation's output folder.")]) -> None:
+def verify(
+    sets: Annotated[list[Path], typer.Argument(help="Shard sets, or a preparation's output folder.")],
+    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
+) -> None:
     """Re-read every shard; name each one that is bad. Exit code 3 when any is."""
     from lst_prep.verify import verify_sets
     from megatron_lst.errors import DamagedDataError
 
-    faults = verify_sets(sets, typer.echo)
+    faults = verify_sets(sets, typer.echo, workers)
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:

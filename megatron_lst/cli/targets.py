@@ -83,19 +83,28 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
 
     Returns:
         (engine, configuration in use, the checkpoint's step; 0 for the initial weights).
+
+    Raises:
+        UserError: there is no such checkpoint.
+        DamagedDataError: it is not what was written.
     """
     from megatron_lst.engines import build_engine
     from megatron_lst.training.checkpoint import find_checkpoint
+    from megatron_lst.training.ranks import Ranks
+    from megatron_lst.training.verification import verify_checkpoint
 
     found = None if untrained else find_checkpoint(run, step)
-    if found is not None:
-        found.check_sizes()
     config = load_config(run / "config.yaml")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         config = dataclasses.replace(config, parallel=ParallelConfig())
     engine = build_engine(config)
     if found is not None:
-        engine.load(found.engine_folder)
+        try:
+            verify_checkpoint(found, config.checkpoint, Ranks())
+            engine.load(found.engine_folder)
+        except BaseException:
+            engine.close()
+            raise
     return engine, config, found.step if found is not None else 0
 
 

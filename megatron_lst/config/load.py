@@ -19,21 +19,38 @@ from megatron_lst.errors import UserError
 T = TypeVar("T")
 
 
+class Located(dict[Any, Any]):
+    """Keys and values that know where they were written, for messages.
+
+    Attributes:
+        places: key -> the file and line, or the override, that its value is from.
+    """
+
+    def __init__(self, values: Mapping[Any, Any], places: Mapping[Any, str]) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
+
+def _places(values: Mapping[Any, Any]) -> dict[Any, str]:
+    return values.places if isinstance(values, Located) else {}
+
+
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads 1e-3 as the number that it is."""
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
+    places: dict[Any, str] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
-        mark = key_node.start_mark
+        place = f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}"
         if not isinstance(key, (str, int, float, bool)):
-            raise UserError(f"{mark.name}, line {mark.line + 1}: a key must be a word, got {key!r}")
+            raise UserError(f"{place}: a key must be a word, got {key!r}")
         if key in seen:
-            raise UserError(f"{mark.name}, line {mark.line + 1}: the key {key!r} stands there twice")
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
+            raise UserError(f"{place}: the key {key!r} stands there twice")
+        seen[key], places[key] = loader.construct_object(value_node, deep=True), place
+    return Located(seen, places)
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -88,7 +105,7 @@ def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Deep merge of mappings; lists and scalars of `above` replace those of `below`."""
-    result = dict(below)
+    result = Located(below, _places(below) | _places(above))
     for key, value in above.items():
         old = result.get(key)
         result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
@@ -104,29 +121,33 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"override {item!r}: expected key=value, such as parallel.tensor=2")
         nested: Any = parse_yaml(value, f"override {key}")
         for part in reversed(key.split(".")):
-            nested = {part: nested}
+            nested = Located({part: nested}, {part: f"override {item!r}"})
         result = merge(result, nested)
     return result
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+def build(cls: type[T], values: Mapping[str, Any], where: str = "", place: str = "") -> T:
     """Build the dataclass `cls` from plain values, strictly.
 
     Args:
         where: dotted prefix for messages.
+        place: file and line of the values, where they do not know it themselves.
 
     Raises:
-        UserError: names the key, what was found and what would be right.
+        UserError: names the place (where the values know it), the key, what was found and what would be right.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
+    places = _places(values)
     for key in values:
         if key not in fields:
             close = difflib.get_close_matches(str(key), sorted(fields), n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(fields))}"
-            raise UserError(f"{prefix}{key}: unknown key; {hint}")
-    converted = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+            raise _mistake(places.get(key, place), f"{prefix}{key}: unknown key; {hint}")
+    converted = {
+        key: _convert(hints[key], value, f"{prefix}{key}", places.get(key, place)) for key, value in values.items()
+    }
     required = [
         f.name
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -134,25 +155,30 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     ]
     missing = [name for name in required if name not in converted]
     if missing:
-        raise UserError(f"{where or cls.__name__}: missing {', '.join(missing)}")
+        begins = next(iter(places.values()), place)
+        raise _mistake(begins, f"{where or cls.__name__}: missing {', '.join(missing)}")
     return cls(**converted)
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
+def _mistake(place: str, message: str) -> UserError:
+    return UserError(f"{place}: {message}" if place else message)
+
+
+def _convert(kind: Any, value: Any, where: str, place: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
 
     def refuse(expected: str) -> typing.NoReturn:
-        raise UserError(f"{where}: expected {expected}, got {value!r}")
+        raise _mistake(place, f"{where}: expected {expected}, got {value!r}")
 
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         inner = [a for a in args if a is not type(None)]
         if len(inner) == 1:
-            return _convert(inner[0], value, where)
+            return _convert(inner[0], value, where, place)
         for candidate in inner:
             try:
-                return _convert(candidate, value, where)
+                return _convert(candidate, value, where, place)
             except UserError:
                 continue
         refuse(" or ".join(str(a) for a in inner))
@@ -164,15 +190,16 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
             refuse("a list")
-        return origin(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return origin(_convert(args[0], item, f"{where}[{i}]", place) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
             refuse("keys and values")
-        return {k: _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        places = _places(value)
+        return {k: _convert(args[1], v, f"{where}.{k}", places.get(k, place)) for k, v in value.items()}
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             refuse("keys and values")
-        return build(kind, value, where)  # type: ignore[arg-type]
+        return build(kind, value, where, place)  # type: ignore[arg-type]
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -247,7 +247,8 @@ class TrainingConfig:
     clip: float = 1.0
     """Largest norm of the global gradient."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 keeps fp32 master weights and fp32 gradient reduction; loss scaling is not needed."""
+    """bf16 keeps fp32 master weights, which begin with the values as drawn or loaded, and fp32 gradient reduction; loss
+    scaling is not needed."""
     seed: int = 0
     """Initial weights."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -287,6 +288,9 @@ class CheckpointConfig:
     """More tries, with a pause, when a checkpoint cannot be written."""
     max_failures: int = 2
     """Checkpoints in a row that may fail, retries included, before the run stops."""
+    verify: Literal["hashes", "sizes"] = "hashes"
+    """What must be as it was written before a checkpoint is loaded. `hashes`: every byte; each rank reads its share of
+    the files once more. `sizes`: every file is there with its size."""
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,10 @@ class ThreadLoader(_Closing):
             item = self._queue.get(timeout=self._stall)
         except queue.Empty:
             raise TrainingFault(_stalled(self._stall, "the data thread")) from None
-        if isinstance(item, BaseException):
+        if isinstance(item, LstError):
             raise item
+        if isinstance(item, BaseException):
+            raise RuntimeError(f"the data thread failed: {type(item).__name__}: {item}") from item
         return item
 
     def close(self) -> None:
@@ -226,7 +228,8 @@ class _Worker:
             return "it closed its socket"
         if code < 0:
             name = signal.Signals(-code).name
-            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+            why = {"SIGKILL": " (out of memory?)", "SIGBUS": " (a shard that became shorter while it was read?)"}
+            return f"killed by {name}{why.get(name, '')}"
         return f"exit code {code}"
 
     def close(self) -> None:

@@ -81,6 +81,8 @@ class Stream:
         self._positions = [0] * count
         self._reading: _Reading | None = None
         self._bad_shards: set[tuple[int, int]] = set()
+        self._fruitless = [0] * count  # documents of each source in a row that gave nothing
+        self._damage = ""  # the last that was met
         self.placed: list[Placed] = []
         if cursor is not None:
             self._restore(cursor)
@@ -139,8 +141,10 @@ class Stream:
         """The stream's next row.
 
         Raises:
-            DamagedDataError: a shard cannot be read, and `data.on_damage` is stop.
-            UserError: a document that the strategy or the source's kind cannot use.
+            DamagedDataError: a shard cannot be read, and `data.on_damage` is stop, or the stream has nothing else of
+                that source.
+            UserError: a document that the strategy or the source's kind cannot use; a source none of whose documents
+                fits into a row.
         """
         data, vocabulary = self._mixture.config.data, self._mixture.config.vocabulary
         index = self.rows * self._mixture.streams + self.number
@@ -151,8 +155,11 @@ class Stream:
         aligned = speech = clipped = skipped = 0
         while room.units > 0:
             while self._reading is None:
-                self._reading = self._begin()
-                skipped += self._reading is None
+                source = self._due()
+                self._reading = self._begin(source)
+                if self._reading is None:
+                    skipped += 1
+                    self._count_fruitless(source)
             reading = self._reading
             kind = self._patcher.choose(index, self._draw(index, len(chunks)))
             laid = lay(reading.visit, reading.place, kind, room, self._patcher, vocabulary, not chunks)
@@ -162,7 +169,9 @@ class Stream:
                 # Only an adaptation example that no row can hold comes here.
                 self._reading = None
                 skipped += 1
+                self._count_fruitless(reading.source)
                 continue
+            self._fruitless[reading.source] = 0
             chunks.append(laid.chunk)
             name = self._mixture.sources[reading.source].name
             self.placed.append(Placed(name, reading.visit, reading.place, kind))
@@ -186,15 +195,33 @@ class Stream:
             return 0.0
         return float(uniforms(1, self._seed, "strategy", row, chunk if config.draw == "document" else 0)[0])
 
-    def _begin(self) -> _Reading | None:
-        """The next document, of the source that lags most in realised raw tokens (deficit round-robin).
+    def _count_fruitless(self, source: int) -> None:
+        """A document gave nothing. Its source stays the one that is due: without this a stream that has nothing else of
+        it would look for ever, and the loader could only say that no row came."""
+        self._fruitless[source] += 1
+        documents = self._orders[source].documents
+        if self._fruitless[source] < 2 * documents:  # so many visits in a row hold a whole stream-epoch
+            return
+        name = self._mixture.sources[source].name
+        if self._damage:
+            raise DamagedDataError(
+                f"source {name!r}: none of the {documents} documents that stream {self.number} has of it can be used, "
+                f"which data.on_damage=skip cannot make up for; the last damage: {self._damage}"
+            )
+        raise UserError(
+            f"source {name!r}: none of the {documents} documents that stream {self.number} has of it fits into a row "
+            f"of data.units={self._mixture.config.data.units}"
+        )
 
-        None: it was damaged and is skipped.
-        """
+    def _due(self) -> int:
+        """The source that lags most in realised raw tokens (deficit round-robin)."""
         due = [
             (done + phase) / share for done, phase, share in zip(self._realised, self._phase, self._shares, strict=True)
         ]
-        source = due.index(min(due))
+        return due.index(min(due))
+
+    def _begin(self, source: int) -> _Reading | None:
+        """The next document of a source. None: it was damaged and is skipped."""
         order = self._orders[source]
         epoch, position = self._epochs[source], self._positions[source]
         document = order.at(epoch, position)
@@ -211,9 +238,10 @@ class Stream:
             return None
         try:
             read = documents.get(document)
-        except DamagedDataError:
+        except DamagedDataError as error:
             if self._mixture.config.data.on_damage == "stop":
                 raise
+            self._damage = str(error)
             if len(self._bad_shards) > 10_000:
                 raise
             self._bad_shards.add(shard)

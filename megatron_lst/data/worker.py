@@ -11,6 +11,7 @@ import pickle
 import queue
 import signal
 import threading
+import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -61,10 +62,9 @@ def serve(task: Task, connection: Connection) -> None:
         except LstError as error:
             ready.put(pickle.dumps(("error", type(error).__name__, str(error))))
         except BaseException as error:
-            import traceback
-
             ready.put(pickle.dumps(("error", type(error).__name__, traceback.format_exc())))
-        ready.put(None)
+        finally:  # also when there is no memory left to say more: an end is seen at once, silence after minutes
+            ready.put(None)
 
     threading.Thread(target=build, daemon=True).start()
     while (message := ready.get()) is not None:

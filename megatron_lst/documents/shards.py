@@ -323,7 +323,7 @@ class ShardSet:
         self._open.clear()
 
 
-def verify(path: str | Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify(path: str | Path) -> list[str]:
     """Re-read everything in a set. Returns one message per fault; empty when all is well.
 
     Raises:
@@ -331,24 +331,36 @@ def verify(path: str | Path, progress: Callable[[int, int], None] | None = None)
     """
     shards = ShardSet.open(path)
     faults: list[str] = []
-    speech = shards.codebook.size if shards.codebook else None
     for shard in range(shards.shards):
-        first, last = shards.shard_first[shard], shards.shard_first[shard + 1]
-        try:
-            for i in range(first, last):
-                document = shards.get(i)
-                document.check(speech, shards.tokenizer.size)
-                expected = (shards.raw_tokens[i], shards.frames[i], shards.pieces[i], shards.words[i])
-                if document_sizes(document) != expected:
-                    raise DamagedDataError(
-                        f"{path}/{shards.shard_name(shard)}: document {document.id!r} is not of the size in {SIZES}"
-                    )
-        except DamagedDataError as error:
-            faults.append(str(error))
+        faults += verify_shard(shards, shard)
         shards.close()
-        if progress is not None:
-            progress(shard + 1, shards.shards)
     return faults
+
+
+def verify_shard(
+    shards: ShardSet, shard: int, look: Callable[[list[Document]], object] = lambda documents: None
+) -> list[str]:
+    """Re-read one shard of a set. Returns what is wrong with it: one message, or none.
+
+    Args:
+        look: sees the shard's documents when they are well; raises DamagedDataError where it finds a fault.
+    """
+    speech = shards.codebook.size if shards.codebook else None
+    documents = []
+    try:
+        for i in range(int(shards.shard_first[shard]), int(shards.shard_first[shard + 1])):
+            document = shards.get(i)
+            document.check(speech, shards.tokenizer.size)
+            expected = (shards.raw_tokens[i], shards.frames[i], shards.pieces[i], shards.words[i])
+            if document_sizes(document) != expected:
+                raise DamagedDataError(
+                    f"{shards.path}/{shards.shard_name(shard)}: document {document.id!r} is not of the size in {SIZES}"
+                )
+            documents.append(document)
+        look(documents)
+    except DamagedDataError as error:
+        return [str(error)]
+    return []
 
 
 def _inside(path: str | Path, names: Iterable[str]) -> None:

@@ -48,3 +48,11 @@ class Ranks:
         parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
         dist.gather_object(value, parts, dst=0, group=self._group)
         return parts
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's small object on every rank. For rare use."""
+        if self.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, group=self._group)
+        return held[0]

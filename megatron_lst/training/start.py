@@ -58,24 +58,23 @@ def meet(config: Config) -> Iterator[Ranks]:
 
 
 def on_writer(ranks: Ranks, action: Callable[[], None]) -> None:
-    """Do something on rank 0; when it fails there, every rank leaves with the same exit code.
+    """Do something on rank 0; when it fails there, every rank leaves with the same error: whichever ends first, it is
+    the cause that people read.
 
     Raises:
-        LstError: what rank 0 raised, there; a short form of it elsewhere.
+        LstError: what rank 0 raised.
     """
-    problem: Exception | None = None
+    problem: LstError | None = None
     if ranks.rank == 0:
         try:
             action()
-        except (LstError, OSError) as error:
+        except LstError as error:
             problem = error
-    code = ranks.max(getattr(problem, "exit_code", 2) if problem else 0)
+        except OSError as error:
+            problem = UserError(f"cannot write the run folder: {error}")
+    problem = ranks.broadcast_object(problem)
     if problem is not None:
-        raise problem if isinstance(problem, LstError) else UserError(f"cannot write the run folder: {problem}")
-    if code:
-        elsewhere = LstError("rank 0 could not start; its message says why")
-        elsewhere.exit_code = code
-        raise elsewhere
+        raise problem
 
 
 def take_folder(config: Config, ranks: Ranks) -> tuple[RunLock | None, int]:

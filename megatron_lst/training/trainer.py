@@ -17,9 +17,9 @@ from megatron_lst.data import StepRows, open_loader
 from megatron_lst.data.mixture import check_shard_sizes
 from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
-from megatron_lst.errors import TrainingFault
+from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
-from megatron_lst.training.checkpoint import newest_checkpoint
+from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.dealing import RowDealer
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.metrics import MetricsWriter, Progress
@@ -36,6 +36,7 @@ from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.saving import CheckpointSaver
 from megatron_lst.training.schedule import is_frozen, learning_rate
 from megatron_lst.training.start import meet, on_writer, settle_config, take_folder
+from megatron_lst.training.verification import verify_checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,24 @@ def train(config: Config) -> Outcome:
         UserError: an impossible layout, another run's folder, data that does not fit the model.
         DamagedDataError: shards or the checkpoint are not what was written.
         TrainingFault: training cannot go on.
+        LstError: another rank failed; names it and its error.
     """
     config = settle_config(config)
     with meet(config) as ranks:
         lock, generation = take_folder(config, ranks)
         with lock or contextlib.nullcontext():
             run = _Run(config, ranks, generation)
-            try:
-                with StopSignals() as signals, run.watchdog:
+            with StopSignals() as signals, run.watchdog:
+                try:
                     return run.go(signals)
-            except BaseException as error:
-                run.note_failure(error)
-                raise
+                except Exception as error:
+                    # Before anything is closed: that is what the other ranks notice, and they look here for the cause.
+                    elsewhere = run.note_failure(error)
+                    if elsewhere is not None:
+                        raise elsewhere from None
+                    raise
+                finally:
+                    run.close()
 
 
 class _Run:
@@ -75,6 +82,7 @@ class _Run:
     def __init__(self, config: Config, ranks: Ranks, generation: int) -> None:
         self.config, self.ranks, self.folder = config, ranks, Path(config.run.dir)
         self.step = 0
+        self.engine: Engine | None = None
         self.resumed: dict[str, Any] = {}  # cursors of all streams at the start of this call
         self.cursors: dict[str, Any] = {}  # of those that this rank has served since
         self.writer = ranks.rank == 0
@@ -100,24 +108,34 @@ class _Run:
         if self.writer:
             print(f"[{kind}] {message}", flush=True)
 
-    def note_failure(self, error: BaseException) -> None:
-        """STOPPED.json says how the run ended; an orphan whose folder was taken over writes nothing."""
-        with contextlib.suppress(TrainingFault):
+    def note_failure(self, error: Exception) -> LstError | None:
+        """STOPPED.json says how the run ended; an orphan whose folder was taken over writes nothing.
+
+        Returns:
+            The other rank's error, where this one only lost its peer.
+        """
+        try:
             self.check_lock()
-            if not isinstance(error, KeyboardInterrupt):
-                outcome.failed(self.folder, error, rank=self.ranks.rank, step=self.step)
+        except TrainingFault:
+            return None
+        elsewhere = None
+        if self.ranks.world > 1 and not isinstance(error, LstError):
+            elsewhere = outcome.await_failure(self.folder)
+        outcome.failed(self.folder, error, rank=self.ranks.rank, step=self.step)
+        return outcome.as_error(elsewhere) if elsewhere else None
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
 
     def go(self, signals: StopSignals) -> Outcome:
         config = self.config
         if self.writer:
             outcome.clear(self.folder)
         on_writer(self.ranks, lambda: check_shard_sizes(config))
-        engine = build_engine(config)
-        try:
-            assert engine.is_writer == self.writer, "rank 0 writes the run folder"
-            return self._train(engine, signals)
-        finally:
-            engine.close()
+        self.engine = build_engine(config)
+        assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
+        return self._train(self.engine, signals)
 
     def _train(self, engine: Engine, signals: StopSignals) -> Outcome:
         config, steps = self.config, self.config.training.steps
@@ -211,6 +229,7 @@ class _Run:
         self.tell("spike", str(spike))
         found = newest_checkpoint(self.folder) if spike.roll_back else None
         if found is not None:
+            self._verify(found)
             engine.load(found.engine_folder)
             self.tell("rollback", f"weights and optimizer are those of {found.path.name} again; the data goes on")
 
@@ -224,7 +243,7 @@ class _Run:
                 engine.load_weights(load_export(Path(self.config.training.init_from)).weights)
                 self.tell("start", f"weights from {self.config.training.init_from}")
             return 0
-        found.check_sizes()
+        self._verify(found)
         engine.load(found.engine_folder)
         position = found.position()
         if position["step"] != found.step:
@@ -235,6 +254,10 @@ class _Run:
         self.spikes.restore(position["spikes"])
         self.tell("resume", f"from {found.path}")
         return found.step
+
+    def _verify(self, found: Checkpoint) -> None:
+        self.watchdog.beat(self.step, "verification")
+        verify_checkpoint(found, self.config.checkpoint, self.ranks, self.tell)
 
     def _position(self, recorder: StepRecorder) -> dict[str, Any]:
         """What position.json holds: the cursors of all streams, gathered from the ranks that feed them."""

@@ -1,6 +1,7 @@
 """Export, evaluation and generation from the command line, on a run made by the real engine."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_the_exported_model_scores_as_the_engine_did(run: Path, exported: Path) 
         engine_scores = [file[name] for name in file.files]
     for mine, theirs in zip(opened.model(torch.float64).score(toy_rows(config, 2)), engine_scores, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    file = max(copy.rglob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(AssertionError, match=f"{file.name}: hash differs"):
+        lst_process("export", copy, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 def test_run_and_export_give_the_same_accuracies(run: Path, exported: Path, task: Path, tmp_path: Path) -> None:

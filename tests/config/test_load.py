@@ -57,6 +57,57 @@ def test_mistakes_are_named(tmp_path: Path, text: str, words: list[str]) -> None
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("guilty", ["lowest.yaml", "middle.yaml", "run.yaml"])
+@pytest.mark.parametrize(
+    ("mistake", "line", "why"),
+    [
+        ("data:\n  units: 64\n  unitss: 4", 3, "data.unitss: unknown key"),
+        ("run: {dir: x}\nmodel:\n  hidden: wide", 3, "model.hidden: expected a whole number"),
+        ("model: 3", 1, "model: expected keys and values"),
+        ("modle: {}", 1, "modle: unknown key"),
+        (
+            "data:\n  sources:\n    - name: a\n      kind: text\n      weigth: 1",
+            5,
+            "data.sources[0].weigth: unknown key",
+        ),
+        ("data:\n  sources:\n    - {kind: text, shards: [x]}", 3, "data.sources[0]: missing name"),
+        ("data:\n  sources:\n    - {name: a, kind: text, shards: [3]}", 3, "data.sources[0].shards[0]: expected text"),
+    ],
+)
+def test_the_file_of_the_chain_and_the_line_are_named(
+    tmp_path: Path, mistake: str, line: int, why: str, guilty: str
+) -> None:
+    chain = {
+        "lowest.yaml": "training: {lr: 1e-3}\n",
+        "middle.yaml": "base: lowest.yaml\n",
+        "run.yaml": "base: middle.yaml\n",
+    }
+    for name, first_line in chain.items():
+        write(tmp_path, first_line + (mistake if name == guilty else ""), name)
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "run.yaml", ["training.steps=3"])
+    assert str(caught.value).startswith(f"{tmp_path / guilty}, line {line + 1}: {why}")
+
+
+def test_the_file_that_had_the_last_word_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "model: {hidden: wide, heads: 4}", "below.yaml")
+    assert "run.yaml, line 3: model.hidden" in refusal(tmp_path, "base: below.yaml\nmodel:\n  hidden: narrow")
+    write(tmp_path, "model:\n  hidden: 64\n  heads: many", "below.yaml")
+    assert "below.yaml, line 3: model.heads" in refusal(tmp_path, "base: below.yaml\nmodel:\n  hidden: 32")
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("parallel.tensr=2", "parallel.tensr: unknown key"),
+        ("parallel.tensor=two", "parallel.tensor: expected a whole number"),
+        ("modle.hidden=2", "modle: unknown key"),
+    ],
+)
+def test_an_override_is_named_as_such(tmp_path: Path, override: str, why: str) -> None:
+    assert refusal(tmp_path, "parallel: {tensor: 1}", override).startswith(f"override '{override}': {why}")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import psutil
 import pytest
 
 from megatron_lst.config.load import dump_yaml
+from megatron_lst.data import worker
 from megatron_lst.data.loader import Loader, ThreadLoader, WorkerLoader, open_loader
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import DamagedDataError, TrainingFault, UserError
@@ -60,8 +64,6 @@ def test_no_workers_is_a_thread(shard_sets: dict[str, Path]) -> None:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_shard_stops_the_run_with_its_name(shard_sets: dict[str, Path], tmp_path: Path, workers: int) -> None:
-    import shutil
-
     sets = {name: Path(shutil.copytree(path, tmp_path / name)) for name, path in shard_sets.items()}
     broken = sets["text"] / ShardSet.open(sets["text"]).shard_name(1)
     content = bytearray(broken.read_bytes())
@@ -77,6 +79,51 @@ def test_a_damaged_shard_stops_the_run_with_its_name(shard_sets: dict[str, Path]
                 row.check(config.vocabulary)
                 skipped += row.statistics.skipped_documents
     assert skipped > 0
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_without_one_whole_shard_is_named_instead_of_a_stall(
+    shard_sets: dict[str, Path], tmp_path: Path, workers: int
+) -> None:
+    """`data.on_damage: skip` looked for the next whole document for ever."""
+    text = Path(shutil.copytree(shard_sets["text"], tmp_path / "text"))
+    for shard in text.glob("part-*/*.mds*"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    config = make_config(data__on_damage="skip", data__stall_seconds=20.0)
+    config = on_disk(config, {**shard_sets, "text": text}, workers=workers)
+    with open_loader(config, 0, 1) as loader, pytest.raises(DamagedDataError, match=r"'text': none of .*\.mds.*hash"):
+        next(loader)
+
+
+@pytest.mark.multiprocess
+def test_what_else_goes_wrong_comes_out_at_once_with_its_cause(shard_sets: dict[str, Path], tmp_path: Path) -> None:
+    """No error of ours: the cache folder is a file."""
+    (tmp_path / "cache").write_text("")
+    for workers, said in ((0, r"the data thread failed: \w+: .*cache"), (1, r"data worker 0 failed:\n(?s:.*)cache")):
+        config = on_disk(make_config(data__cache=str(tmp_path / "cache")), shard_sets, workers=workers)
+        with open_loader(config, 0, 1) as loader, pytest.raises(RuntimeError, match=said):
+            next(loader)
+
+
+def test_a_worker_that_cannot_say_what_went_wrong_ends(
+    shard_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without memory: the handler of the error fails too. The loader sees the end, not silence."""
+
+    def no_memory(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(worker, "RowStream", no_memory)
+    monkeypatch.setattr(worker.traceback, "format_exc", no_memory)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    ours, theirs = multiprocessing.Pipe()
+    task = worker.Task(on_disk(make_config(), shard_sets), 0, 1, None, 0, [0])
+    serving = threading.Thread(target=worker.serve, args=(task, theirs), daemon=True)
+    serving.start()
+    serving.join(timeout=10)
+    assert not serving.is_alive()
+    assert not ours.poll()
 
 
 @pytest.mark.multiprocess

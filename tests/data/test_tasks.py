@@ -63,6 +63,12 @@ def test_an_example_that_no_row_holds_is_passed_over_and_counted() -> None:
     assert all("speech-99" not in r.document_ids for r in rows)
 
 
+def test_a_source_that_no_row_holds_is_named() -> None:
+    _, stream = stream_of("asr", [speech_document(i, words=300) for i in range(3)])
+    with pytest.raises(UserError, match="'task': none of the 3 documents that stream 0 has of it fits into a row"):
+        stream.next_row()
+
+
 def test_task_rows_restart_anywhere() -> None:
     documents = [speech_document(i, words=4 + i % 5) for i in range(20)]
     _, stream = stream_of("tts", documents)

@@ -13,10 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_lst.config.load import dump_yaml, read_yaml
+from megatron_lst.config.load import dump_yaml, load_config, read_yaml
+from megatron_lst.config.schema import Config
+from megatron_lst.data.mixture import open_mixture
+from megatron_lst.data.stream import Share
+from megatron_lst.documents.shards import ShardSet
+from megatron_lst.documents.writing import write_set
 from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
+from tests.data.toy import CODEBOOK, SPEECH_DOCUMENTS, TEXT_DOCUMENTS, TOKENIZER
 from tests.training.tiny import curve, write_run
 
 pytestmark = pytest.mark.multiprocess
@@ -217,6 +223,59 @@ def test_a_rank_with_another_configuration_is_refused_with_both_named(folder):
     for run in (one, two):
         assert f"rank 1 on {host} differs from rank 0 on {host}: training.lr is 0.5, not 0.001" in run.said.read_text()
     assert not (folder / "mixed" / "metrics.jsonl").exists()
+
+
+def _damage_a_share_of(config: Config, rank: int) -> None:
+    """Flip a byte in every second text shard that only this one of two ranks reads."""
+    source = next(source for source in config.data.sources if source.kind == "text")
+    mixture = open_mixture(config, [source], config.streams)
+    documents, owned = mixture.documents[0], mixture.ownership[0]
+
+    def shards_of(rank: int) -> set[int]:
+        streams = Share(config.training.global_batch, config.streams, rank, 2).owned_streams()
+        blocks = [owned.of(stream)[0] for stream in streams]
+        return {documents.shard_of(first) for begin in blocks for first in begin.tolist()}
+
+    shards = ShardSet.open(source.shards[0])
+    for shard in sorted(shards_of(rank) - shards_of(1 - rank))[::2]:
+        path = Path(source.shards[0]) / shards.shard_name(shard)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_one_ranks_data_ends_all_with_its_cause(tmp_path, workers):
+    """Of the other rank nobody hears but this: what it lost its peer to, and the same exit code."""
+    write_set(tmp_path / "sets" / "text", TEXT_DOCUMENTS, "text", TOKENIZER, size_limit=4096)
+    write_set(tmp_path / "sets" / "speech", SPEECH_DOCUMENTS, "speech", TOKENIZER, CODEBOOK)
+    _damage_a_share_of(load_config(write_run(tmp_path, training={"steps": 40})), rank=1)
+    with Run(tmp_path, "damaged", f"data.workers={workers}") as run:
+        assert run.end() == 3, run.said.read_text()
+        ended = time.time()
+    said = run.said.read_text()
+    stopped = outcome.read(run.run)
+    assert (stopped["rank"], stopped["exit_code"], stopped["next"]) == (1, 3, "stop")
+    assert "DamagedDataError" in stopped["error"]
+    assert ended - stopped["time"] < 30
+    assert said.count(f"error: rank 1 on {socket.gethostname()} failed: {stopped['error']}") == 1
+    assert "Traceback" not in said
+    assert f"error: {stopped['error'].partition(': ')[2]}" in said
+
+
+def test_a_killed_data_worker_ends_all_ranks_with_its_cause(folder):
+    """Once the rows that it had sent are used up."""
+    endless = ("training.steps=100000", "checkpoint.every=100000")
+    with Run(folder, "worker-killed", "data.workers=1", *endless) as run:
+        assert run.wait_for_steps(3)
+        workers = [p for p in run.ranks()[1].children() if any("data.worker" in part for part in p.cmdline())]
+        assert len(workers) == 1
+        workers[0].kill()
+        assert run.end(120) == 4, run.said.read_text()
+    stopped = outcome.read(run.run)
+    assert stopped["rank"] == 1
+    assert f"data worker 0 (pid {workers[0].pid}) died: killed by SIGKILL (out of memory?)" in stopped["error"]
+    assert f"rank 1 on {socket.gethostname()} failed: {stopped['error']}" in run.said.read_text()
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ import torch
 
 from megatron_lst.config.schema import Config
 from megatron_lst.data import RowStream
-from megatron_lst.errors import DamagedDataError, TrainingFault, UserError
+from megatron_lst.errors import DamagedDataError, LstError, TrainingFault, UserError
 from megatron_lst.inference import write_export
 from megatron_lst.patching.row import batch_hash
 from megatron_lst.reference import ReferenceModel
@@ -251,6 +251,60 @@ def test_data_parallel_ranks_exchange_rows_and_share_the_curve(tiny, ranks: Rank
     assert trained.sum(0).tolist() == built.sum(0).tolist()
     assert (np.ptp(trained, axis=0) <= np.ptp(built, axis=0)).all()
     assert np.ptp(trained, axis=0).sum() < 0.5 * np.ptp(built, axis=0).sum(), "ranks are dealt rows by their tokens"
+
+
+def _flip_two_bytes(run: Path) -> str:
+    """Damage the largest file of the newest checkpoint without changing its size; its name in the checkpoint."""
+    newest = complete_checkpoints(run)[-1].path
+    file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    for at in (len(content) // 3, len(content) // 2):
+        content[at] ^= 1
+    file.write_bytes(content)
+    return str(file.relative_to(newest))
+
+
+def _exit_code(config: Config) -> int:
+    try:
+        trainer.train(config)
+    except LstError as error:
+        return error.exit_code
+    return 0
+
+
+@pytest.mark.multiprocess
+def test_flipped_bytes_in_a_checkpoint_stop_all_ranks_and_nothing_is_lost(tiny, ranks: RankPool) -> None:
+    config = tiny(training__steps=6, checkpoint__every=2)
+    run = Path(config.run.dir)
+    assert ranks.run(_exit_code, 2, config) == [0, 0]
+    name = _flip_two_bytes(run)
+    kept = [*run.rglob("checkpoints/**/*"), run / "metrics.jsonl", run / "config.yaml"]
+    before = {path: path.read_bytes() for path in kept if path.is_file()}
+    whole = curve(config)
+    assert ranks.run(_exit_code, 2, config) == [3, 3]
+    assert {path: path.read_bytes() for path in kept if path.is_file()} == before
+    ended = outcome.read(run)
+    assert ended is not None
+    for word in (f"{name}: hash differs", "go on from step-00000004", "step-00000006"):
+        assert word in ended["error"]
+    told = [event.message for event in read_events(run / "events.log") if event.kind == "damaged"]
+    assert len(told) == 1
+    assert name in told[0]
+    complete_checkpoints(run)[-1].path.rename(run / "step-00000006-damaged")
+    assert ranks.run(_exit_code, 2, config) == [0, 0]
+    assert curve(config) == whole
+
+
+def test_sizes_alone_do_not_see_flipped_bytes(tiny) -> None:
+    """The control of the test above, and what `checkpoint.verify: sizes` gives up."""
+    config = tiny(training__steps=2, checkpoint__verify="sizes")
+    trainer.train(config)
+    _flip_two_bytes(Path(config.run.dir))
+    assert trainer.train(extend(config, 3)).step == 3
+    file = complete_checkpoints(Path(config.run.dir))[-1].engine_folder / "common.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DamagedDataError, match=r"common\.pt: \d+ bytes"):
+        trainer.train(extend(config, 4))
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])

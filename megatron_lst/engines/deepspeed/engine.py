@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,11 @@ class DeepSpeedEngine:
         from megatron_lst.engines.deepspeed.zero_state import ZeroState
         from megatron_lst.engines.freezing import freezable_rows
         from megatron_lst.engines.megatron.checkpoint import Checkpoints
-        from megatron_lst.engines.megatron.exchange import set_weights
         from megatron_lst.model.model import build_chunk
         from megatron_lst.model.weights import canonical_shapes, initial_weight
 
         self._shapes = canonical_shapes(config)
         self._chunk = build_chunk(config, self.state, pipeline_split(config, 1), 0)
-        set_weights([self._chunk], config, self.state, lambda n: initial_weight(n, self._shapes[n], config))
         self._sum_partial_gradients()
         self._freezable = (
             freezable_rows([self._chunk], config, self.state) if config.training.freeze_global_steps else {}
@@ -73,6 +71,7 @@ class DeepSpeedEngine:
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # also in fp32: a step that is not finite is skipped
         self._zero = ZeroState(self._engine)
+        self._set_weights(lambda n: initial_weight(n, self._shapes[n], config))
         self._checkpoints = Checkpoints(config, self.state, [self._chunk], self._zero)
 
     def _adamw(self) -> torch.optim.Optimizer:
@@ -199,15 +198,18 @@ class DeepSpeedEngine:
         return collect_weights([self._chunk], self.config, self.state, self._zero.masters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        from megatron_lst.engines.megatron.exchange import local_pieces
         from megatron_lst.model.weights import check_weights
 
         check_weights(weights, self._shapes)
-        rank, size = self.state.tensor_rank, self.layout.tensor
-        shards: dict[nn.Parameter, Tensor] = {}
+        self._set_weights(weights.__getitem__)
+
+    def _set_weights(self, full: Callable[[str], Tensor]) -> None:
+        """Set weights and fp32 masters, one parameter at a time."""
+        from megatron_lst.engines.megatron.exchange import local_pieces
+
         for _, parameter, piece in local_pieces([self._chunk], self.config):
-            shards[parameter] = piece.cut([weights[n] for n in piece.names], rank, size).to(parameter.device)
-        self._zero.set_weights(shards)
+            shard = piece.cut([full(n) for n in piece.names], self.state.tensor_rank, self.layout.tensor)
+            self._zero.set_weights({parameter: shard.to(parameter.device)})
 
     def describe(self) -> dict[str, Any]:
         return {

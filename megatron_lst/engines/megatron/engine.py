@@ -45,7 +45,6 @@ class MegatronEngine:
 
         from megatron_lst.engines.freezing import freezable_rows
         from megatron_lst.engines.megatron.checkpoint import Checkpoints
-        from megatron_lst.engines.megatron.exchange import set_weights
         from megatron_lst.engines.megatron.gradients import gradient_finaliser
         from megatron_lst.engines.megatron.optimizer import Optimizer
         from megatron_lst.engines.megatron.optimizer_state import CoreTensors
@@ -56,12 +55,12 @@ class MegatronEngine:
         self.split = pipeline_split(config, layout.pipeline, layout.virtual)
         mine = range(self.state.pipeline_rank, layout.pipeline * layout.virtual, layout.pipeline)
         self.chunks = [build_chunk(config, self.state, self.split, chunk) for chunk in mine]
-        set_weights(self.chunks, config, self.state, lambda n: initial_weight(n, self._shapes[n], config))
         overlap = config.engine.overlap and layout.data > 1
         self._wrapped = self._wrap(overlap)
         self._freezable = freezable_rows(self.chunks, config, self.state) if config.training.freeze_global_steps else {}
         self.optimizer = Optimizer(config, self._wrapped, overlap, set(self._freezable))
-        self.optimizer.reload()
+        self._tensors = CoreTensors(self.optimizer.core, self.chunks)
+        self._set_weights(lambda n: initial_weight(n, self._shapes[n], config))
         settings = self.chunks[0].config
         settings.finalize_model_grads_func = gradient_finaliser(self.state)
         settings.no_sync_func = None
@@ -70,7 +69,6 @@ class MegatronEngine:
             settings.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self._gathers_late = overlap and config.engine.distributed_optimizer
         self._run_schedule = get_forward_backward_func()
-        self._tensors = CoreTensors(self.optimizer.core, self.chunks)
         self._checkpoints = Checkpoints(config, self.state, self.chunks, self._tensors)
 
     def _wrap(self, overlap: bool) -> list[Any]:
@@ -226,13 +224,16 @@ class MegatronEngine:
         return collect_weights(self.chunks, self.config, self.state, self._tensors.masters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        from megatron_lst.engines.megatron.exchange import set_weights
         from megatron_lst.model.weights import check_weights
 
         check_weights(weights, self._shapes)
         self._gather_parameters()
-        set_weights(self.chunks, self.config, self.state, weights.__getitem__)
-        self.optimizer.reload()
+        self._set_weights(weights.__getitem__)
+
+    def _set_weights(self, full: Callable[[str], Tensor]) -> None:
+        from megatron_lst.engines.megatron.exchange import set_weights
+
+        set_weights(self.chunks, self.config, self.state, full, self._tensors.master_parts())
 
     def describe(self) -> dict[str, Any]:
         chosen = {p: accelerators.choose(p, getattr(self.config.engine, p)) for p in ("attention", "norm")}

@@ -1,6 +1,6 @@
 """Canonical weights in and out of the shards: initial values, `load_weights`, `export_weights`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,25 @@ def local_pieces(chunks: list[Any], config: Config) -> Iterator[tuple[str, nn.Pa
 
 
 @torch.no_grad()
-def set_weights(chunks: list[Any], config: Config, state: ParallelState, full: Callable[[str], Tensor]) -> None:
-    """Set every local parameter from full canonical weights; `full(name)` gives one of them."""
+def set_weights(
+    chunks: list[Any],
+    config: Config,
+    state: ParallelState,
+    full: Callable[[str], Tensor],
+    masters: Mapping[nn.Parameter, tuple[Tensor, slice]],
+) -> None:
+    """Set every local parameter and its fp32 master from full canonical weights, one parameter at a time.
+
+    Args:
+        full: gives a weight by its name, fp32. The master takes it as it is; a bf16 parameter is rounded from it.
+        masters: see `optimizer_state.master_parts`.
+    """
     for _, parameter, piece in local_pieces(chunks, config):
         shard = piece.cut([full(name) for name in piece.names], state.tensor_rank, state.layout.tensor)
         parameter.copy_(shard)
+        if parameter in masters:
+            master, mine = masters[parameter]
+            master.copy_(shard.reshape(-1)[mine])
 
 
 @torch.no_grad()

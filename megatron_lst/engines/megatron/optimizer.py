@@ -89,7 +89,3 @@ class Optimizer:
                     )
             self.core.step_with_ready_grads()
         return norm, True
-
-    def reload(self) -> None:
-        """Take the model's weights as the new fp32 master weights."""
-        self.core.reload_model_params()

@@ -55,6 +55,9 @@ class CoreTensors:
     def get_step(self) -> int:
         return get_step(self._core)
 
+    def master_parts(self) -> dict[nn.Parameter, tuple[Tensor, slice]]:
+        return master_parts(self._core)
+
 
 def prime(core: Any) -> None:
     """Give every parameter its zero state, where the optimizer has not stepped yet."""
@@ -162,6 +165,23 @@ def scatter(core: Any, states: dict[nn.Parameter, dict[str, Tensor]], step: int)
                 for name in STATES:
                     part.optimizer.state[main][name].copy_(states[model][name])
     set_step(core, step)
+
+
+def master_parts(core: Any) -> dict[nn.Parameter, tuple[Tensor, slice]]:
+    """This rank's part of the fp32 masters: flat tensors to write into, and which of the parameter's elements each has.
+    Under the distributed optimizer a rank has parts of some parameters only."""
+    found: dict[nn.Parameter, tuple[Tensor, slice]] = {}
+    for part in core.chained_optimizers:
+        if hasattr(part, "gbuf_ranges"):
+            for ranges_by_type in part.gbuf_ranges:
+                for ranges in next(iter(ranges_by_type.values())):
+                    for parameter, where in ranges["param_map"].items():
+                        main = part._get_main_param_and_optimizer_states(parameter)["param"]
+                        found[parameter] = (main.detach().view(-1), slice(where["param"].start, where["param"].end))
+        elif part.optimizer is not None:
+            for model, main in _main_parameters(part):
+                found[model] = (main.detach().view(-1), slice(None))
+    return found
 
 
 def _main_parameters(part: Any) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:

@@ -17,6 +17,8 @@ from megatron_lst.errors import LstError
 from megatron_lst.files import create_json, read_json, write_json
 
 NAME = "STOPPED.json"
+PEER_SECONDS = 3.0
+"""A rank whose peer has gone waits this long for the peer's own account of it."""
 Next = Literal["finished", "requeue", "stop", "retry"]
 
 
@@ -71,6 +73,26 @@ def failed(run_dir: str | Path, error: BaseException, *, rank: int, step: int | 
         "error": f"{type(error).__name__}: {error}",
     }
     return create_json(Path(run_dir) / NAME, content)
+
+
+def await_failure(run_dir: str | Path, seconds: float = PEER_SECONDS) -> dict[str, Any] | None:
+    """What another rank wrote as it failed, for one that lost its peer in the middle of a collective and would blame
+    the network; None when nothing comes: the peer was killed without a word, or the error is this rank's own."""
+    end = time.monotonic() + seconds
+    while True:
+        stopped = read(run_dir)
+        if stopped is not None and stopped["state"] == "failed":
+            return stopped
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.1)
+
+
+def as_error(stopped: dict[str, Any]) -> LstError:
+    """The failure of another rank as this one's, with the same exit code."""
+    error = LstError(f"rank {stopped['rank']} on {stopped['host']} failed: {stopped['error']}")
+    error.exit_code = stopped["exit_code"]
+    return error
 
 
 def _describe(state: str, what_next: Next, step: int | None) -> dict[str, Any]:

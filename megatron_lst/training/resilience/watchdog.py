@@ -119,8 +119,7 @@ class Watchdog:
         stopped = outcome.read(self._run_dir)
         if not stopped or stopped["state"] != "failed" or self._stop.wait(self._grace):
             return
-        first = f"rank {stopped['rank']} on {stopped['host']} failed: {stopped['error']}"
-        print(f"rank {self._rank}: leaving, because {first}", file=sys.stderr, flush=True)
+        print(f"rank {self._rank}: leaving, because {outcome.as_error(stopped)}", file=sys.stderr, flush=True)
         self._leave(stopped["exit_code"])
 
     def _folder(self, step: int) -> Path:

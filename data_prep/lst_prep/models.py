@@ -1,0 +1,79 @@
+"""One output folder, one model of each kind: a file that was replaced under its old name must not be mixed in.
+
+Hashes of the models stand in what they made: `tokenizer.json`, `codebook.safetensors` and the receipts of items.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lst_prep.align import make_aligner
+from lst_prep.config import PrepConfig
+from lst_prep.engine import Receipts
+from lst_prep.layout import Layout
+from lst_prep.tokenizer import Tokenizer, load_tokenizer
+from lst_prep.units import Codebook, make_extractor
+from lst_prep.units.codebook import import_codebook
+from megatron_lst.errors import UserError
+from megatron_lst.files import read_json
+
+
+def require_same(key: str, model: str, found: str, recorded: str, redo: Sequence[Path]) -> None:
+    """Refuse a model that is not the one that a folder was begun with.
+
+    Args:
+        key: where the configuration names the model.
+        found, recorded: its hash now, and in what it made.
+        redo: what to remove so that everything that it made is made again.
+    """
+    if found != recorded:
+        raise UserError(
+            f"{key} {model!r} is another model now: its hash is {found}, what is there was made with {recorded}. "
+            f"Put the old one back, choose another `out`, or remove {', '.join(map(str, redo))} to do with the new one "
+            f"what the old one did"
+        )
+
+
+def open_tokenizer(layout: Layout, config: PrepConfig) -> Tokenizer:
+    """The configured tokenizer. Raises UserError when it is not the one that the folder was begun with."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    there = read_json(layout.tokenizer)
+    if there is not None:
+        redo = [layout.work / name for name in ("text", "shards")]
+        recorded = str(there["fingerprint"])
+        require_same("tokenizer", config.tokenizer, tokenizer.info.fingerprint, recorded, [layout.tokenizer, *redo])
+    return tokenizer
+
+
+def open_codebook(layout: Layout, config: PrepConfig) -> Codebook:
+    """The folder's codebook, compared with the models that the configuration names now: loads the extractor.
+
+    A file `units.codebook` that is gone is not missed: the folder has its own copy.
+
+    Raises:
+        UserError: the extractor or `units.codebook` is not the one that the codebook was made with.
+    """
+    codebook, options = Codebook.load(layout.codebook), config.units
+    redo = [layout.codebook, *(layout.work / name for name in ("units", "shards"))]
+    extractor = make_extractor(replace(options, device="cpu", precision="fp32"))  # its hash depends on neither
+    model = options.model if options.extractor == "hubert" else options.extractor
+    require_same("units.model", model, extractor.fingerprint, codebook.extractor_fingerprint, redo)
+    if options.codebook and Path(options.codebook).exists():
+        source = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint)
+        require_same("units.codebook", options.codebook, source.fingerprint, codebook.fingerprint, redo)
+    return codebook
+
+
+def require_aligner(layout: Layout, config: PrepConfig, receipts: Receipts) -> None:
+    """Compare the aligner with the one that finished items had; loads it where there are any.
+
+    Raises:
+        UserError: it is another one.
+    """
+    done = receipts.any()
+    if done is None:
+        return
+    options = config.align
+    found = make_aligner(replace(options, device="cpu", precision="fp32")).fingerprint
+    redo = [layout.work / name for name in ("align", "shards")]
+    require_same("align.model", options.model or options.aligner, found, str(done["aligner"]), redo)
