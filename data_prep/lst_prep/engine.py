@@ -145,6 +145,7 @@ def run_stage(
     attempts: int = 3,
     part: str | None = None,
     quiet: bool = False,
+    check: Callable[[Receipts], None] = lambda receipts: None,
 ) -> None:
     """Do every item of a stage that has no receipt.
 
@@ -154,15 +155,18 @@ def run_stage(
         workers: processes; 1 works in this process.
         attempts: how often an item whose worker dies is tried.
         part: the slice of items to do, see `slice_items`.
+        check: called once before the first item, if there is one to do; raises what speaks against it.
 
     Raises:
-        UserError: raised by an item (for instance a full disk).
+        UserError: raised by an item (for instance a full disk), or by `check`.
         JobFault: items whose workers died `attempts` times; everything else is done by then.
         RuntimeError: a bug in an item, with the worker's traceback.
     """
     receipts = Receipts(work, stage.name, plan)
     mine = slice_items(stage.items, part)
     todo = [item for item in mine if receipts.read(item) is None]
+    if todo:
+        check(receipts)
     with StageProgress(stage.name, len(mine), len(mine) - len(todo), _quiet() if quiet else None) as progress:
         if not todo:
             return

@@ -45,8 +45,8 @@ def open_tokenizer(layout: Layout, config: PrepConfig) -> Tokenizer:
     return tokenizer
 
 
-def open_codebook(layout: Layout, config: PrepConfig) -> Codebook:
-    """The folder's codebook, compared with the models that the configuration names now: loads the extractor.
+def require_extractor(layout: Layout, config: PrepConfig) -> None:
+    """Compare the models of units with those of the folder's codebook: loads the extractor.
 
     A file `units.codebook` that is gone is not missed: the folder has its own copy.
 
@@ -61,7 +61,6 @@ def open_codebook(layout: Layout, config: PrepConfig) -> Codebook:
     if options.codebook and Path(options.codebook).exists():
         source = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint)
         require_same("units.codebook", options.codebook, source.fingerprint, codebook.fingerprint, redo)
-    return codebook
 
 
 def require_aligner(layout: Layout, config: PrepConfig, receipts: Receipts) -> None:
@@ -77,3 +76,33 @@ def require_aligner(layout: Layout, config: PrepConfig, receipts: Receipts) -> N
     found = make_aligner(replace(options, device="cpu", precision="fp32")).fingerprint
     redo = [layout.work / name for name in ("align", "shards")]
     require_same("align.model", options.model or options.aligner, found, str(done["aligner"]), redo)
+
+
+def require_done(layout: Layout, plan: str, stage: str, items: int, model: str = "") -> None:
+    """Every item of a stage is done, and with one model.
+
+    Args:
+        model: what the receipts call it; empty: there is none.
+
+    Raises:
+        UserError: names the first item that is missing, or the first of each model.
+    """
+    receipts = Receipts(layout.work, stage, plan)
+    missing, models = list[int](), dict[str, int]()
+    for item in range(items):
+        result = receipts.read(item)
+        if result is None:
+            missing.append(item)
+        elif model:
+            models.setdefault(result[model], item)
+    if missing:
+        raise UserError(
+            f"stage {stage}: {len(missing)} of {items} items are not done yet (first: {missing[0]}); run "
+            f"`lst prep {stage}` until they are"
+        )
+    if len(models) > 1:  # replaced while it ran, or not the same on every machine
+        first = ", ".join(f"{found} (item {item})" for found, item in models.items())
+        raise UserError(
+            f"stage {stage}: its items were made with different models; the hashes of the {model}, and the first "
+            f"item of each: {first}. Remove {layout.work / stage} and run `lst prep {stage}` again"
+        )

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from lst_prep import manifest, stages, text, text_stages
 from lst_prep.config import PrepConfig
 from lst_prep.engine import Receipts, Stage, full_disk_is_the_users, lock, run_stage
 from lst_prep.layout import SETS, Layout, check_plan
-from lst_prep.models import open_codebook, open_tokenizer, require_aligner
+from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
 from lst_prep.units import Codebook, make_extractor
@@ -49,7 +49,6 @@ class Preparation:
         self.layout = Layout(config.out)
         self.plan = check_plan(self.layout, config)
         self.tokenizer = open_tokenizer(self.layout, config)
-        self._codebook: Codebook | None = None  # once it has been compared with the models
 
     # -- manifest -----------------------------------------------------------------------------------------------
 
@@ -118,16 +117,9 @@ class Preparation:
         return self.layout.pieces.write(stages.cut_pieces(self.layout, items), self.config.jobs.item_pieces)
 
     def codebook(self) -> Codebook:
-        """Load, import or fit the codebook.
-
-        Raises:
-            UserError: also when the models are not those that it was made with.
-        """
-        if self._codebook is not None:
-            return self._codebook
+        """Load, import or fit the codebook."""
         if self.layout.codebook.exists():
-            self._codebook = open_codebook(self.layout, self.config)
-            return self._codebook
+            return Codebook.load(self.layout.codebook)
         self._require_manifest()
         options = self.config.units
         extractor = make_extractor(options)
@@ -148,7 +140,6 @@ class Preparation:
             codebook = Codebook(centres, extractor.name, extractor.fingerprint)
         codebook.require(extractor.name, extractor.fingerprint)
         codebook.save(self.layout.codebook)
-        self._codebook = codebook
         return codebook
 
     def _sample(self) -> tuple[np.ndarray, stages.Rejections]:
@@ -182,15 +173,17 @@ class Preparation:
 
     def units(self) -> None:
         """Audio -> units, every item."""
-        items = len(self.layout.pieces)
-        if items and self._codebook is None:
-            self._codebook = open_codebook(self.layout, self.config)
-        self._stage("units", items, stages.units_factory, self.config)
+        self._stage(
+            "units", len(self.layout.pieces), stages.units_factory, self.config,
+            check=lambda _: require_extractor(self.layout, self.config),
+        )  # fmt: skip
 
     def align(self) -> None:
         """Audio + transcripts -> word times, every item."""
-        require_aligner(self.layout, self.config, Receipts(self.layout.work, "align", self.plan))
-        self._stage("align", len(self.layout.pieces), stages.align_factory, self.config)
+        self._stage(
+            "align", len(self.layout.pieces), stages.align_factory, self.config,
+            check=lambda receipts: require_aligner(self.layout, self.config, receipts),
+        )  # fmt: skip
 
     def shards(self) -> dict[str, dict[str, Any]]:
         """Documents and shard sets of everything. Returns the manifests by set name."""
@@ -203,11 +196,11 @@ class Preparation:
             if size >= self.config.shards.part_pieces or item == items - 1:
                 groups.append((first, item + 1))
                 first, size = item + 1, 0
-        self._require_complete("units", items, "codebook")
-        self._require_complete("align", items, "aligner")
+        require_done(self.layout, self.plan, "units", items, "codebook")
+        require_done(self.layout, self.plan, "align", items, "aligner")
         self._stage("shards", len(groups), stages.speech_shards_factory, self.config, groups)
         texts = self._text_items()
-        self._require_complete("text", len(texts))
+        require_done(self.layout, self.plan, "text", len(texts))
         if self.part is not None:
             return {}
         return self._merge(len(groups), len(texts))
@@ -260,7 +253,9 @@ class Preparation:
 
     # -- all ----------------------------------------------------------------------------------------------------
 
-    def _stage(self, name: str, items: int, factory: Any, *arguments: Any) -> None:
+    def _stage(
+        self, name: str, items: int, factory: Any, *arguments: Any, check: Callable[[Receipts], None] = lambda _: None
+    ) -> None:
         workers = self.config.jobs.workers or os.cpu_count() or 1
         run_stage(
             Stage(name, items, factory, arguments),
@@ -270,36 +265,13 @@ class Preparation:
             self.config.jobs.attempts,
             self.part,
             self.quiet,
+            check,
         )
 
     def results(self, name: str, items: int) -> Iterator[dict[str, Any] | None]:
         """The receipts' results of a stage."""
         receipts = Receipts(self.layout.work, name, self.plan)
         return (receipts.read(item) for item in range(items))
-
-    def _require_complete(self, name: str, items: int, model: str = "") -> None:
-        """Every item is done, and with one model.
-
-        Args:
-            model: what the receipts call it.
-        """
-        missing, models = list[int](), dict[str, int]()
-        for item, result in enumerate(self.results(name, items)):
-            if result is None:
-                missing.append(item)
-            elif model:
-                models.setdefault(result[model], item)
-        if missing:
-            raise UserError(
-                f"stage {name}: {len(missing)} of {items} items are not done yet (first: {missing[0]}); run "
-                f"`lst prep {name}` until they are"
-            )
-        if len(models) > 1:  # replaced while it ran, or not the same on every machine
-            first = ", ".join(f"{found} (item {item})" for found, item in models.items())
-            raise UserError(
-                f"stage {name}: its items were made with different models; the hashes of the {model}, and the first "
-                f"item of each: {first}. Remove {self.layout.work / name} and run `lst prep {name}` again"
-            )
 
     def _merge(self, groups: int, texts: int) -> dict[str, dict[str, Any]]:
         """Join the parts into shard sets, write the summary."""

@@ -97,9 +97,13 @@ def test_another_model_under_the_same_name_is_refused(config: PrepConfig, key: s
     assert run(config, quiet=True)["plan"]  # the control: unchanged models are taken
 
 
-def test_a_codebook_that_is_gone_is_not_missed(config: PrepConfig) -> None:
+def test_what_is_done_needs_no_model_and_a_codebook_that_is_gone_is_not_missed(config: PrepConfig) -> None:
     run(config, quiet=True)
     Path(config.units.codebook).unlink()
+    (Path(config.out) / "work" / "units" / "receipts" / "0000" / "0000000.json").unlink()
+    run(config, quiet=True)
+    shutil.rmtree(config.units.model)
+    shutil.rmtree(config.align.model)
     run(config, quiet=True)
     assert load_file(Path(config.out) / "codebook.safetensors")["centres"].shape == (20, 32)
 
