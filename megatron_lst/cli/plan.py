@@ -110,9 +110,9 @@ def _print(result: dict[str, Any]) -> None:
     title = f"{result['config']} on {result['gpus']} x {result['device']['name']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("layout", no_wrap=True)
-    for heading in ("micro-\nbatch", "recom-\npute"):
+    for heading in ("micro\nbatch", "recom\npute"):
         table.add_column(heading, overflow="fold")
-    for heading in ("states\nGB", "activ.\nGB", "logits\nGB", "total\nGB", "step\ns", "MFU", "days", "GPU\nhours"):
+    for heading in ("state\nGB", "activ\nGB", "logit\nGB", "total\nGB", "step\ns", "MFU", "days", "GPU\nhours"):
         table.add_column(heading, justify="right", overflow="fold")
     priced = result["plans"][0]["cost"] is not None
     if priced:
@@ -133,8 +133,8 @@ def _print(result: dict[str, Any]) -> None:
             f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}",
             f"{one['seconds']['mfu']:.0%}",
             f"{one['hours'] / 24:.1f}",
-            f"{one['gpu_hours']:,.0f}",
-            *([f"{one['cost']:,.0f}"] if priced else []),
+            _short(one["gpu_hours"]),
+            *([_short(one["cost"])] if priced else []),
         )
     console.print(table)
     own = "; * as configured" if result["own"] else ""
@@ -152,3 +152,11 @@ def _print(result: dict[str, Any]) -> None:
         f"{assumed['network'] / 1e9:.0f} GB/s between nodes, {usable:.0f} GB usable. Weights, gradients and optimizer "
         "are exact; time and activations are not: measure a few steps before you rely on them."
     )
+
+
+def _short(number: float) -> str:
+    """Four characters: 80 columns are few."""
+    for size, unit, least in ((1e6, "M", 1e7), (1e3, "k", 1e4)):
+        if number >= least:
+            return f"{number / size:.0f}{unit}"
+    return f"{number:.0f}"

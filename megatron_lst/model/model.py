@@ -48,17 +48,22 @@ class ModelChunk(MegatronModule):
         self.share_embeddings_and_output_weights = False
         self.first_layer = split.first_layer(chunk)
         self.replicates = layout.pipeline > 1 and config.model.kind == "lst" and config.model.decoder_input == "encoder"
-        norm = norm_class(config.engine.norm)
-        attention = global_attention(config.engine.attention, settings.params_dtype)
-        spec = layer_spec(norm, config.model.qk_norm, attention)
+
+    def add_global_layers(self, layers: int) -> None:
+        """Subclasses call it when all that runs before is there, and nothing that runs after: buckets of gradients and
+        weights follow the order in which modules are added, and overlap with computation in that order only."""
+        engine, settings = self.lst_config.engine, self.config
+        norm = norm_class(engine.norm)
+        attention = global_attention(engine.attention, settings.params_dtype)
+        spec = layer_spec(norm, self.lst_config.model.qk_norm, attention)
         self.documents = attention is FlashCoreAttention
         self.global_transformer = TransformerBlock(
             settings,
-            TransformerBlockSubmodules(layer_specs=[spec] * split.layers[chunk], layer_norm=norm),
+            TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),
             post_layer_norm=False,
             pre_process=self.pre_process,
             post_process=self.post_process,
-            pg_collection=state.collection,
+            pg_collection=self.state.collection,
             vp_stage=self.vp_stage,
         )
 
@@ -107,6 +112,7 @@ class LstChunk(ModelChunk):
             self.encoder = PatchEncoder(config, state, with_patches=self.pre_process)
         if self.pre_process and self.direct:
             self.text_embedding = token_embedding(config, whole, state)
+        self.add_global_layers(split.layers[chunk])
         if self.post_process:
             self.decoder = PatchDecoder(config, state)
             if not self.from_encoder:
@@ -177,6 +183,7 @@ class BaselineChunk(ModelChunk):
         model = config.model
         if self.pre_process:
             self.embedding = token_embedding(config, self.config, state)
+        self.add_global_layers(split.layers[chunk])
         if self.post_process:
             norm = norm_class(config.engine.norm)
             self.norm = norm(config=self.config, hidden_size=model.hidden, eps=model.norm_eps)

@@ -1,5 +1,6 @@
 """Shipped configurations at full size, any stage of any layout, traced without values: what `lst plan` says is so."""
 
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,15 @@ def check_bytes(config: Config, found: Stage) -> None:
     if memory.logits_are_chunked(config, found.work.tokens) and config.model.text_path == "patch":
         assert trace.kept == pytest.approx(planned.activations, rel=0.03)
     assert found.sent == pytest.approx(found.planned_sent, rel=0.01)
+
+
+@pytest.mark.parametrize("config", ["lst-1b", "base-1b", "lst-7b"])
+def test_weights_are_gathered_in_the_order_in_which_they_are_used(config: str) -> None:
+    """Megatron-core gathers the next bucket ahead, and warns where the next to run is not the next that was added."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The next bucket's parameter all-gather")
+        settings = load_config(f"configs/{config}.yaml")
+        trace_stage(settings, 16, 0)
 
 
 @pytest.mark.parametrize("name", CASES)
