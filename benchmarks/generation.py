@@ -75,20 +75,20 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         differences = {path: gate(path, arguments.set) for path in arguments.configs}
         configs = [load_config(path, [*tiny, *arguments.set]) for path in arguments.configs]
+        models = [random_model(config, device, torch.bfloat16) for config in configs]
+        runs: list[dict[str, Any]] = []
+        for prompt, batch, (form, fixed) in product(arguments.prompt, arguments.batch, FORMS.items()):
+            found = [measure(model, prompt, arguments.tokens, batch, fixed_shapes=fixed) for model in models]
+            print(f"\n{batch} prompts of {prompt} units, {arguments.tokens} units each, bfloat16, {form} decoding")
+            print(table(*found))
+            lst, baseline = (asdict(speed) for speed in found)
+            runs.append({"batch": batch, "prompt": prompt, "decoding": form, "lst": lst, "baseline": baseline})
     except TrainingFault as error:
         print(error, file=sys.stderr)
         return 1
     except LstError as error:
         print(error, file=sys.stderr)
         return 2
-    models = [random_model(config, device, torch.bfloat16) for config in configs]
-    runs: list[dict[str, Any]] = []
-    for prompt, batch, (form, fixed) in product(arguments.prompt, arguments.batch, FORMS.items()):
-        found = [measure(model, prompt, arguments.tokens, batch, fixed_shapes=fixed) for model in models]
-        print(f"\n{batch} prompts of {prompt} units, {arguments.tokens} units each, bfloat16, {form} decoding")
-        print(table(*found))
-        lst, baseline = (asdict(speed) for speed in found)
-        runs.append({"batch": batch, "prompt": prompt, "decoding": form, "lst": lst, "baseline": baseline})
     result = {"benchmark": "generation", "configs": arguments.configs, "overrides": arguments.set}
     result |= {"tokens": arguments.tokens, "difference_to_float64": differences, "runs": runs}
     write_result(Path(arguments.out), f"generation-{Path(arguments.configs[0]).stem}", result)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_lst.config.schema import Config
+from megatron_lst.errors import UserError
 from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, generate
 from megatron_lst.inference.export import generation_patch_size
 
@@ -89,7 +90,15 @@ def measure(
     repeats: int = 3,
     fixed_shapes: bool | None = None,
 ) -> Speed:
-    """Speech to speech: `batch` prompts of `prompt` units, `tokens` each. The fastest of `repeats`, after a warm-up."""
+    """Speech to speech: `batch` prompts of `prompt` units, `tokens` each. The fastest of `repeats`, after a warm-up.
+
+    Raises:
+        UserError: nothing to measure: no prompt, or less than two tokens.
+    """
+    if batch < 1 or prompt < 0 or tokens < 2:
+        raise UserError(
+            f"speed of {batch} prompts of {prompt} units, {tokens} tokens each: at least one prompt and two tokens"
+        )
     v = model.vocabulary
     ids = [[v.bos, v.speech_marker, *(v.text_size + (7 * i + b) % v.speech_size for i in range(prompt))]
            for b in range(batch)]  # fmt: skip

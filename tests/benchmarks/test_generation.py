@@ -37,3 +37,12 @@ def test_a_wrong_form_is_not_measured(
 def test_two_configurations(capsys: pytest.CaptureFixture[str]) -> None:
     assert generation.main(["configs/lst-1b.yaml"]) == 2
     assert "an LST and its baseline" in capsys.readouterr().err
+
+
+def test_nothing_to_measure_is_the_users_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*OPTIONS, "--out", str(tmp_path)]
+    for option in ("--batch", "--tokens"):
+        wrong = [*given[: given.index(option) + 1], "0", *given[given.index(option) + 2 :]]
+        assert generation.main(wrong) == 2
+        assert "at least one prompt and two tokens" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
