@@ -25,6 +25,7 @@ class Speed:
         first_token: seconds until the first token, prefill included.
         operators: calls that compute something, a step of all sequences: about the kernels that a GPU runs.
         global_steps: units through the global transformer for the response, of one sequence.
+        global_passes: steps in which it ran, for any of the sequences.
         cache: bytes allocated at the end, all caches; global_cache: those of the global transformer.
     """
 
@@ -34,6 +35,7 @@ class Speed:
     tokens: int
     operators: float
     global_steps: int
+    global_passes: int
     cache: int
     global_cache: int
 
@@ -90,7 +92,9 @@ def measure(
     repeats: int = 3,
     fixed_shapes: bool | None = None,
 ) -> Speed:
-    """Speech to speech: `batch` prompts of `prompt` units, `tokens` each. The fastest of `repeats`, after a warm-up.
+    """Speech to speech, `tokens` each after `batch` prompts. The fastest of `repeats`, after a warm-up.
+
+    The first prompt has `prompt` units and each of the others one more: patches are as far apart as in real batches.
 
     Raises:
         UserError: nothing to measure: no prompt, or less than two tokens.
@@ -100,7 +104,7 @@ def measure(
             f"speed of {batch} prompts of {prompt} units, {tokens} tokens each: at least one prompt and two tokens"
         )
     v = model.vocabulary
-    ids = [[v.bos, v.speech_marker, *(v.text_size + (7 * i + b) % v.speech_size for i in range(prompt))]
+    ids = [[v.bos, v.speech_marker, *(v.text_size + (7 * i + b) % v.speech_size for i in range(prompt + b))]
            for b in range(batch)]  # fmt: skip
     settings = GenerationSettings(
         max_tokens=tokens, min_tokens=tokens, modality="speech", fixed_shapes=fixed_shapes
@@ -125,6 +129,7 @@ def measure(
             tokens=timing.tokens,
             operators=operators,
             global_steps=results[0].units,
+            global_passes=timing.global_passes,
             cache=sum(timing.cache_bytes.values()),
             global_cache=timing.cache_bytes["global"],
         )
@@ -145,6 +150,8 @@ def table(lst: Speed, baseline: Speed) -> str:
         ("operators a step", f"{lst.operators:.0f}", f"{baseline.operators:.0f}", lst.operators / baseline.operators),
         ("global steps a response", str(lst.global_steps), str(baseline.global_steps),
          lst.global_steps / baseline.global_steps),
+        ("global passes, all responses", str(lst.global_passes), str(baseline.global_passes),
+         lst.global_passes / baseline.global_passes),
         ("global cache, MB", f"{lst.global_cache / 1e6:.1f}", f"{baseline.global_cache / 1e6:.1f}",
          lst.global_cache / baseline.global_cache),
         ("all caches, MB", f"{lst.cache / 1e6:.1f}", f"{baseline.cache / 1e6:.1f}", lst.cache / baseline.cache),

@@ -1,7 +1,8 @@
 """Patch by patch generation (SPEC 9): encoder and decoder run per token, the global transformer once per unit.
 
 Prompts of different lengths go together; a sequence's samples depend on (seed, its place in the batch, the step)
-alone, never on its neighbours.
+alone, never on its neighbours.  Their patches close together too: whoever would close one waits for those that still
+fill theirs, so that one pass of the global transformer serves all of them, and its weights are read once for p tokens.
 """
 
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 from megatron_lst.errors import UserError
 from megatron_lst.inference.fixed import FixedDecoder
 from megatron_lst.inference.model import LatentSpeechTextModel, State
+from megatron_lst.inference.plan import EMPTY, PatchCounter
 from megatron_lst.vocabulary import Vocabulary
 
 Finish = Literal["eos", "marker", "length"]
@@ -88,6 +90,7 @@ class Timing:
             captured.
         seconds: of the whole call.
         tokens: sampled, all responses together.
+        global_passes: steps of the responses in which units of any of them went through the global transformer.
         cache_bytes: allocated by each module's caches at the end.
     """
 
@@ -95,6 +98,7 @@ class Timing:
     prepared: float = 0.0
     seconds: float = 0.0
     tokens: int = 0
+    global_passes: int = 0
     cache_bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -214,26 +218,26 @@ def stream(
             started = time.perf_counter()
             decoder = FixedDecoder(model, state, counters, _room(model, settings), sampler.wanted)
             timing.prepared = time.perf_counter() - started
-        parts = [counter.add(tokens) for counter, tokens in zip(counters, pending, strict=True)]
+        moving = _moving(counters, pending, active) if timing.tokens and settings.modality == "speech" else active
+        parts = [counters[i].add(pending[i]) if i in moving else EMPTY for i in range(count)]
         if decoder is None:
-            last = np.cumsum([len(p.tokens) for p in parts])[active] - 1
+            last = np.cumsum([len(p.tokens) for p in parts])[moving] - 1
             logits = model.advance(parts, state).logits(last, sampler.wanted)
         else:
             logits = decoder.advance(parts)
-            logits = logits if len(active) == count else logits[active]
-        steps = [len(results[i].tokens) for i in active]
-        if not timing.tokens:
-            for i, result in enumerate(results):
-                result.prompt_units = state.global_steps[i]
-        tokens, scores = sampler.draw(logits, active, steps)
+            logits = logits if len(moving) == count else logits[moving]
+        steps = [len(results[i].tokens) for i in moving]
+        tokens, scores = sampler.draw(logits, moving, steps)
         if not timing.tokens:
             timing.first_token = time.perf_counter() - began
+            for i, result in enumerate(results):
+                result.prompt_units = state.global_steps[i]
+        else:
+            timing.global_passes += any(len(part.lengths) for part in parts)
         timing.tokens += len(tokens)
-        pending = [()] * count
         emitted = {}
-        still = []
-        for place, (i, token) in enumerate(zip(active, tokens, strict=True)):
-            result = results[i]
+        for place, (i, token) in enumerate(zip(moving, tokens, strict=True)):
+            result, pending[i] = results[i], ()
             if token == vocabulary.eos:
                 result.finish = "eos"
             elif settings.stop_at_marker and token in (vocabulary.text_marker, vocabulary.speech_marker):
@@ -245,12 +249,19 @@ def stream(
                 room = settings.context is None or len(prompts[i]) + len(result.tokens) < settings.context
                 if len(result.tokens) < settings.max_tokens and room:
                     pending[i] = (token,)
-                    still.append(i)
             result.units = state.global_steps[i] - result.prompt_units
-        active = still
+        active = [i for i in active if pending[i]]
         timing.seconds = time.perf_counter() - began
         timing.cache_bytes = decoder.cache_bytes() if decoder else state.cache_bytes()
         yield emitted
+
+
+def _moving(counters: Sequence[PatchCounter], pending: Sequence[Sequence[int]], active: list[int]) -> list[int]:
+    """Who takes its next speech unit now: those whose patch it does not close, else all, who then close together.
+
+    Patches are as far apart as their prompts left them, so this delays a response by at most p - 1 steps, once.
+    """
+    return [i for i in active if counters[i].fills(pending[i][0])] or active
 
 
 def _room(model: LatentSpeechTextModel, settings: GenerationSettings) -> int:

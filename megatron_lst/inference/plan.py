@@ -58,6 +58,10 @@ class PatchCounter:
         other.tokens, other.units, other.open = self.tokens, self.units, list(self.open)
         return other
 
+    def fills(self, token: int) -> bool:
+        """Whether the patch stays open after this token, so that no unit closes."""
+        return bool(self.vocabulary.is_speech(np.array([token]))[0]) and len(self.open) + 1 < self.size
+
     def add(self, tokens: Sequence[int] | np.ndarray) -> Part:
         """Take the next tokens.
 

@@ -82,6 +82,7 @@ def test_speed_reports_steps_and_caches_of_both(fixed: bool) -> None:
         for c in (CONFIG, BASELINE)
     )
     assert (lst.global_steps, baseline.global_steps) == (16, 64)
+    assert (lst.global_passes, baseline.global_passes) == (16, 64), "prompts of 64 and 65 units"
     assert lst.global_cache < 0.4 * baseline.global_cache
     assert lst.tokens == baseline.tokens == 130
     assert lst.operators > 0
