@@ -24,7 +24,8 @@ class CrossAttention(MegatronModule):
     """RMSNorm on both sides, q/k/v/o projections of d_l x d_l, no residual (SPEC 2 step 5, SPEC 5).
 
     Keys and values are the same on every tensor-parallel rank; queries may be sharded over positions (sequence
-    parallelism), which is then undone by the query projection and done again by the output projection.
+    parallelism), which is then undone by the query projection and done again by the output projection.  One product
+    makes keys and values, so that the gradient of what both come from is summed over the group once.
 
     Args:
         query_config: settings of the query side; its `sequence_parallel` says whether queries are sharded.
@@ -38,8 +39,7 @@ class CrossAttention(MegatronModule):
         self.q_norm = norm(config=query_config, hidden_size=d, eps=query_config.layernorm_epsilon)
         self.kv_norm = norm(config=key_config, hidden_size=d, eps=key_config.layernorm_epsilon)
         self.q_proj = column_linear(d, d, query_config, group)
-        self.k_proj = column_linear(d, d, key_config, group)
-        self.v_proj = column_linear(d, d, key_config, group)
+        self.kv_proj = column_linear(d, 2 * d, key_config, group)
         self.o_proj = RowParallelLinear(
             d,
             d,
@@ -57,8 +57,8 @@ class CrossAttention(MegatronModule):
 
     def _project(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = self._heads(self.q_proj(self.q_norm(queries))[0])
-        normed = self.kv_norm(keys)
-        return q, self._heads(self.k_proj(normed)[0]), self._heads(self.v_proj(normed)[0])
+        k, v = self.kv_proj(self.kv_norm(keys))[0].chunk(2, dim=-1)
+        return q, self._heads(k), self._heads(v)
 
     def of_intervals(
         self, queries: Tensor, keys: Tensor, mask: Tensor, tables: tuple[Tensor, Tensor] | None = None

@@ -6,7 +6,7 @@ The names are those of `reference` and of exports: [out, in] matrices, no biases
     column    rows of the matrix dealt to ranks (outputs sharded)
     row       columns of the matrix dealt to ranks (inputs sharded)
     qkv       q, k, v interleaved by key/value group, then dealt by rows
-    gate_up   gate and up dealt by rows each, then stacked
+    stacked   two matrices (gate and up, k and v of a cross-attention) dealt by rows each, then stacked
 """
 
 import math
@@ -33,7 +33,7 @@ class Piece:
     """
 
     names: tuple[str, ...]
-    kind: Literal["whole", "column", "row", "qkv", "gate_up"]
+    kind: Literal["whole", "column", "row", "qkv", "stacked"]
     groups: int = 0
 
     def cut(self, full: Sequence[Tensor], rank: int, size: int) -> Tensor:
@@ -42,7 +42,7 @@ class Piece:
             return full[0]
         if self.kind == "row":
             return full[0].chunk(size, dim=1)[rank]
-        if self.kind == "gate_up":
+        if self.kind == "stacked":
             return torch.cat([w.chunk(size)[rank] for w in full])
         if self.kind == "qkv":
             by_group = [w.view(self.groups, -1, w.shape[1]) for w in full]
@@ -55,7 +55,7 @@ class Piece:
             return [shards[0]]
         if self.kind == "row":
             return [torch.cat(list(shards), dim=1)]
-        if self.kind == "gate_up":
+        if self.kind == "stacked":
             halves = [s.chunk(2) for s in shards]
             return [torch.cat([h[i] for h in halves]) for i in range(2)]
         joined = torch.cat(list(shards))
@@ -73,7 +73,7 @@ _LAYER = {
     "self_attention.q_layernorm.weight": (("attention.q_norm",), "whole"),
     "self_attention.k_layernorm.weight": (("attention.k_norm",), "whole"),
     "pre_mlp_layernorm.weight": (("post_attention_norm",), "whole"),
-    "mlp.linear_fc1.weight": (("mlp.gate_proj", "mlp.up_proj"), "gate_up"),
+    "mlp.linear_fc1.weight": (("mlp.gate_proj", "mlp.up_proj"), "stacked"),
     "mlp.linear_fc2.weight": (("mlp.down_proj",), "row"),
 }
 _LAYER_NAME = re.compile(r"^(encoder|global_transformer|decoder)\.layers\.(\d+)\.(?:block\.)?(.+)$")
@@ -95,6 +95,8 @@ def piece_of(name: str, config: Config, first_layer: int = 0) -> Piece:
         return Piece(tuple(f"{prefix}{n}.weight" for n in names), kind, groups)  # type: ignore[arg-type]
     if name.endswith("norm.weight"):
         return Piece((name,), "whole")
+    if name.endswith("kv_proj.weight"):
+        return Piece(tuple(name.replace("kv_proj", part) for part in ("k_proj", "v_proj")), "stacked")
     return Piece((name,), "row" if name.endswith("o_proj.weight") else "column")
 
 

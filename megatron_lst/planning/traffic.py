@@ -63,7 +63,7 @@ def _first(config: Config, layout: Layout, units: float, work: Work, layer: int)
     d, tokens, queries = model.local_hidden, work.encoder_tokens, work.patches * model.queries
     total = _states(config, work, layer)
     total += queries * d + REDUCED * work.patches * d  # the pooled states' projection, and its input's gradient
-    total += REDUCED * (2 * queries + 2 * tokens) * d  # cross-attention: output; gradients of q, k and v's inputs
+    total += REDUCED * (2 * queries + tokens) * d  # cross-attention: output; gradients of queries' and keys' inputs
     if model.queries * d != model.hidden:
         total += work.patches * model.hidden + REDUCED * queries * d
     if sequence:  # token states brought together; the gradient of the units dealt out
@@ -92,5 +92,5 @@ def _last(config: Config, layout: Layout, units: float, work: Work, layer: int) 
     keys = units * model.queries * d
     total += keys + (REDUCED + sequence) * units * model.hidden  # their projection, and its input's gradient
     total += REDUCED * work.text_positions * model.hidden
-    cross = tokens * d * (5 if sequence else 2 * REDUCED) + 2 * REDUCED * keys
+    cross = tokens * d * (5 if sequence else 2 * REDUCED) + REDUCED * keys
     return total + model.decoder_layers * (layer * tokens * d + cross)

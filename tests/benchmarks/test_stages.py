@@ -125,8 +125,9 @@ def test_sequence_parallelism_reduces_and_scatters() -> None:
     layers = {}
     for name, expected in {
         "70b, middle": 0,
-        "70b, first": 1 + 4,  # the cross-attention's output; gradients of the inputs of pooling's projection, q, k, v
-        "70b, last": 1 + 2 * 6,  # gradients of the unit projection's input, and of k's and v's in each layer
+        "70b, first": 1
+        + 3,  # the cross-attention's output; gradients of the inputs of pooling's projection, of q, of k and v
+        "70b, last": 1 + 6,  # gradients of the unit projection's input, and of what k and v come from in each layer
     }.items():
         _, _, _, found = traced(name, micro_batches=4)
         assert reduced_activations(found) == expected

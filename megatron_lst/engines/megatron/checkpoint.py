@@ -144,10 +144,17 @@ class Checkpoints:
         replica = (copy, rank if whole else 0, self._state.data_rank)
         offsets = [] if whole else [(1 if piece.kind == "row" else 0, rank, size)]
         parts = [(key, value)]
-        if piece.kind == "gate_up":
-            parts = [(f"{key}.{half}", part) for half, part in zip(("gate", "up"), value.chunk(2), strict=True)]
+        if piece.kind == "stacked":
+            parts = list(zip(_halves(key), value.chunk(2), strict=True))
         for sub, part in parts:
             yield sub, part, ShardedTensor.from_rank_offsets(sub, part, *offsets, replica_id=replica)
+
+
+def _halves(key: str) -> tuple[str, str]:
+    """Keys of a stacked parameter's two matrices, which are stored apart: their shards depend on the layout."""
+    if "kv_proj" in key:
+        return key.replace("kv_proj", "k_proj"), key.replace("kv_proj", "v_proj")
+    return f"{key}.gate", f"{key}.up"
 
 
 def _global_name(name: str, first_layer: int) -> str:
