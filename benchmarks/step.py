@@ -70,6 +70,8 @@ def gate(path: str, overrides: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for precision in ("fp32", "bf16") if on_gpu() else ("fp32",):
         shrunk = [*overrides, *TINY, f"training.precision={precision}"]
+        if precision == "fp32":
+            shrunk.append("engine.fp8=none")
         config = prepare(path, shrunk, 2, 1)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, init_std=0.1))
         rows = list(islice(synthetic_rows(config, 40), 2))
@@ -231,6 +233,7 @@ def report(path: str, config: Config, found: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{path}: {found['parameters'] / 1e6:.1f} M parameters, {config.training.precision}, "
+            f"engine.fp8={config.engine.fp8}, "
             f"{config.training.global_batch} rows of {config.data.units} units in micro-batches of "
             f"{config.training.micro_batch}, documents of {found['document_tokens']} raw tokens",
             f"  {found['units_per_second']:,.0f} units/s, {found['tokens_per_second']:,.0f} tokens/s, {mfu}, "

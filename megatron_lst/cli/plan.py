@@ -95,6 +95,7 @@ def make_plan(
         "assumptions": asdict(cluster.assumed),
         "usable_memory": USABLE * found.memory,
         "steps": settings.training.steps,
+        "fp8": settings.engine.fp8,
         "own": None if refused else describe(evaluate(settings, cluster)),
         "own_problems": refused,
         "plans": [describe(one) for one in plans[:top]],
@@ -152,6 +153,8 @@ def _print(result: dict[str, Any]) -> None:
         f"{assumed['network'] / 1e9:.0f} GB/s between nodes, {usable:.0f} GB usable. Weights, gradients and optimizer "
         "are exact; time and activations are not: measure a few steps before you rely on them."
     )
+    if result["fp8"] != "none":
+        console.print(f"Time and MFU are those of bf16: what engine.fp8={result['fp8']} gains is not known.")
 
 
 def _short(number: float) -> str:

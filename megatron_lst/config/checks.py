@@ -88,6 +88,11 @@ def check(config: Config) -> None:
         refuse("parallel.pipeline under engine.name=deepspeed is not supported; use engine.name=megatron, or ZeRO")
     if not 0 <= config.engine.zero_stage <= 3:
         refuse(f"engine.zero_stage: must be 0 to 3, got {config.engine.zero_stage}")
+    if config.engine.fp8 != "none" and (config.engine.name != "megatron" or training.precision != "bf16"):
+        refuse(
+            f"engine.fp8={config.engine.fp8} needs engine.name=megatron and training.precision=bf16, "
+            f"got {config.engine.name} and {training.precision}"
+        )
     if training.global_batch % training.micro_batch:
         refuse(
             f"training.global_batch={training.global_batch} is not divisible by "

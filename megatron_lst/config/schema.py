@@ -215,6 +215,12 @@ class EngineConfig:
     """AdamW implementation: auto, torch, apex or transformer_engine."""
     norm: str = "auto"
     """RMSNorm implementation: auto, torch, apex or transformer_engine."""
+    fp8: Literal["none", "hybrid", "e4m3"] = "none"
+    """megatron, bf16: the global transformer's matrix products in fp8 while it trains, through Transformer Engine.
+    `hybrid`: gradients in e5m2, weights and activations in e4m3. `e4m3`: all of them."""
+    fp8_recipe: Literal["auto", "tensorwise", "blockwise", "mxfp8"] = "auto"
+    """Numbers that share a scale: `tensorwise` a whole tensor, `blockwise` 128 (weights: 128 x 128), `mxfp8` 32.
+    `auto`: mxfp8 where the device has it (Blackwell), tensorwise elsewhere (Ada, Hopper)."""
     loss_chunk: int = 4096
     """Tokens whose logits may live at once. A micro-batch with more goes through the loss in chunks, whose logits the
     backward pass computes again; one with fewer keeps them. 0: always keeps them."""

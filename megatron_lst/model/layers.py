@@ -116,9 +116,19 @@ def global_attention(choice: str, dtype: torch.dtype) -> type[IntervalCoreAttent
     return IntervalCoreAttention
 
 
-def layer_spec(norm: type, qk_norm: bool = False, attention: type = IntervalCoreAttention) -> ModuleSpec:
-    """One pre-norm layer: RMSNorm, attention over intervals with RoPE, RMSNorm, SwiGLU (SPEC 2.2, 3)."""
+def layer_spec(
+    norm: type,
+    qk_norm: bool = False,
+    attention: type = IntervalCoreAttention,
+    linear: tuple[type, type] = (ColumnParallelLinear, RowParallelLinear),
+) -> ModuleSpec:
+    """One pre-norm layer: RMSNorm, attention over intervals with RoPE, RMSNorm, SwiGLU (SPEC 2.2, 3).
+
+    Args:
+        linear: the classes of column- and row-parallel matrices.
+    """
     head_norm = norm if qk_norm else IdentityOp
+    column, row = linear
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -127,18 +137,16 @@ def layer_spec(norm: type, qk_norm: bool = False, attention: type = IntervalCore
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=column,
                     core_attention=attention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=row,
                     q_layernorm=head_norm,
                     k_layernorm=head_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(
-                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-            ),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
             mlp_bda=get_bias_dropout_add,
         ),
     )

@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from torch import Tensor
 
 from megatron_lst.config.schema import Config
+from megatron_lst.model import fp8
 from megatron_lst.model.batch import Batch, DirectMaps
 from megatron_lst.model.decoder import PatchDecoder
 from megatron_lst.model.encoder import PatchEncoder, embed, token_embedding
@@ -55,7 +56,8 @@ class ModelChunk(MegatronModule):
         engine, settings = self.lst_config.engine, self.config
         norm = norm_class(engine.norm)
         attention = global_attention(engine.attention, settings.params_dtype)
-        spec = layer_spec(norm, self.lst_config.model.qk_norm, attention)
+        linear = {"linear": fp8.linear_layers()} if settings.fp8 else {}
+        spec = layer_spec(norm, self.lst_config.model.qk_norm, attention, **linear)
         self.documents = attention is FlashCoreAttention
         self.global_transformer = TransformerBlock(
             settings,
@@ -66,6 +68,8 @@ class ModelChunk(MegatronModule):
             pg_collection=self.state.collection,
             vp_stage=self.vp_stage,
         )
+        if settings.fp8:
+            fp8.score_in_bf16(self.global_transformer)
 
     def set_input_tensor(self, tensor: Tensor | list[Tensor] | None) -> None:
         """What the previous stage sent; the schedule calls this."""

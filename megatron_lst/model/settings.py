@@ -6,7 +6,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from megatron_lst.config.schema import Config
-from megatron_lst.parallel import cpu
+from megatron_lst.parallel import accelerators, cpu
 from megatron_lst.parallel.layout import Layout
 from megatron_lst.parallel.split import PipelineSplit
 
@@ -55,8 +55,11 @@ def global_settings(
     Args:
         sequence: sequence parallelism, where it is not the layout's.
     """
-    model, recompute = config.model, config.training.recompute
+    model, engine, recompute = config.model, config.engine, config.training.recompute
     settings = _common(config, layout)
+    recipe = accelerators.fp8_recipe(engine.fp8, engine.fp8_recipe)
+    if recipe is not None:
+        settings |= {"fp8": engine.fp8, "fp8_recipe": recipe}
     if sequence is not None:
         settings["sequence_parallel"] = sequence
     if layout.pipeline > 1:

@@ -26,6 +26,7 @@ _SYMBOLS = {
     ("norm", "transformer_engine"): ("transformer_engine.pytorch", "RMSNorm"),
     ("norm", "apex"): ("apex.normalization", "FusedRMSNorm"),
     ("attention", "flash_attn"): ("flash_attn", "flash_attn_varlen_func"),
+    ("fp8", "transformer_engine"): ("transformer_engine.pytorch.fp8", "FP8GlobalStateManager"),
 }
 _PREFERENCE = {
     "optimizer": ("transformer_engine", "apex", "torch"),
@@ -33,6 +34,11 @@ _PREFERENCE = {
     "attention": ("flash_attn", "lst_kernels"),
 }
 _BUILT_IN = {"optimizer": "torch", "norm": "torch", "attention": "lst_kernels"}
+_FP8_RECIPES = {  # what Transformer Engine's FP8GlobalStateManager is asked of the device
+    "tensorwise": "is_fp8_available",
+    "blockwise": "is_fp8_block_scaling_available",
+    "mxfp8": "is_mxfp8_available",
+}
 _DISTRIBUTIONS = {"transformer_engine": "transformer_engine", "apex": "apex", "flash_attn": "flash_attn"}
 _HOW = {
     "transformer_engine": "NVIDIA's PyTorch images (NGC), or build transformer-engine[pytorch] from source",
@@ -43,7 +49,7 @@ _HOW = {
 
 @functools.cache
 def probe(purpose: str, name: str) -> Any | None:
-    """The symbol that serves `purpose` ("optimizer", "norm", "attention"), or None where it does not import."""
+    """The symbol that serves `purpose` ("optimizer", "norm", "attention", "fp8"); None where it does not import."""
     import torch
 
     if not torch.cuda.is_available():
@@ -76,6 +82,32 @@ def choose(purpose: str, wanted: str) -> str:
             f"engine.{purpose}={wanted}: {module}.{symbol} cannot be imported here. Get it: {_HOW[wanted]}; "
             f"or use engine.{purpose}=auto"
         )
+    return wanted
+
+
+def fp8_recipe(fp8: str, wanted: str) -> str | None:
+    """The recipe of fp8 training on this device; None where nothing trains in fp8.
+
+    Args:
+        fp8: `engine.fp8`.
+        wanted: `engine.fp8_recipe`.
+
+    Raises:
+        UserError: Transformer Engine is missing or too old, or has no such recipe on this device.
+    """
+    if fp8 == "none":
+        return None
+    manager = probe("fp8", "transformer_engine")
+    if not all(hasattr(manager, query) for query in _FP8_RECIPES.values()):
+        raise UserError(
+            f"engine.fp8={fp8}: Transformer Engine 2.3 or later cannot be imported here, or there is no CUDA device. "
+            f"Get it: {_HOW['transformer_engine']}; or use engine.fp8=none"
+        )
+    if wanted == "auto":
+        wanted = "mxfp8" if manager.is_mxfp8_available()[0] else "tensorwise"  # type: ignore[union-attr]
+    here, reason = getattr(manager, _FP8_RECIPES[wanted])()
+    if not here:
+        raise UserError(f"engine.fp8={fp8}: no {wanted} recipe here ({reason}); use another engine.fp8_recipe or none")
     return wanted
 
 

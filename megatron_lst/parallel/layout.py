@@ -83,7 +83,32 @@ def problems(config: Config, layout: Layout, world: int) -> list[str]:
         )
     if config.engine.name == "deepspeed" and layout.pipeline > 1:
         found.append("engine.name=deepspeed has no pipeline parallelism here; use engine.name=megatron, or ZeRO")
-    return found
+    return found + (_fp8_problems(config, layout) if config.engine.fp8 != "none" else [])
+
+
+def _fp8_problems(config: Config, layout: Layout) -> list[str]:
+    """Sides of the fp8 products that the kernels do not take: on each rank a multiple of 16, of 32 for mxfp8."""
+    model, training, fp8 = config.model, config.training, config.engine
+    multiple, kind = (16, fp8.fp8_recipe) if fp8.fp8_recipe in ("tensorwise", "blockwise") else (32, "mxfp8")
+    projected = model.hidden + 2 * model.global_kv_heads * (model.hidden // model.heads)
+    sides = (
+        ("model.hidden", model.hidden, layout.tensor),
+        ("model.ffn", model.global_ffn, layout.tensor),
+        ("the rows of the projection to queries, keys and values", projected, layout.tensor),
+        (
+            "training.micro_batch * data.units",
+            training.micro_batch * config.data.units,
+            layout.tensor if layout.sequence else 1,
+        ),
+    )
+    advice = " (16 with engine.fp8_recipe=tensorwise or blockwise)" if fp8.fp8_recipe == "auto" else ""
+    return [
+        f"engine.fp8={fp8.fp8}: {name} = {size}"
+        + (f" over {ranks} ranks" if ranks > 1 else "")
+        + f" must give each rank a multiple of {multiple} for {kind}{advice}"
+        for name, size, ranks in sides
+        if size % (ranks * multiple)
+    ]
 
 
 def _sharded_sizes(model: ModelConfig) -> list[tuple[str, int]]:

@@ -170,7 +170,7 @@ def in_flight(pipeline: int, virtual: int, stage: int, micro_batches: int) -> fr
 def stage_memory(
     config: Config, layout: Layout, split: PipelineSplit, fused: bool = True, work: Work | None = None
 ) -> list[Memory]:
-    """Memory of one rank of each pipeline stage.
+    """Memory of one rank of each pipeline stage. Activations are those of bf16: in fp8 a little less is kept.
 
     Args:
         work: of a micro-batch, where it is known; otherwise what is expected, with room for one above the average.
@@ -207,9 +207,12 @@ def stage_memory(
             for counts in in_flight(layout.pipeline, layout.virtual, stage, micro_batches)
         )
         logits = logit_bytes(config, work, e) / layout.tensor if last else 0.0
-        states = state_bytes(config, layout, parameters[stage])
+        weights, gradients, optimizer = state_bytes(config, layout, parameters[stage])
+        if config.engine.fp8 != "none":  # the global matrices once more by rows and once by columns, a byte a number
+            layers = sum(split.layers[stage :: layout.pipeline])
+            weights += 2.0 * layers * module_parameters(config)["global"] / model.layers / layout.tensor
         most += received + gathered
-        stages.append(Memory(*states, most, logits, max(backward - decoder, 0.0)))
+        stages.append(Memory(weights, gradients, optimizer, most, logits, max(backward - decoder, 0.0)))
     return stages
 
 

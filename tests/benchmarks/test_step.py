@@ -78,6 +78,14 @@ def test_says_what_a_step_must_not_do() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp8_reaches_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fp8 = ["engine.fp8=hybrid", "training.precision=bf16"]
+    assert step.main(["configs/lst-1b.yaml", *OPTIONS, *fp8, "--out", str(tmp_path)]) == 2
+    assert "engine.fp8=hybrid: Transformer Engine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert step.main(["--device", "cuda"]) == 2
     assert "nothing was measured" in capsys.readouterr().err

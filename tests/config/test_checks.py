@@ -25,6 +25,8 @@ CONTRADICTIONS = [
     (["parallel.virtual=2"], ["parallel.virtual", "parallel.pipeline"]),
     (["engine.name=deepspeed", "parallel.pipeline=2"], ["engine.name=deepspeed", "parallel.pipeline"]),
     (["engine.zero_stage=4"], ["engine.zero_stage"]),
+    (["engine.fp8=hybrid", "training.precision=fp32"], ["engine.fp8=hybrid", "training.precision=bf16", "fp32"]),
+    (["engine.fp8=e4m3", "engine.name=deepspeed"], ["engine.fp8=e4m3", "engine.name=megatron"]),
     (["training.micro_batch=3"], ["training.global_batch=128", "training.micro_batch=3"]),
     (["training.freeze_global_steps=-1"], ["training.freeze_global_steps"]),
     (["training.freeze_global_steps=5"], ["training.freeze_global_steps=5", "training.init_from"]),

@@ -1,14 +1,18 @@
 """Impossible layouts are refused before any process group is made, with the nearest ones that work."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from megatron_lst.config import load_config
 from megatron_lst.errors import UserError
-from megatron_lst.parallel.layout import Layout, check_layout
+from megatron_lst.parallel.layout import Layout, check_layout, problems
 from megatron_lst.parallel.split import pipeline_split
 from tests.support.toy import toy_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def refusal(world: int, **changes: object) -> str:
@@ -34,6 +38,32 @@ def test_heads() -> None:
     said = refusal(3, parallel__tensor=3, training__global_batch=12)
     assert "model.heads=4 is not divisible by parallel.tensor=3" in said
     assert "tensor=1, pipeline=3 (data=1)" in said
+
+
+def test_sides_of_fp8_products() -> None:
+    fp8 = {"engine__fp8": "hybrid", "training__precision": "bf16", "model__ffn": 128}
+    assert check_layout(toy_config(**fp8), 1).tensor == 1
+    said = refusal(4, **fp8, parallel__tensor=4)
+    assert "model.hidden = 64 over 4 ranks must give each rank a multiple of 32 for mxfp8 (16 with" in said
+    assert "model.ffn" not in said
+    check_layout(toy_config(**fp8, parallel__tensor=4, engine__fp8_recipe="tensorwise"), 4)
+    said = refusal(1, **fp8, engine__fp8_recipe="tensorwise", data__units=12)
+    assert "training.micro_batch * data.units = 24 must give each rank a multiple of 16 for tensorwise." in said
+    said = refusal(2, **fp8, parallel__tensor=2, parallel__sequence=True, data__units=16)
+    assert "training.micro_batch * data.units = 32 over 2 ranks" in said
+    check_layout(toy_config(**fp8, parallel__tensor=2, data__units=16), 2)
+    assert "the projection to queries, keys and values = 80 must" in refusal(
+        1, **(fp8 | {"model__heads": 8, "model__kv_heads": 1, "model__hidden": 64})
+    )
+
+
+@pytest.mark.parametrize("name", ["lst-420m", "lst-1b", "base-1b", "lst-1.8b", "lst-7b", "lst-70b"])
+def test_shipped_models_have_sides_for_every_recipe(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml", ["engine.fp8=hybrid"])
+    parallel = config.parallel
+    ranks = parallel.tensor * parallel.pipeline
+    layout = Layout(parallel.tensor, parallel.pipeline, parallel.virtual, 1, parallel.sequence)
+    assert not [problem for problem in problems(config, layout, ranks) if "fp8" in problem]
 
 
 def test_more_stages_than_layers() -> None:

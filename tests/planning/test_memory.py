@@ -105,6 +105,17 @@ def test_bytes_of_states() -> None:
     assert state_bytes(offload, four, 100) == (200, 100, 0)
 
 
+def test_fp8_keeps_the_global_matrices_twice_more() -> None:
+    config = load_config(ROOT / "configs" / "lst-1b.yaml")
+    layout = Layout(2, 2, 1, 8, True)
+    split = split_of(config, layout)
+    fp8 = replace(config, engine=replace(config.engine, fp8="hybrid"))
+    plain, with_copies = (stage_memory(c, layout, split) for c in (config, fp8))
+    added = [b.weights - a.weights for a, b in zip(plain, with_copies, strict=True)]
+    assert sum(added) * layout.tensor == pytest.approx(2 * module_parameters(config)["global"])
+    assert [replace(b, weights=a.weights) for a, b in zip(plain, with_copies, strict=True)] == plain
+
+
 def test_micro_batches_in_flight() -> None:
     assert [in_flight(4, 1, stage, 8) for stage in range(4)] == [{(4,)}, {(3,)}, {(2,)}, {(1,)}]
     assert [in_flight(4, 1, stage, 2) for stage in range(4)] == [{(2,)}, {(2,)}, {(2,)}, {(1,)}]

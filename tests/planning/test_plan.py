@@ -96,6 +96,12 @@ def test_the_command_shows_layouts_and_cost() -> None:
     assert data["assumptions"]["efficiency"] == 0.5
 
 
+def test_times_are_not_said_to_be_those_of_fp8() -> None:
+    said = run(str(ROOT / "configs" / "lst-1b.yaml"), "engine.fp8=hybrid").output
+    assert "Time and MFU are those of bf16: what engine.fp8=hybrid gains is not known" in said
+    assert "those of bf16" not in run(str(ROOT / "configs" / "lst-1b.yaml")).output
+
+
 def test_what_does_not_fit_is_said() -> None:
     answer = run(str(ROOT / "configs" / "lst-70b.yaml"))
     assert answer.exit_code == 0

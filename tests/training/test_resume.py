@@ -22,6 +22,7 @@ STORED = to_plain(resolve(config()))
     [
         "parallel.tensor=2",
         "engine.overlap=false",
+        "engine.fp8=hybrid",
         "training.micro_batch=2",
         "data.workers=7",
         "checkpoint.every=5",

@@ -36,6 +36,7 @@ class MegatronEngine:
         layout = check_layout(config, dist.get_world_size() if dist.is_initialized() else world_size())
         for purpose in ("attention", "optimizer", "norm"):
             accelerators.choose(purpose, getattr(config.engine, purpose))
+        self._fp8_recipe = accelerators.fp8_recipe(config.engine.fp8, config.engine.fp8_recipe)
         self.config, self.layout = config, layout
         self.state = parallel.start(layout, config.training.seed)
         self.data_rank, self.data_size = self.state.data_rank, layout.data
@@ -246,6 +247,7 @@ class MegatronEngine:
             "optimizer": self.optimizer.name,
             "distributed_optimizer": self.config.engine.distributed_optimizer,
             **chosen,
+            "fp8": f"{self.config.engine.fp8} {self._fp8_recipe}" if self._fp8_recipe else "none",
             "pipeline_split": list(self.split.layers),
             "pipeline_imbalance": round(self.split.imbalance, 4),
         }
