@@ -1,6 +1,7 @@
 """`lst plan`: layouts that fit a cluster, with memory, time and cost, before anything is started."""
 
 import json
+import shlex
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -24,9 +25,9 @@ def plan(
     """Memory, time and cost of a run by layout: weights and optimizer exactly, activations and time as estimates."""
     from megatron_lst.config import load_config
 
-    result = make_plan(
-        load_config(config, overrides or ()), config, nodes, gpus_per_node, device, efficiency, network, price, top
-    )
+    given = overrides or []
+    settings = load_config(config, given)
+    result = make_plan(settings, config, given, nodes, gpus_per_node, device, efficiency, network, price, top)
     if as_json:
         print(json.dumps(result))
     else:
@@ -36,6 +37,7 @@ def plan(
 def make_plan(
     settings: Any,
     name: str,
+    given: list[str],
     nodes: int,
     gpus_per_node: int,
     device: str,
@@ -90,6 +92,7 @@ def make_plan(
     refused = problems(settings, own, cluster.gpus)
     return {
         "config": name,
+        "overrides": given,
         "device": asdict(found),
         "gpus": cluster.gpus,
         "assumptions": asdict(cluster.assumed),
@@ -145,7 +148,10 @@ def _print(result: dict[str, Any]) -> None:
     best, assumed = result["plans"][0], result["assumptions"]
     usable = result["usable_memory"] / 1e9
     if best["fits"]:
-        console.print(f"The first one: lst train {result['config']} {' '.join(best['overrides'])}", soft_wrap=True)
+        decided = {one.split("=")[0] for one in best["overrides"]}
+        given = [one for one in result["overrides"] if one.split("=")[0] not in decided]
+        command = shlex.join(["lst", "train", result["config"], *given, *best["overrides"]])
+        console.print(f"The first one: {command}", soft_wrap=True, markup=False)
     else:
         console.print(f"[red]Nothing fits[/] into {usable:.0f} GB: take more or larger accelerators.")
     console.print(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def test_the_command_shows_layouts_and_cost() -> None:
     assert best["cost"] == pytest.approx(2 * best["gpu_hours"])
     assert best["gpu_hours"] == pytest.approx(best["hours"] * 32)
     assert data["assumptions"]["efficiency"] == 0.5
+
+
+def test_the_command_that_is_advised_is_the_run_that_was_planned() -> None:
+    config = str(ROOT / "configs" / "lst-1b.yaml")
+    said = run(config, "training.steps=7", "training.micro_batch=64", "run.dir=my runs").output
+    (line,) = (line for line in said.splitlines() if "lst train" in line)
+    words = shlex.split(line.split("lst train ")[1])
+    assert words[0] == config
+    assert {"training.steps=7", "run.dir=my runs"} <= set(words)
+    assert len([word for word in words if word.startswith("training.micro_batch=")]) == 1, "the plan decides it"
+    load_config(config, words[1:])
 
 
 def test_times_are_not_said_to_be_those_of_fp8() -> None:
