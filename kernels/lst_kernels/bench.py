@@ -2,8 +2,8 @@
 
 Each operation's folder has a bench.py that lists its cases; here are the inputs that they share (one packed
 micro-batch of the published mixture, document lengths pinned), the clock, the machine's own limits (copy
-bandwidth, matmul rate) against which a figure is held, and the report.  `python -m lst_kernels.bench
-[OUT.json]`.
+bandwidth, matmul rate) against which a figure is held, and the report.  What fails costs no other figure.
+`python -m lst_kernels.bench [OUT.json]`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import math
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,11 @@ import torch
 from torch import Tensor
 
 OURS = ("triton", "chunked")
-"""Backends that are ours: held to their gradients, and never left out when they are wrong."""
+"""Backends that are ours: held to their gradients, and a problem of the whole benchmark when they are wrong."""
+FLUSH = 256 << 20
+"""Bytes written before each run: more than any L2 cache holds, so that every run begins with a cold one."""
+CYCLES = 2e9
+"""Clock cycles that a GPU does in a second at about most."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,12 @@ class Result:
     fraction: float
     """Of the machine's measured copy bandwidth or matmul rate."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.op:20s} {self.case:28s} {self.backend:16s} {self.direction:8s} {self.milliseconds:9.3f} ms "
+            f"{self.rate:8.1f} {self.unit:8s} {100 * self.fraction:5.1f} %"
+        )
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -95,6 +107,22 @@ class Machine:
     name: str
     copy_gbs: float
     matmul_tflops: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: copy {self.copy_gbs:.0f} GB/s, bf16 matmul {self.matmul_tflops:.0f} TFLOP/s"
+
+
+@dataclass
+class Benchmark:
+    """What `bench` found."""
+
+    setting: Setting
+    machine: Machine
+    results: list[Result] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Kernels of ours that were wrong or failed, and how."""
+    left_out: list[str] = field(default_factory=list)
+    """Peers that were, or that this release of PyTorch does not have."""
 
 
 class NoGpu(RuntimeError):
@@ -111,11 +139,36 @@ def require_gpu() -> None:
         raise NoGpu("the kernel benchmark needs triton (pip install triton); nothing was measured")
 
 
-def milliseconds(run: Callable[[], object]) -> float:
-    """Median time of `run` on the device, caches flushed between runs."""
-    from triton.testing import do_bench
+def milliseconds(run: Callable[[], object], budget: float = 0.3) -> float:
+    """Median time of `run` on the device, with a cold L2 cache, without the time that its launches take the host.
 
-    return float(do_bench(run, warmup=50, rep=200, return_mode="median"))
+    In a training step the host is ahead of the device.  Timed by itself, a kernel of 20 microseconds that Python
+    needs 100 to launch would come out as 100.  So the device is kept busy while the host launches each run.  Where a
+    run waits for the device itself, the waiting counts.
+
+    Args:
+        budget: seconds that all runs take together, about; there are at least five.
+    """
+    for _ in range(2):  # compiles, then warms up
+        run()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    launching = time.perf_counter() - began
+    torch.cuda.synchronize()
+    whole = time.perf_counter() - began
+    flush = torch.empty(FLUSH, dtype=torch.int8, device="cuda")
+    times = []
+    for _ in range(max(5, min(200, int(budget / (whole + 2 * launching))))):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        torch.cuda._sleep(int(2 * launching * CYCLES))
+        before.record()
+        run()
+        after.record()
+        times.append((before, after))
+    torch.cuda.synchronize()
+    return statistics.median(before.elapsed_time(after) for before, after in times)
 
 
 def measure_machine() -> Machine:
@@ -189,69 +242,85 @@ def time_case(case: Case, machine: Machine) -> list[Result]:
     return results
 
 
-def bench(setting: Setting | None = None) -> tuple[Machine, list[Result]]:
-    """Gate, then time, every case of every operation.  A peer that fails is reported as such and left out.
-
-    Raises NoGpu without a GPU, AssertionError when one of our own kernels is wrong.
-    """
-    require_gpu()
+def operations() -> dict[str, Callable[[Setting], Iterator[Case]]]:
+    """The cases of every operation; a case's inputs are made when it is asked for."""
     from .interval_attention.bench import cases as interval_cases
     from .linear_cross_entropy.bench import cases as loss_cases
     from .patch_attention.bench import cases as attention_cases
     from .patch_pool.bench import cases as pool_cases
     from .rotary.bench import cases as rotary_cases
 
-    setting = setting or Setting()
-    machine = measure_machine()
-    results: list[Result] = []
-    for cases in (pool_cases, attention_cases, interval_cases, rotary_cases, loss_cases):
-        for case in cases(setting):
+    return {
+        "patch_pool": pool_cases,
+        "patch_attention": attention_cases,
+        "interval_attention": interval_cases,
+        "rotary": rotary_cases,
+        "linear_cross_entropy": loss_cases,
+    }
+
+
+def bench(setting: Setting, tell: Callable[[str], object] = print) -> Benchmark:
+    """Gate, then time, every case of every operation.  Whatever fails is left out; the rest is measured.
+
+    Each case's lines go to `tell` as soon as it is done.  Raises NoGpu without a GPU.
+    """
+    require_gpu()
+    found = Benchmark(setting, measure_machine())
+    tell(str(found.machine))
+    # PyTorch gives up on compiling a function that has had eight variants, and calls it as it is: a peer would then be
+    # timed uncompiled.  Here every case's shapes are variants, forward and backward.
+    with torch._dynamo.config.patch(recompile_limit=100, fail_on_recompile_limit_hit=True):
+        for name, cases in operations().items():
             try:
-                gate(case)
-                results += time_case(case, machine)
+                for case in cases(setting):
+                    _measure(case, found, tell)
             except Exception as error:
-                if case.backend in OURS:
-                    raise
-                print(f"{case.op}, {case.case}: {case.backend} is left out: {error}", file=sys.stderr)
-    return machine, results
+                found.problems.append(f"{name}: no more cases: {error}")
+                tell(found.problems[-1])
+    return found
 
 
-def report(machine: Machine, results: Sequence[Result]) -> str:
-    """A table for people."""
-    lines = [f"{machine.name}: copy {machine.copy_gbs:.0f} GB/s, bf16 matmul {machine.matmul_tflops:.0f} TFLOP/s"]
-    for r in results:
-        lines.append(
-            f"{r.op:20s} {r.case:28s} {r.backend:16s} {r.direction:8s} {r.milliseconds:9.3f} ms "
-            f"{r.rate:8.1f} {r.unit:8s} {100 * r.fraction:5.1f} %"
-        )
-    return "\n".join(lines)
+def _measure(case: Case, found: Benchmark, tell: Callable[[str], object]) -> None:
+    try:
+        gate(case)
+        results = time_case(case, found.machine)
+    except Exception as error:
+        where = found.problems if case.backend in OURS else found.left_out
+        where.append(f"{case.op}, {case.case}, {case.backend}: {error}")
+        tell(f"not timed: {where[-1]}")
+        return
+    found.results += results
+    for result in results:
+        tell(str(result))
 
 
-def record(machine: Machine, results: Sequence[Result], setting: Setting) -> dict[str, Any]:
-    """Everything needed to read the figures later: machine, versions, date, commit, setting."""
+def record(found: Benchmark) -> dict[str, Any]:
+    """Everything needed to read the figures later: machine, versions, date, commit, setting, what failed."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "machine": asdict(machine),
+        "machine": asdict(found.machine),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit or None,
-        "setting": {k: str(v) if isinstance(v, torch.dtype) else v for k, v in asdict(setting).items()},
-        "results": [asdict(r) for r in results],
+        "setting": {k: str(v) if isinstance(v, torch.dtype) else v for k, v in asdict(found.setting).items()},
+        "l2_cache": "cold",
+        "results": [asdict(r) for r in found.results],
+        "problems": found.problems,
+        "left_out": found.left_out,
     }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, and write the JSON file named by the first argument."""
+    """Measure, print, and write the JSON file named by the first argument. 1: a kernel of ours was wrong."""
     try:
-        machine, results = bench()
+        found = bench(Setting())
     except NoGpu as error:
         print(error, file=sys.stderr)
         return 2
-    print(report(machine, results))
     if arguments:
-        Path(arguments[0]).write_text(json.dumps(record(machine, results, Setting()), indent=1) + "\n")
-    return 0
+        Path(arguments[0]).write_text(json.dumps(record(found), indent=1) + "\n")
+    return 1 if found.problems else 0
 
 
 if __name__ == "__main__":

@@ -49,22 +49,24 @@ def check(
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for the JSON file")] = Path("benchmarks/results"),
 ) -> None:
-    """Time every kernel beside its peers on this machine's GPU, each after its correctness gate."""
+    """Time every kernel beside its peers on this machine's GPU, each after its correctness gate. Exit code 1: one of
+    them is wrong; the others' figures are written all the same."""
     import json
 
-    from lst_kernels.bench import NoGpu, Setting, record, report
+    from lst_kernels.bench import NoGpu, Setting, record
     from lst_kernels.bench import bench as measure
-    from megatron_lst.errors import UserError
+    from megatron_lst.errors import LstError, UserError
+    from megatron_lst.files import write_text
 
-    setting = Setting()
     try:
-        machine, results = measure(setting)
+        found = measure(Setting(), lambda line: print(line, flush=True))
     except NoGpu as error:
         raise UserError(str(error)) from None
-    print(report(machine, results))
-    written = record(machine, results, setting)
-    device = "".join(c if c.isalnum() else "-" for c in machine.name.lower())
+    written = record(found)
+    device = "".join(c if c.isalnum() else "-" for c in found.machine.name.lower())
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"kernels-{device}-{written['date'][:10]}.json"
-    file.write_text(json.dumps(written, indent=1) + "\n")
+    write_text(file, json.dumps(written, indent=1) + "\n")
     print(file)
+    if found.problems:
+        raise LstError("not timed: " + "; ".join(found.problems))

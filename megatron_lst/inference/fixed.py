@@ -49,7 +49,6 @@ class FixedDecoder:
         self.lst = config.kind == "lst"
         self.direct = self.lst and config.text_path == "direct"
         # Of each sequence: token, whether there is one, whether it first closes a shorter patch, whether it closes one.
-        self._plan = torch.zeros(4, b, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._inputs = torch.zeros(4, b, dtype=torch.int64, device=device)
         self._closing = torch.zeros(b, dtype=torch.bool, device=device)
         vocabulary = model.vocabulary
@@ -99,8 +98,14 @@ class FixedDecoder:
         tokens = [int(part.tokens[0]) if len(part.tokens) else 0 for part in parts]
         # Two units close where a token that is not speech first ends the patch that was open.
         late, closes = [n > 1 for n in units], [n > 0 for n in units]
-        self._plan.copy_(torch.tensor([tokens, [len(part.tokens) for part in parts], late, closes]))
-        self._inputs.copy_(self._plan, non_blocking=True)
+        # A new tensor each time: the host may come here again before the device has read the one before, and PyTorch
+        # gives pinned memory away again only when it has.
+        plan = torch.tensor(
+            [tokens, [len(part.tokens) for part in parts], late, closes],
+            dtype=torch.int64,
+            pin_memory=self._inputs.is_cuda,
+        )
+        self._inputs.copy_(plan, non_blocking=True)
         if any(late):
             self._closing.copy_(self._inputs[2])
             self._close()

@@ -19,6 +19,8 @@ from megatron_lst.patching.row import Row
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
 BUCKET = 256
+ALIGNMENT = 32
+"""In int32: 128 bytes."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,25 @@ def make_batch(rows: Sequence[Row], config: Config, device: torch.device) -> Bat
 
 
 def _to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """One pinned buffer, one copy, as many views."""
-    flat = torch.from_numpy(np.concatenate([a.reshape(-1) for a in arrays.values()]).astype(np.int32, copy=False))
+    """One pinned buffer, one copy, as many views.
+
+    Every view begins at a multiple of ALIGNMENT, however long the ones before it are (the number of documents is
+    another in every batch): Triton compiles a kernel again for a tensor that does not.
+    """
+    starts, total = [], 0
+    for array in arrays.values():
+        starts.append(total)
+        total += -(-array.size // ALIGNMENT) * ALIGNMENT
+    buffer = np.zeros(total, np.int32)
+    for start, array in zip(starts, arrays.values(), strict=True):
+        buffer[start : start + array.size] = array.reshape(-1)
+    flat = torch.from_numpy(buffer)
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
-    tensors, offset = {}, 0
-    for name, array in arrays.items():
-        tensors[name] = flat[offset : offset + array.size].view(array.shape)
-        offset += array.size
-    return tensors
+    return {
+        name: flat[start : start + array.size].view(array.shape)
+        for start, (name, array) in zip(starts, arrays.items(), strict=True)
+    }
 
 
 def _patch_axes(packed: PackedRows, k: int) -> dict[str, np.ndarray]:

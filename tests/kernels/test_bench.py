@@ -2,12 +2,14 @@
 a GPU."""
 
 import importlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lst_kernels.bench import OURS, Case, Machine, NoGpu, Setting, bench, gate, main, record, report, time_case
+from lst_kernels import bench as module
+from lst_kernels.bench import OURS, Benchmark, Case, Machine, NoGpu, Setting, bench, gate, main, record, time_case
 
 TINY = Setting(
     rows=1,
@@ -37,7 +39,7 @@ def test_mixture() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_refuses_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NoGpu, match="nothing was measured"):
-        bench()
+        bench(TINY)
     assert main([]) == 2
     assert "needs a CUDA GPU" in capsys.readouterr().err
 
@@ -63,8 +65,57 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     forward, backward = time_case(small_case("triton", 0.0), machine)
     assert (forward.rate, forward.unit, forward.fraction) == (4.0, "GB/s", 0.5)
     assert backward.rate == 8.0
-    assert "50.0 %" in report(machine, [forward])
-    assert record(machine, [forward], TINY)["results"][0]["milliseconds"] == 2.0
+    assert "50.0 %" in str(forward)
+    assert record(Benchmark(TINY, machine, [forward]))["results"][0]["milliseconds"] == 2.0
+
+
+def test_what_fails_costs_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of ours that is wrong, a peer that is, an operation whose inputs cannot be made: told, not timed."""
+
+    def broken(setting: Setting) -> Iterator[Case]:
+        yield small_case("triton", 0.0)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "require_gpu", lambda: None)
+    monkeypatch.setattr(module, "measure_machine", lambda: Machine("test", 8.0, 1.0))
+    monkeypatch.setattr(module, "milliseconds", lambda run: 2.0)
+    wrong = [small_case("triton", 0.1), small_case("peer", 0.1), small_case("chunked", 0.0)]
+    monkeypatch.setattr(module, "operations", lambda: {"broken": broken, "wrong": lambda setting: iter(wrong)})
+    told: list[str] = []
+    found = bench(TINY, told.append)
+    assert [(r.backend, r.direction) for r in found.results] == [
+        ("triton", "forward"), ("triton", "backward"), ("chunked", "forward"), ("chunked", "backward"),
+    ]  # fmt: skip
+    assert [p.split(": ")[0] for p in found.problems] == ["broken", "op, case, triton"]
+    assert len(found.left_out) == 1 and "peer" in found.left_out[0]
+    assert len(told) == 1 + 4 + 3
+    assert record(found)["problems"] == found.problems
+
+
+def test_no_peer_is_timed_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch goes on uncompiled, with a warning, after a function's eighth variant; in here it may have more."""
+    from torch._dynamo.utils import counters
+
+    def compiled_by(shapes: Iterable[int]) -> int:
+        torch._dynamo.reset()
+        before = counters["stats"]["unique_graphs"]
+        double = torch.compile(lambda x: x * 2, dynamic=False, backend="eager")
+        for n in shapes:
+            double(torch.ones(n))
+        return counters["stats"]["unique_graphs"] - before
+
+    counted = []
+
+    def cases(setting: Setting) -> Iterator[Case]:
+        counted.append(compiled_by(range(2, 22)))
+        yield from ()
+
+    monkeypatch.setattr(module, "require_gpu", lambda: None)
+    monkeypatch.setattr(module, "measure_machine", lambda: Machine("test", 8.0, 1.0))
+    monkeypatch.setattr(module, "operations", lambda: {"op": cases})
+    assert compiled_by(range(2, 22)) == 8, "the limit that is lifted"
+    assert not bench(TINY, lambda line: None).problems
+    assert counted == [20]
 
 
 @pytest.mark.interpreter

@@ -25,6 +25,19 @@ def test_document_bounds_say_the_same_as_the_intervals() -> None:
     assert batch.longest_document == np.diff(bounds).max()
 
 
+@pytest.mark.parametrize("text_path", ["patch", "direct"])
+def test_every_tensor_is_aligned_whatever_the_number_of_documents(text_path: str) -> None:
+    """A kernel that Triton compiled for aligned tensors is compiled again for others, in the middle of training."""
+    config = toy_config(model__text_path=text_path)
+    counts = set()
+    for seed in range(4):
+        batch = make_batch(toy_rows(config, 3, seed=seed), config, CPU)
+        counts.add(len(batch.document_bounds) % 4)
+        held = [*vars(batch).values(), *(vars(batch.direct).values() if batch.direct else ())]
+        assert {t.storage_offset() % 32 for t in held if isinstance(t, torch.Tensor)} == {0}
+    assert len(counts) > 1, "end to end, some of these would not be aligned to 16 bytes"
+
+
 def test_direct_axes_hold_every_labelled_position_once() -> None:
     config = toy_config(model__text_path="direct", model__window=5)
     rows = toy_rows(config, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -71,8 +71,10 @@ def ways(use: Use, setting: Setting) -> dict[str, Attention]:
 
         assert use.documents is not None, "only offered where there are documents"
         longest = setting.document_tokens
-        options = {"window_size": (use.left, 0), "enable_gqa": use.heads != use.kv_heads}
-        out = varlen_attn(q, k, v, use.documents, use.documents, longest, longest, **options)  # type: ignore[arg-type]
+        # Not every release knows of grouped heads.
+        grouped: dict[str, Any] = {"enable_gqa": True} if use.heads != use.kv_heads else {}
+        window = (use.left, 0)
+        out = varlen_attn(q, k, v, use.documents, use.documents, longest, longest, window_size=window, **grouped)
         assert isinstance(out, Tensor), "no auxiliary output was asked for"
         return out
 
