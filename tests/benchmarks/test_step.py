@@ -61,13 +61,36 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert spent["optimizer"]["forward"] > 0
 
 
-def test_refuses_to_time_a_wrong_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Negative control of the gate: an oracle that disagrees stops everything."""
+def test_refuses_to_time_a_wrong_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Negative control of the gate: where the oracle disagrees nothing is timed."""
     right = step.oracle_scores
     monkeypatch.setattr(step, "oracle_scores", lambda oracle, row: right(oracle, row) + 0.01)
-    with pytest.raises(SystemExit, match="nothing is timed"):
-        step.main(["configs/base-1b.yaml", *OPTIONS, "--out", str(tmp_path)])
+    assert step.main(["configs/base-1b.yaml", *OPTIONS, "--out", str(tmp_path)]) == 1
+    assert "nothing is timed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["one configuration", "the profile"])
+def test_what_fails_costs_no_other_figure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    if stage == "the profile":
+        monkeypatch.setattr(step, "where_time_goes", fail)
+    else:
+        measured = step.measure
+        monkeypatch.setattr(step, "measure", lambda config, *rest: (
+            fail() if config.model.kind == "baseline" else measured(config, *rest)
+        ))  # fmt: skip
+    configs = ["configs/base-1b.yaml", "configs/lst-1b.yaml"]
+    assert step.main([*configs, *OPTIONS, "--out", str(tmp_path)]) == (stage != "the profile")
+    assert "out of memory" in capsys.readouterr().err
+    written = sorted(file.name.split("-cpu")[0] for file in tmp_path.iterdir())
+    assert written == (["step-base-1b", "step-lst-1b"] if stage == "the profile" else ["step-lst-1b"])
 
 
 def test_says_what_a_step_must_not_do() -> None:

@@ -61,6 +61,32 @@ def test_the_first_update_is_adamw_with_decay_on_matrices_alone() -> None:
         assert close.float().mean() > 0.995, name
 
 
+def test_gradients_are_clipped_together_and_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU without Transformer Engine and apex Megatron-core's own functions read the norm of every gradient."""
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads
+
+    config = toy_config(training__clip=0.05)
+    rows = toy_rows(config, 8)
+
+    def stepped() -> tuple[float, dict[str, torch.Tensor]]:
+        with engine_of(config) as engine:
+            norm = engine.step(rows, lr=1e-2).grad_norm
+            return norm, engine.export_weights()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clip_grads, "multi_tensor_scale_impl", lambda *given: utils.local_multi_tensor_scale(*given))
+        norm, weights = stepped()
+    monkeypatch.setattr(clip_grads, "l2_norm_impl", utils.local_multi_tensor_l2_norm)
+    monkeypatch.setattr(clip_grads, "multi_tensor_scale_impl", utils.local_multi_tensor_scale)
+    found, same = stepped()
+    assert clip_grads.l2_norm_impl is not utils.local_multi_tensor_l2_norm
+    assert found == pytest.approx(norm, rel=1e-6)
+    assert norm > config.training.clip, "something was clipped"
+    for name in weights:
+        torch.testing.assert_close(same[name], weights[name], rtol=0, atol=1e-6)
+
+
 def test_a_step_that_is_not_finite_is_skipped() -> None:
     config = toy_config()
     rows = toy_rows(config, 8)

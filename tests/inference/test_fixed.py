@@ -19,23 +19,32 @@ PROMPTS = [[V.bos, V.speech_marker, 25, 26, 27], [V.bos, 5, 6, V.speech_marker, 
 
 
 class _Calls(TorchDispatchMode):
-    """Every operator with the shapes and addresses of its tensors; reading a value fails, as in a captured graph."""
+    """Every operator with the shapes of its tensors, and their devices; reading a value fails, as in a captured graph."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[object, ...]] = []
+        self.devices: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(reader in str(func) for reader in ("_local_scalar_dense", "item", "nonzero")):
             raise AssertionError(f"{func} reads a value")
         self.calls.append((str(func), *(tuple(t.shape) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t))))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.devices |= {t.device.type for t in tree_leaves((args, kwargs, result)) if torch.is_tensor(t)}
+        return result
 
 
 def calls_of(step: Callable[[], object]) -> list[tuple[object, ...]]:
     with torch.inference_mode(), _Calls() as mode:
         step()
     return mode.calls
+
+
+def devices_of(step: Callable[[], object]) -> set[str]:
+    with torch.inference_mode(), _Calls() as mode:
+        step()
+    return mode.devices
 
 
 def started(model: LatentSpeechTextModel, prompts: list[list[int]] = PROMPTS) -> tuple[State, list[PatchCounter]]:
@@ -75,6 +84,20 @@ def test_every_step_is_the_same_work_on_the_same_memory(options: dict[str, objec
     for name, calls in steps.items():
         assert all(call == calls[0] for call in calls), name
         assert len(calls) >= 3 or (name == "encode" and not decoder.lst)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_nothing_of_the_host_enters_a_step(options: dict[str, object]) -> None:
+    """A copy from the host cannot be captured. On the meta device its tensors stand out; values cannot be read."""
+    _, model = model_of(**options)
+    weights = {name: weight.to("meta", torch.bfloat16) for name, weight in model.state_dict().items()}
+    decoder, _ = opened(LatentSpeechTextModel.from_weights(model.config, V, weights, model.patch_size))
+    for step in (*([decoder.encode] if decoder.lst else []), decoder.close, decoder.read):
+        assert devices_of(step) == {"meta"}
+
+
+def test_a_tensor_of_the_host_is_found() -> None:
+    assert devices_of(lambda: torch.ones(3, device="meta") + torch.tensor(1.0)) == {"meta", "cpu"}
 
 
 def tokens_of(rng: np.random.Generator, count: int) -> list[int]:

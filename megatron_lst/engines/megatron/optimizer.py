@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from megatron.core import optimizer as core_optimizer
+from megatron.core import utils as core_utils
 from megatron.core.optimizer import (
     OptimizerConfig,
     ParamKey,
@@ -13,7 +14,8 @@ from megatron.core.optimizer import (
     get_megatron_optimizer,
     get_standard_config_overrides,
 )
-from torch import nn
+from megatron.core.optimizer import clip_grads
+from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config
 from megatron_lst.model.settings import parameter_dtype
@@ -40,6 +42,7 @@ class Optimizer:
         else:
             core_optimizer.Adam = accelerators.probe("optimizer", self.name)
             core_optimizer.USING_PYTORCH_OPTIMIZER = False
+        _clip_together()
         settings = OptimizerConfig(
             optimizer="adam",
             lr=training.lr,
@@ -89,3 +92,25 @@ class Optimizer:
                     )
             self.core.step_with_ready_grads()
         return norm, True
+
+
+def _clip_together() -> None:
+    """All gradients at once, where neither Transformer Engine nor apex brings kernels for it.
+
+    Megatron-core then takes one gradient after the other: the host waits for the norm of each, several hundred times a
+    step, and scaling writes each twice.
+    """
+    if clip_grads.l2_norm_impl is core_utils.local_multi_tensor_l2_norm:
+        clip_grads.l2_norm_impl = _norm_together
+    if clip_grads.multi_tensor_scale_impl is core_utils.local_multi_tensor_scale:
+        clip_grads.multi_tensor_scale_impl = _scale_together
+
+
+def _norm_together(chunk_size: int, overflow: Any, tensors: list[list[Tensor]], *_: Any) -> tuple[Tensor, None]:
+    """float32 [1]: norm of all of them."""
+    return nn.utils.get_total_norm(tensors[0]).reshape(1), None
+
+
+def _scale_together(chunk_size: int, overflow: Any, tensors: list[list[Tensor]], scale: float) -> None:
+    """In place: Megatron-core names the same gradients as source and target."""
+    torch._foreach_mul_(tensors[1], scale)
