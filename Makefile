@@ -36,7 +36,8 @@ test: lint types imports  ## Lint, types, import floors and the suite
 	$(RUN_TESTS) -n $(WORKERS) --dist loadfile -m "not slow and not slurm and not gpu" $(PYTEST)
 
 test-all: lint types imports  ## The same with long chaos and soak runs, and with GPU tests where there is a GPU
-	$(RUN_TESTS) -n $(WORKERS) --dist loadfile -m "not slurm" $(PYTEST)
+	$(RUN_TESTS) -n $(WORKERS) --dist loadfile -m "not slurm and not gpu" $(PYTEST)
+	$(RUN_TESTS) -m gpu $(PYTEST)
 
 test-slurm: venv  ## The tests that need SLURM, on a cluster that they start on this machine (Debian, root)
 	$(RUN_TESTS) -m slurm $(PYTEST)

@@ -1,4 +1,4 @@
-"""Settings for every test: one thread a process, and GPU tests only where there is a GPU."""
+"""Settings for every test: one thread a process, and a GPU only for the tests that are about it."""
 
 import os
 from collections.abc import Iterator
@@ -13,6 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without `-m gpu` a GPU is hidden: the suite is about the CPU, where ranks share a machine (NCCL refuses two of
+    them on one GPU) and results lie in the host's memory."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
@@ -21,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for item in gpu_items:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and -m gpu"))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ PROMPTS = [[V.bos, V.speech_marker, 25, 26, 27], [V.bos, 5, 6, V.speech_marker, 
 
 
 class _Calls(TorchDispatchMode):
-    """Every operator with the shapes of its tensors, and their devices; reading a value fails, as in a captured graph."""
+    """Every operator with its tensors' shapes, and their devices; reading a value fails, as in a captured graph."""
 
     def __init__(self) -> None:
         super().__init__()
