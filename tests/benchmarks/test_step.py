@@ -39,8 +39,9 @@ def test_rows_are_sound_full_and_mixed_as_published(kind: str) -> None:
     assert again.hash == rows[0].hash != next(synthetic_rows(config, 600, seed=1)).hash
 
 
-def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is a GPU, exit code 0 says too that the step neither synced nor compiled."""
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str) -> None:
+    """On a GPU exit code 0 says too that the step neither synced nor compiled."""
     assert step.main(["configs/lst-1b.yaml", *OPTIONS, "model.text_path=direct", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "units/s" in said
@@ -51,7 +52,7 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["faults"] == []
     assert found["machine"]["versions"]["torch"] == version("torch")
     assert found["oracle_difference"]["fp32"] < 1e-4
-    if not torch.cuda.is_available():
+    if device == "cpu":
         assert found["mfu"] is None
         assert found["tiny"]
     spent = found["modules"]
