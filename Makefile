@@ -4,12 +4,15 @@
 #   PYTHON=python3.12  what it is made with (python3)
 #   CPU_INDEX=never    auto | always | never: PyTorch's CPU index, see requirements/setup_venv.py
 #   PYTEST="-k closing" further options of pytest
+#   PARTS, MINUTES     of make gpu
 
 VENV ?= .venv
 PYTHON ?= python3
 CPU_INDEX ?= auto
 WORKERS ?= 2
 PYTEST ?=
+PARTS ?=
+MINUTES ?= 60
 
 BIN := $(abspath $(VENV))/bin
 # An environment that is there serves itself, whatever `python3` is.
@@ -20,7 +23,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 RUN_TESTS := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-slurm test-image bench study lint types imports format docs clean
+.PHONY: help venv demo test test-all test-slurm test-image bench gpu study lint types imports format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,10 +49,10 @@ test-image: venv  ## The Dockerfile really built, with buildah on a Debian base,
 	$(RUN_TESTS) -m slow tests/launching/test_docker.py $(PYTEST)
 
 bench: venv  ## Benchmarks, each after its correctness gate: kernels (needs a GPU), data, step, generation
-	@$(BIN)/lst kernels bench || test $$? -eq 2
-	@$(BIN)/python benchmarks/data.py
-	@$(BIN)/python -m benchmarks.step
-	@$(BIN)/python -m benchmarks.generation
+	@$(BIN)/python -m benchmarks.parts kernels data step generation
+
+gpu: venv  ## What only a GPU can show, within MINUTES; all of it, or PARTS="kernel-tests kernels" (docs/performance.md)
+	@$(BIN)/python -m benchmarks.parts $(PARTS) --minutes $(MINUTES)
 
 study: venv  ## A toy experiment: baseline, static and curriculum under an equal budget, several seeds
 	@$(BIN)/lst study

@@ -26,21 +26,27 @@ def machine() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     return {
         "device": torch.cuda.get_device_name() if on_gpu() else f"CPU, {os.cpu_count()} cores",
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": asked.stdout.strip() or None,
-        "changed_since_commit": bool(changed.stdout.strip()),
+        "commit": git("rev-parse", "HEAD") or None,
+        "changed_since_commit": bool(git("status", "--porcelain", "-uno")),
     }
 
 
+def git(*arguments: str) -> str:
+    """What git says; nothing where it is not installed, or this is no checkout."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
 def write_result(folder: Path, name: str, result: dict[str, Any]) -> Path:
-    """Write `result` with where it was measured as NAME-DEVICE-DATE.json. Without a GPU it is marked as tiny.
+    """Write `result` with where it was measured as NAME-DEVICE-TIME.json. Without a GPU it is marked as tiny.
 
     Returns:
         The file, whose name was printed.
@@ -48,7 +54,7 @@ def write_result(folder: Path, name: str, result: dict[str, Any]) -> Path:
     where = machine()
     folder.mkdir(parents=True, exist_ok=True)
     device = "".join(c if c.isalnum() else "-" for c in where["device"].lower()) if on_gpu() else "cpu-tiny"
-    file = folder / f"{name}-{device}-{where['date'][:10]}.json"
+    file = folder / f"{name}-{device}-{where['date'][:19].replace(':', '')}.json"
     write_text(file, json.dumps({**result, "tiny": not on_gpu(), "machine": where}, indent=1, default=str) + "\n")
     print(f"  {file}")
     return file

@@ -8,6 +8,7 @@ bandwidth, matmul rate) against which a figure is held, and the report.  What fa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -296,7 +297,10 @@ def _measure(case: Case, found: Benchmark, tell: Callable[[str], object]) -> Non
 
 def record(found: Benchmark) -> dict[str, Any]:
     """Everything needed to read the figures later: machine, versions, date, commit, setting, what failed."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = ""
+    with contextlib.suppress(OSError):  # git may not be there
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = asked.stdout.strip()
     return {
         "machine": asdict(found.machine),
         "torch": torch.__version__,

@@ -65,7 +65,7 @@ def bench(
     written = record(found)
     device = "".join(c if c.isalnum() else "-" for c in found.machine.name.lower())
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"kernels-{device}-{written['date'][:10]}.json"
+    file = out / f"kernels-{device}-{written['date'][:19].replace(':', '')}.json"
     write_text(file, json.dumps(written, indent=1) + "\n")
     print(file)
     if found.problems:

@@ -11,10 +11,10 @@ from megatron.core.optimizer import (
     OptimizerConfig,
     ParamKey,
     ParamPredicate,
+    clip_grads,
     get_megatron_optimizer,
     get_standard_config_overrides,
 )
-from megatron.core.optimizer import clip_grads
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config

@@ -1,0 +1,128 @@
+"""Benchmarks and GPU tests, one after the other, each in a process of its own: what fails or hangs costs no other one.
+
+    python -m benchmarks.parts [PART ...] [--minutes 9.5] [--out FOLDER]
+
+Each part's output is shown and kept as FOLDER/PART.log, its figures as JSON beside it, and how the parts ended in
+FOLDER/summary.json, which is written anew after each of them. Runs with whatever Python and packages it is called with,
+installed or not.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_lst.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "--durations=5", "-p", "no:cacheprovider")
+LIMIT = 540.0
+"""Seconds that one part may take."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What `python` is called with, and what it shows; `writes`: it takes --out."""
+
+    arguments: tuple[str, ...]
+    shows: str
+    writes: bool = False
+
+
+PARTS = {
+    "doctor": Part(("-m", "megatron_lst", "doctor"), "what is installed here"),
+    "kernel-tests": Part((*PYTEST, "tests/kernels/test_gpu.py"), "the kernels are right, in every dtype"),
+    "engine-tests": Part((*PYTEST, "tests/engines/test_gpu.py"), "training is right, and resumes bit by bit"),
+    "generation-tests": Part(
+        (*PYTEST, "tests/inference/test_fixed.py", "tests/benchmarks/test_step.py"), "captured decoding is right"
+    ),
+    "kernels": Part(("-m", "megatron_lst", "kernels", "bench"), "the kernels beside their peers", writes=True),
+    "step": Part(("-m", "benchmarks.step"), "the 1B step and its baseline's", writes=True),
+    "step-direct": Part(
+        ("-m", "benchmarks.step", "configs/lst-1b.yaml", "--set", "model.text_path=direct"),
+        "the 1B step with text_path=direct", writes=True,
+    ),
+    "step-7b": Part(
+        ("-m", "benchmarks.step", "configs/lst-7b.yaml", "--steps", "10",
+         "--set", "model.layers=16", "training.recompute=selective"),
+        "half of the 7B", writes=True,
+    ),
+    "generation": Part(("-m", "benchmarks.generation"), "generation in both forms", writes=True),
+    "data": Part(("benchmarks/data.py",), "the data stream"),
+}  # fmt: skip
+
+
+@dataclass
+class Ended:
+    """How a part ended. exit_code: None where it ran out of time or was not started; seconds: that it took."""
+
+    shows: str
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        if self.exit_code is None:
+            return f"out of time after {self.seconds:.0f} s" if self.seconds else "not started: no time left"
+        said = {0: "ok", 2: "nothing done"}.get(self.exit_code, f"exit code {self.exit_code}")
+        return f"{said}, {self.seconds:.0f} s"
+
+
+def run(part: Part, log: Path, out: Path, seconds: float) -> Ended:
+    """One part, its output on the terminal and in `log`; ended with its children after `seconds`."""
+    command = [sys.executable, *part.arguments, *(["--out", str(out)] if part.writes else [])]
+    here = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "data_prep"), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, here))}
+    began = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, errors="replace", start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        late = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+        late.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            file.write(line)
+            file.flush()
+        code = process.wait()
+        late.cancel()
+    spent = time.monotonic() - began
+    return Ended(part.shows, None if code == -signal.SIGKILL and spent >= seconds else code, spent)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """0: every part ended well, or said that there is nothing for it to do here; 1: one did not; 2: no such part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="that all parts together may take")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args(given)
+    unknown = [name for name in arguments.parts if name not in PARTS]
+    if unknown:
+        print(f"no part {', '.join(unknown)}; there are: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * arguments.minutes
+    ended: dict[str, Ended] = {}
+    for name in arguments.parts:
+        left = until - time.monotonic()
+        print(f"== {name}: {PARTS[name].shows}", flush=True)
+        ended[name] = (
+            run(PARTS[name], out / f"{name}.log", out, min(left, LIMIT)) if left > 1 else Ended(PARTS[name].shows)
+        )
+        write_text(out / "summary.json", json.dumps({n: asdict(e) for n, e in ended.items()}, indent=1) + "\n")
+    print("\n".join(f"{name:18}{PARTS[name].shows:48}{end}" for name, end in ended.items()))
+    return int(any(end.exit_code not in (0, 2) for end in ended.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
