@@ -20,6 +20,9 @@ LABEL org.opencontainers.image.title="megatron-lst" \
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PATH=/opt/megatron-lst/venv/bin:${PATH} PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# NVIDIA's image constrains every call of pip by a list of its own, of packages that it does not all have. What it does
+# have is pinned below.
+ENV PIP_CONSTRAINT=
 
 # Dependencies first: they change less often than the source. torch is installed only where the base has none.
 WORKDIR /opt/megatron-lst

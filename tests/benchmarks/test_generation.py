@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,23 @@ def test_a_wrong_form_is_not_measured(
     assert generation.main([*OPTIONS, "--out", str(tmp_path)]) == 1
     assert "fixed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_fails_costs_no_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = generation.measure
+
+    def measure(*arguments: Any, fixed_shapes: bool) -> Any:
+        if fixed_shapes:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(*arguments, fixed_shapes=fixed_shapes)
+
+    monkeypatch.setattr(generation, "measure", measure)
+    assert generation.main([*OPTIONS, "--out", str(tmp_path)]) == 1
+    assert "out of memory" in capsys.readouterr().err
+    found = json.loads(next(tmp_path.glob("generation-lst-1b-*.json")).read_text())
+    assert [run["decoding"] for run in found["runs"]] == ["ragged"]
 
 
 def test_two_configurations(capsys: pytest.CaptureFixture[str]) -> None:
