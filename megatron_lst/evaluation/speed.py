@@ -23,8 +23,8 @@ class Speed:
         tokens_per_cpu_second: the same over this process's time on the CPU, which waits for nobody else on a shared
             machine. Says nothing where the model is on a GPU.
         first_token: seconds until the first token, prefill included.
-        operators: calls that compute something, a step of all sequences: about the kernels that the host launches. Where
-            a GPU replays captured graphs they are few, whatever the graphs hold.
+        operators: calls that compute something, a step of all sequences: about the kernels that the host launches.
+            Where a GPU replays captured graphs they are few, whatever the graphs hold.
         global_steps: units through the global transformer for the response, of one sequence.
         global_passes: steps in which it ran, for any of the sequences.
         cache: bytes allocated at the end, all caches; global_cache: those of the global transformer.
