@@ -140,7 +140,7 @@ def require_gpu() -> None:
         raise NoGpu("the kernel benchmark needs triton (pip install triton); nothing was measured")
 
 
-def milliseconds(run: Callable[[], object], budget: float = 0.3) -> float:
+def milliseconds(run: Callable[[Any], object], prepare: Callable[[], Any] = lambda: None, budget: float = 0.3) -> float:
     """Median time of `run` on the device, with a cold L2 cache, without the time that its launches take the host.
 
     In a training step the host is ahead of the device.  Timed by itself, a kernel of 20 microseconds that Python
@@ -148,13 +148,15 @@ def milliseconds(run: Callable[[], object], budget: float = 0.3) -> float:
     run waits for the device itself, the waiting counts.
 
     Args:
+        run: is called with what `prepare` made for it, in its own time: a graph to go back through, say.
         budget: seconds that all runs take together, about; there are at least five.
     """
     for _ in range(2):  # compiles, then warms up
-        run()
+        run(prepare())
+    given = prepare()
     torch.cuda.synchronize()
     began = time.perf_counter()
-    run()
+    run(given)
     launching = time.perf_counter() - began
     torch.cuda.synchronize()
     whole = time.perf_counter() - began
@@ -162,10 +164,11 @@ def milliseconds(run: Callable[[], object], budget: float = 0.3) -> float:
     times = []
     for _ in range(max(5, min(200, int(budget / (whole + 2 * launching))))):
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        given = prepare()
         flush.zero_()
         torch.cuda._sleep(int(2 * launching * CYCLES))
         before.record()
-        run()
+        run(given)
         after.record()
         times.append((before, after))
     torch.cuda.synchronize()
@@ -176,9 +179,9 @@ def measure_machine() -> Machine:
     """Copy bandwidth over 2 GiB and bf16 matmul rate at 8192."""
     a = torch.empty(1 << 29, dtype=torch.float32, device="cuda")
     b = torch.empty_like(a)
-    copy = 2 * a.nbytes / milliseconds(lambda: b.copy_(a)) / 1e6
+    copy = 2 * a.nbytes / milliseconds(lambda _: b.copy_(a)) / 1e6
     x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    rate = 2 * 8192**3 / milliseconds(lambda: x @ y) / 1e9
+    rate = 2 * 8192**3 / milliseconds(lambda _: x @ y) / 1e9
     return Machine(torch.cuda.get_device_name(), copy, rate)
 
 
@@ -226,10 +229,10 @@ def time_case(case: Case, machine: Machine) -> list[Result]:
     """Forward and backward of one case."""
     inputs = [t.detach().requires_grad_() for t in case.inputs]
     with torch.no_grad():
-        forward = milliseconds(lambda: case.run(*inputs))
-    out = case.run(*inputs)
-    grad = torch.randn_like(out)
-    backward = milliseconds(lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True))
+        forward = milliseconds(lambda _: case.run(*inputs))
+    grad = torch.randn_like(case.run(*inputs))
+    # A new graph each time: a compiled one may not be kept for another pass.
+    backward = milliseconds(lambda out: torch.autograd.grad(out, inputs, grad), lambda: case.run(*inputs))
     limit, scale, unit = (
         (machine.copy_gbs, 1e6, "GB/s") if case.kind == "bytes" else (machine.matmul_tflops, 1e9, "TFLOP/s")
     )

@@ -2,11 +2,13 @@
 a GPU."""
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lst_kernels import bench as module
 from lst_kernels.bench import OURS, Benchmark, Case, Machine, NoGpu, Setting, bench, gate, main, record, time_case
@@ -60,7 +62,7 @@ def test_gate() -> None:
 
 
 def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lst_kernels.bench.milliseconds", lambda run: 2.0)
+    monkeypatch.setattr(module, "milliseconds", lambda run, prepare=None: 2.0)
     machine = Machine("test", copy_gbs=8.0, matmul_tflops=1.0)
     forward, backward = time_case(small_case("triton", 0.0), machine)
     assert (forward.rate, forward.unit, forward.fraction) == (4.0, "GB/s", 0.5)
@@ -78,7 +80,7 @@ def test_what_fails_costs_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(module, "require_gpu", lambda: None)
     monkeypatch.setattr(module, "measure_machine", lambda: Machine("test", 8.0, 1.0))
-    monkeypatch.setattr(module, "milliseconds", lambda run: 2.0)
+    monkeypatch.setattr(module, "milliseconds", lambda run, prepare=None: 2.0)
     wrong = [small_case("triton", 0.1), small_case("peer", 0.1), small_case("chunked", 0.0)]
     monkeypatch.setattr(module, "operations", lambda: {"broken": broken, "wrong": lambda setting: iter(wrong)})
     told: list[str] = []
@@ -116,6 +118,26 @@ def test_no_peer_is_timed_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled_by(range(2, 22)) == 8, "the limit that is lifted"
     assert not bench(TINY, lambda line: None).problems
     assert counted == [20]
+
+
+def test_a_compiled_peer_goes_back_as_often_as_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled backward pass may take over what the forward pass kept, and then refuses to be repeated."""
+
+    def wave(x: Tensor) -> Tensor:
+        return (x @ x).sin() @ x
+
+    def thrice(run: Callable[[Any], object], prepare: Callable[[], Any] = lambda: None) -> float:
+        return float(sum(run(prepare()) is not None for _ in range(3)))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(wave, backend="aot_eager")
+    out = compiled(torch.randn(4, 4, requires_grad=True)).sum()
+    compiled(torch.randn(4, 4, requires_grad=True)).sum().backward()
+    with pytest.raises(RuntimeError, match="donated"):
+        out.backward(retain_graph=True)
+    monkeypatch.setattr(module, "milliseconds", thrice)
+    peer = Case("op", "case", "compiled", compiled, wave, [torch.randn(4, 4)], 1.0, 1.0, "bytes")
+    assert [r.milliseconds for r in time_case(peer, Machine("test", 8.0, 1.0))] == [3.0, 3.0]
 
 
 @pytest.mark.interpreter

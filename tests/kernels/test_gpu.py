@@ -202,5 +202,5 @@ def test_the_clock_leaves_out_what_launching_takes() -> None:
             time.sleep(0.001)
             x.add_(1)
 
-    assert milliseconds(lambda: slowly(False)) < 0.2
-    assert milliseconds(lambda: slowly(True)) > 0.9
+    assert milliseconds(lambda _: slowly(False)) < 0.2
+    assert milliseconds(lambda _: slowly(True)) > 0.9
