@@ -38,10 +38,12 @@ class Profile:
     Attributes:
         modules: by mark, {"forward": ms, "backward": ms}; what is inside another mark counts there alone.
         kernels: the longest ones, {"name", "milliseconds", "calls"}; operators on a CPU.
+        busy: milliseconds of all kernels, copies among them; of all operators on a CPU.
     """
 
     modules: dict[str, dict[str, float]]
     kernels: list[dict[str, Any]]
+    busy: float
 
 
 def _wrap(method: Callable[..., Any], mark: str) -> Callable[..., Any]:
@@ -109,7 +111,8 @@ def where_time_goes(engine: Any, step: Callable[[], Any]) -> Profile:
             times[average.key] += getattr(average, own) / 1000
             calls[average.key] += average.count
     kernels = [{"name": name, "milliseconds": ms, "calls": calls[name]} for name, ms in times.most_common(20) if ms > 0]
-    return Profile({name: dict(spent) for name, spent in modules.items() if sum(spent.values()) > 0}, kernels)
+    by_module = {name: dict(spent) for name, spent in modules.items() if sum(spent.values()) > 0}
+    return Profile(by_module, kernels, times.total())
 
 
 def module_table(modules: dict[str, dict[str, float]]) -> str:

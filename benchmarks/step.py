@@ -184,6 +184,7 @@ def measure(config: Config, steps: int, document_tokens: int) -> dict[str, Any]:
         once_rows, twice_rows, last_rows = (list(islice(source, n * batch)) for n in (1, 2, 1))
         once, twice = host_syncs(lambda: step(once_rows)), host_syncs(lambda: step(twice_rows))
         result = step(last_rows)
+        unprofiled = timed(lambda: step(last_rows))
         profile = profiled(engine, lambda: step(last_rows))
         described = engine.describe()
     finally:
@@ -208,6 +209,7 @@ def measure(config: Config, steps: int, document_tokens: int) -> dict[str, Any]:
         "host_syncs_per_step": dict(once),
         "host_syncs_per_micro_batch": dict(twice - once),
         "compiled_while_timed": compiled,
+        "busy": profile.busy / 1000 / unprofiled if on_gpu() and profile.busy else None,
         "modules": profile.modules,
         "kernels": profile.kernels,
         "engine": described,
@@ -221,7 +223,7 @@ def profiled(engine: Any, step: Callable[[], Any]) -> Profile:
         return where_time_goes(engine, step)
     except Exception:
         traceback.print_exc()
-        return Profile({}, [])
+        return Profile({}, [], 0.0)
 
 
 def faults(found: dict[str, Any]) -> list[str]:
@@ -238,6 +240,7 @@ def report(path: str, config: Config, found: dict[str, Any]) -> str:
     """For people."""
     mfu = "no MFU (this device's peak is not known)" if found["mfu"] is None else f"MFU {100 * found['mfu']:.1f} %"
     syncs = sum(found["host_syncs_per_step"].values())
+    busy = "" if found["busy"] is None else f", its kernels run for {100 * found['busy']:.1f} % of it"
     return "\n".join(
         [
             f"{path}: {found['parameters'] / 1e6:.1f} M parameters, {config.training.precision}, "
@@ -245,7 +248,7 @@ def report(path: str, config: Config, found: dict[str, Any]) -> str:
             f"{config.training.global_batch} rows of {config.data.units} units in micro-batches of "
             f"{config.training.micro_batch}, documents of {found['document_tokens']} raw tokens",
             f"  {found['units_per_second']:,.0f} units/s, {found['tokens_per_second']:,.0f} tokens/s, {mfu}, "
-            f"{1000 * found['seconds']['median']:.1f} ms a step (median of {found['seconds']['steps']}), "
+            f"{1000 * found['seconds']['median']:.1f} ms a step (median of {found['seconds']['steps']}){busy}, "
             f"peak memory {found['peak_memory_gib']:.1f} GiB, {syncs} host syncs a step",
             module_table(found["modules"]),
             kernel_table(found["kernels"]),

@@ -53,8 +53,10 @@ def test_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert found["machine"]["versions"]["torch"] == version("torch")
     assert found["oracle_difference"]["fp32"] < 1e-4
     if device == "cpu":
-        assert found["mfu"] is None
+        assert found["mfu"] is found["busy"] is None
         assert found["tiny"]
+    else:
+        assert 0 < found["busy"] < 1.02
     spent = found["modules"]
     for module in ("decoder.head", "text_head", "encoder", "decoder.layers.*.block"):
         assert spent[module]["forward"] > 0, module
