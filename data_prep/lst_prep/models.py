@@ -23,12 +23,12 @@ def require_same(key: str, model: str, found: str, recorded: str, redo: Sequence
 
     Args:
         key: where the configuration names the model.
-        found, recorded: its hash now, and in what it made.
+        found, recorded: its fingerprint now, and in what it made.
         redo: what to remove so that everything that it made is made again.
     """
     if found != recorded:
         raise UserError(
-            f"{key} {model!r} is another model now: its hash is {found}, what is there was made with {recorded}. "
+            f"{key} {model!r} is another model now: it is {found}, and what is there was made with {recorded}. "
             f"Put the old one back, choose another `out`, or remove {', '.join(map(str, redo))} to do with the new one "
             f"what the old one did"
         )
@@ -103,6 +103,6 @@ def require_done(layout: Layout, plan: str, stage: str, items: int, model: str =
     if len(models) > 1:  # replaced while it ran, or not the same on every machine
         first = ", ".join(f"{found} (item {item})" for found, item in models.items())
         raise UserError(
-            f"stage {stage}: its items were made with different models; the hashes of the {model}, and the first "
-            f"item of each: {first}. Remove {layout.work / stage} and run `lst prep {stage}` again"
+            f"stage {stage}: its items were made with different models; the fingerprints of the {model}, and the "
+            f"first item of each: {first}. Remove {layout.work / stage} and run `lst prep {stage}` again"
         )
