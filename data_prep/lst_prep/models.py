@@ -63,26 +63,29 @@ def require_extractor(layout: Layout, config: PrepConfig) -> None:
         require_same("units.codebook", options.codebook, source.fingerprint, codebook.fingerprint, redo)
 
 
-def require_aligner(layout: Layout, config: PrepConfig, receipts: Receipts) -> None:
-    """Compare the aligner with the one that finished items had; loads it where there are any.
+def require_aligner(layout: Layout, config: PrepConfig, plan: str) -> None:
+    """Compare the aligner with those that cut recordings and aligned pieces so far; loads it where there are any.
 
     Raises:
         UserError: it is another one.
     """
-    done = receipts.any()
-    if done is None:
+    aligned = [layout.work / name for name in ("align", "shards")]
+    of_pieces = [layout.pieces.items, layout.codebook, *(layout.work / name for name in ("cut", "units"))]
+    recorded = {stage: Receipts(layout.work, stage, plan).any("aligner") for stage in ("cut", "align")}
+    if not any(recorded.values()):
         return
     options = config.align
     found = make_aligner(replace(options, device="cpu", precision="fp32")).fingerprint
-    redo = [layout.work / name for name in ("align", "shards")]
-    require_same("align.model", options.model or options.aligner, found, str(done["aligner"]), redo)
+    for stage, redo in (("cut", of_pieces + aligned), ("align", aligned)):
+        if recorded[stage]:
+            require_same("align.model", options.model or options.aligner, found, recorded[stage], redo)
 
 
 def require_done(layout: Layout, plan: str, stage: str, items: int, model: str = "") -> None:
     """Every item of a stage is done, and with one model.
 
     Args:
-        model: what the receipts call it; empty: there is none.
+        model: what the receipts of items that needed it call it; empty: there is none.
 
     Raises:
         UserError: names the first item that is missing, or the first of each model.
@@ -93,7 +96,7 @@ def require_done(layout: Layout, plan: str, stage: str, items: int, model: str =
         result = receipts.read(item)
         if result is None:
             missing.append(item)
-        elif model:
+        elif model and result.get(model) is not None:
             models.setdefault(result[model], item)
     if missing:
         raise UserError(
