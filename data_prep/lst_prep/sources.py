@@ -132,14 +132,15 @@ def mls(root: Path) -> Iterator[Entry]:
             for name in sorted(texts, key=lambda n: (spans.get(n, ("", 0.0, 0.0)), n)):
                 url, begin, stop = spans.get(name, ("", 0.0, 0.0))
                 audio = next((name + suffix for suffix in _AUDIO if name + suffix in there), f"{name}.flac")
+                chapter = os.path.splitext(os.path.basename(url))[0]  # pathlib would intern millions of names
                 yield Entry(
                     id=name,
-                    audio=str(folder / audio),
+                    audio=os.path.join(folder, audio),
                     text=texts[name],
                     speaker=speaker,
                     license="CC BY 4.0",
                     source="mls",
-                    document=chain.name(f"{origin}_{Path(url).stem}", begin, stop) if url else "",
+                    document=chain.name(f"{origin}_{chapter}", begin, stop) if url else "",
                 )
 
 
