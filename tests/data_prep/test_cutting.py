@@ -345,5 +345,5 @@ def test_without_the_detector_the_message_says_what_to_install(tmp_path: Path, m
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match="cutting.by"):
         PrepConfig(cutting=CuttingConfig("silence"))
-    with pytest.raises(UserError, match="2 \\* shortest_seconds"):
+    with pytest.raises(UserError, match="2 \\* cutting.shortest_seconds"):
         PrepConfig(cutting=CuttingConfig("energy", shortest_seconds=20.0))
