@@ -39,11 +39,15 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.text_size < 1 or self.speech_size < 1 or self.multiple < 1:
-            raise UserError(f"vocabulary: sizes must be positive, got {self}")
+            raise UserError(
+                f"vocabulary.text_size={self.text_size}, vocabulary.speech_size={self.speech_size} and "
+                f"vocabulary.multiple={self.multiple} must be at least 1"
+            )
         for name in ("bos", "eos"):
             if not 0 <= getattr(self, name) < self.text_size:
                 raise UserError(
-                    f"vocabulary: {name}={getattr(self, name)} is outside the text ids [0, {self.text_size})"
+                    f"vocabulary.{name}={getattr(self, name)} is outside the text ids: there are "
+                    f"vocabulary.text_size={self.text_size}"
                 )
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-SETS = ("torch.txt", "train.txt", "prep.txt", "dev.txt")
+SETS = ("torch.txt", "train.txt", "prep.txt", "harness.txt", "dev.txt")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 

@@ -72,7 +72,7 @@ def requirement_names(path: Path) -> list[str]:
     return [re.split(r"[=<>~;\[ ]", line)[0].lower().replace("_", "-") for line in lines if line]
 
 
-@pytest.mark.parametrize("name", ["train.txt", "prep.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["train.txt", "prep.txt", "harness.txt", "dev.txt"])
 def test_every_requirement_is_pinned(name: str) -> None:
     pinned = set(requirement_names(ROOT / "requirements" / "constraints.txt"))
     missing = set(requirement_names(ROOT / "requirements" / name)) - pinned

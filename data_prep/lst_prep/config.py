@@ -190,7 +190,7 @@ class PrepConfig:
         if self.cutting.by not in ("none", "vad", "energy"):
             raise UserError(f"cutting.by: {self.cutting.by!r} is not one of none, vad, energy")
         if not 0 < 2 * self.cutting.shortest_seconds <= self.cutting.longest_seconds <= self.cutting.over_seconds:
-            raise UserError("cutting: 2 * shortest_seconds <= longest_seconds <= over_seconds must hold")
+            raise UserError("2 * cutting.shortest_seconds <= cutting.longest_seconds <= cutting.over_seconds must hold")
         if self.units.extractor not in ("mfcc", "hubert"):
             raise UserError(f"units.extractor: {self.units.extractor!r} is not one of mfcc, hubert")
         if self.align.aligner not in ("pocketsphinx", "ctc"):

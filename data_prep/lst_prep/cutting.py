@@ -115,6 +115,9 @@ def pause_cuts(seconds: np.ndarray, shortest: float, longest: float) -> list[int
 class Cutter:
     """Cuts the recordings of one preparation.
 
+    Attributes:
+        asked: fingerprint of the aligner, once a recording needed it; callers set it to None to see which do.
+
     Raises:
         UserError: the detector or the aligner that the config asks for is missing.
     """
@@ -123,6 +126,7 @@ class Cutter:
         self._config, self._options = config, config.cutting
         self._activity = speech_probability if config.cutting.by == "vad" else loudness
         self._aligner: SphinxAligner | None = None
+        self.asked: str | None = None
 
     def cut(self, entry: Entry) -> Iterator[Entry]:
         """The pieces of one manifest line, or the line itself where it is short, or cannot be read (units say why).
@@ -177,6 +181,7 @@ class Cutter:
             made = make_aligner(config)
             assert isinstance(made, SphinxAligner)
             self._aligner = made
+        self.asked = self._aligner.fingerprint
         return self._aligner
 
 

@@ -76,12 +76,12 @@ class Receipts:
                 return None
         return dict(receipt["result"])
 
-    def any(self) -> dict[str, Any] | None:
-        """The result of some finished item, found without looking at all of them; None when none is finished."""
+    def any(self, key: str) -> Any:
+        """What some finished item's result has under `key`, found without looking at all of them; None: none has it."""
         for path in self._folder.glob("*/*.json"):
             receipt = read_json(path)
-            if receipt is not None and receipt.get("plan") == self._plan:
-                return dict(receipt["result"])
+            if receipt is not None and receipt.get("plan") == self._plan and receipt["result"].get(key) is not None:
+                return receipt["result"][key]
         return None
 
     def write(self, item: int, result: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ def run_stage(
     attempts: int = 3,
     part: str | None = None,
     quiet: bool = False,
-    check: Callable[[Receipts], None] = lambda receipts: None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Do every item of a stage that has no receipt.
 
@@ -166,7 +166,7 @@ def run_stage(
     mine = slice_items(stage.items, part)
     todo = [item for item in mine if receipts.read(item) is None]
     if todo:
-        check(receipts)
+        check()
     with StageProgress(stage.name, len(mine), len(mine) - len(todo), _quiet() if quiet else None) as progress:
         if not todo:
             return

@@ -23,12 +23,12 @@ def require_same(key: str, model: str, found: str, recorded: str, redo: Sequence
 
     Args:
         key: where the configuration names the model.
-        found, recorded: its hash now, and in what it made.
+        found, recorded: its fingerprint now, and in what it made.
         redo: what to remove so that everything that it made is made again.
     """
     if found != recorded:
         raise UserError(
-            f"{key} {model!r} is another model now: its hash is {found}, what is there was made with {recorded}. "
+            f"{key} {model!r} is another model now: it is {found}, and what is there was made with {recorded}. "
             f"Put the old one back, choose another `out`, or remove {', '.join(map(str, redo))} to do with the new one "
             f"what the old one did"
         )
@@ -63,26 +63,29 @@ def require_extractor(layout: Layout, config: PrepConfig) -> None:
         require_same("units.codebook", options.codebook, source.fingerprint, codebook.fingerprint, redo)
 
 
-def require_aligner(layout: Layout, config: PrepConfig, receipts: Receipts) -> None:
-    """Compare the aligner with the one that finished items had; loads it where there are any.
+def require_aligner(layout: Layout, config: PrepConfig, plan: str) -> None:
+    """Compare the aligner with those that cut recordings and aligned pieces so far; loads it where there are any.
 
     Raises:
         UserError: it is another one.
     """
-    done = receipts.any()
-    if done is None:
+    aligned = [layout.work / name for name in ("align", "shards")]
+    of_pieces = [layout.pieces.items, layout.codebook, *(layout.work / name for name in ("cut", "units"))]
+    recorded = {stage: Receipts(layout.work, stage, plan).any("aligner") for stage in ("cut", "align")}
+    if not any(recorded.values()):
         return
     options = config.align
     found = make_aligner(replace(options, device="cpu", precision="fp32")).fingerprint
-    redo = [layout.work / name for name in ("align", "shards")]
-    require_same("align.model", options.model or options.aligner, found, str(done["aligner"]), redo)
+    for stage, redo in (("cut", of_pieces + aligned), ("align", aligned)):
+        if recorded[stage]:
+            require_same("align.model", options.model or options.aligner, found, recorded[stage], redo)
 
 
 def require_done(layout: Layout, plan: str, stage: str, items: int, model: str = "") -> None:
     """Every item of a stage is done, and with one model.
 
     Args:
-        model: what the receipts call it; empty: there is none.
+        model: what the receipts of items that needed it call it; empty: there is none.
 
     Raises:
         UserError: names the first item that is missing, or the first of each model.
@@ -93,7 +96,7 @@ def require_done(layout: Layout, plan: str, stage: str, items: int, model: str =
         result = receipts.read(item)
         if result is None:
             missing.append(item)
-        elif model:
+        elif model and result.get(model) is not None:
             models.setdefault(result[model], item)
     if missing:
         raise UserError(
@@ -103,6 +106,6 @@ def require_done(layout: Layout, plan: str, stage: str, items: int, model: str =
     if len(models) > 1:  # replaced while it ran, or not the same on every machine
         first = ", ".join(f"{found} (item {item})" for found, item in models.items())
         raise UserError(
-            f"stage {stage}: its items were made with different models; the hashes of the {model}, and the first "
-            f"item of each: {first}. Remove {layout.work / stage} and run `lst prep {stage}` again"
+            f"stage {stage}: its items were made with different models; the fingerprints of the {model}, and the "
+            f"first item of each: {first}. Remove {layout.work / stage} and run `lst prep {stage}` again"
         )

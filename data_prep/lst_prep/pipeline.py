@@ -111,9 +111,10 @@ class Preparation:
         if not self._cuts or self.layout.pieces.items.exists():
             return len(self.layout.pieces)
         items = len(self.layout.recordings)
-        self._stage("cut", items, stages.cut_factory, self.config)
+        self._stage("cut", items, stages.cut_factory, self.config, check=self._require_aligner)
         if self.part is not None:
             return 0
+        require_done(self.layout, self.plan, "cut", items, "aligner")
         return self.layout.pieces.write(stages.cut_pieces(self.layout, items), self.config.jobs.item_pieces)
 
     def codebook(self) -> Codebook:
@@ -175,15 +176,17 @@ class Preparation:
         """Audio -> units, every item."""
         self._stage(
             "units", len(self.layout.pieces), stages.units_factory, self.config,
-            check=lambda _: require_extractor(self.layout, self.config),
+            check=lambda: require_extractor(self.layout, self.config),
         )  # fmt: skip
 
     def align(self) -> None:
         """Audio + transcripts -> word times, every item."""
         self._stage(
-            "align", len(self.layout.pieces), stages.align_factory, self.config,
-            check=lambda receipts: require_aligner(self.layout, self.config, receipts),
+            "align", len(self.layout.pieces), stages.align_factory, self.config, check=self._require_aligner
         )  # fmt: skip
+
+    def _require_aligner(self) -> None:
+        require_aligner(self.layout, self.config, self.plan)
 
     def shards(self) -> dict[str, dict[str, Any]]:
         """Documents and shard sets of everything. Returns the manifests by set name."""
@@ -254,7 +257,7 @@ class Preparation:
     # -- all ----------------------------------------------------------------------------------------------------
 
     def _stage(
-        self, name: str, items: int, factory: Any, *arguments: Any, check: Callable[[Receipts], None] = lambda _: None
+        self, name: str, items: int, factory: Any, *arguments: Any, check: Callable[[], None] = lambda: None
     ) -> None:
         workers = self.config.jobs.workers or os.cpu_count() or 1
         run_stage(

@@ -29,8 +29,12 @@ def read_table(path: Path) -> dict[str, str]:
     return table
 
 
-def flite_available() -> bool:
-    return shutil.which("flite") is not None
+def flite_version() -> str:
+    """What the installed flite calls itself, as in `flite-2.2-current`; empty where there is none."""
+    if shutil.which("flite") is None:
+        return ""
+    said = subprocess.run(["flite", "--version"], capture_output=True, text=True, timeout=60)  # exits with 1
+    return next((word for word in said.stdout.split() if word.startswith("flite-")), "flite of an unknown version")
 
 
 @lru_cache(maxsize=65536)

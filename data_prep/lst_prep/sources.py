@@ -5,8 +5,10 @@ corpus says when its pieces begin and end, only pieces that follow each other wi
 """
 
 import gzip
+import io
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -69,31 +71,77 @@ def librispeech(root: Path) -> Iterator[Entry]:
             )
 
 
+class _Books:
+    """Lines SPEAKER_BOOK_NUMBER<TAB>... of a file, in any order: one book at a time is held, and 8 bytes a line.
+
+    Args:
+        path: the file; None: there are no lines.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lines: dict[str, array[int]] = {}
+        at = 0
+        with path.open("rb") if path else io.BytesIO() as file:
+            for line in file:
+                name, tab, _ = line.partition(b"\t")
+                if tab:
+                    self._lines.setdefault(name.rpartition(b"_")[0].decode(), array("q")).append(at)
+                at += len(line)
+
+    def __iter__(self) -> Iterator[str]:
+        """SPEAKER_BOOK of each book, sorted."""
+        return iter(sorted(self._lines))
+
+    def read(self, book: str) -> dict[str, str]:
+        """Name -> what follows it, for each line of one book."""
+        found: dict[str, str] = {}
+        if book in self._lines:
+            assert self._path is not None, "lines come from a file"
+            with self._path.open("rb") as file:
+                for at in self._lines[book]:
+                    file.seek(at)
+                    name, _, rest = file.readline().decode().rstrip("\r\n").partition("\t")
+                    found[name] = rest
+        return found
+
+
 def mls(root: Path) -> Iterator[Entry]:
-    """Multilingual LibriSpeech, one language: SPLIT/transcripts.txt, segments.txt and audio/SPEAKER/BOOK/."""
-    for path in _need(list(root.rglob("transcripts.txt")), root, "no transcripts.txt: not MLS's layout"):
-        times: dict[str, tuple[str, float, float]] = {}
-        segments = path.with_name("segments.txt")
-        if segments.exists():
-            for line in segments.read_text(encoding="utf-8").splitlines():
-                name, origin, *span = line.split("\t")
-                times[name] = origin, float(span[0]), float(span[1])
-        texts = dict(line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if "\t" in line)
+    """Multilingual LibriSpeech, one language: SPLIT/transcripts.txt, segments.txt and audio/SPEAKER/BOOK/.
+
+    English has 10.8 million pieces in one split: neither their texts are held together, nor is each looked for alone.
+    """
+    splits = []
+    for place, folders, files in os.walk(root):
+        if "transcripts.txt" in files:
+            splits.append(Path(place))
+            folders[:] = [folder for folder in folders if folder != "audio"]  # a folder a book
+    for split in _need(splits, root, "no transcripts.txt: not MLS's layout"):
+        segments = split / "segments.txt"
+        transcripts, times = _Books(split / "transcripts.txt"), _Books(segments if segments.exists() else None)
         chain = _Chain()
-        for name in sorted(texts, key=lambda n: (n.rsplit("_", 1)[0], times.get(n, ("", 0.0, 0.0)), n)):
-            speaker, book, _ = name.split("_")
-            folder = path.parent / "audio" / speaker / book
-            audio = next((folder / f"{name}{ext}" for ext in _AUDIO if (folder / f"{name}{ext}").exists()), None)
-            url, start, end = times.get(name, ("", 0.0, 0.0))
-            yield Entry(
-                id=name,
-                audio=str(audio or folder / f"{name}.flac"),
-                text=texts[name],
-                speaker=speaker,
-                license="CC BY 4.0",
-                source="mls",
-                document=chain.name(f"{speaker}_{book}_{Path(url).stem}", start, end) if url else "",
-            )
+        for origin in transcripts:
+            speaker, book = origin.split("_")
+            folder = split / "audio" / speaker / book
+            there = set(os.listdir(folder)) if folder.is_dir() else set[str]()
+            spans: dict[str, tuple[str, float, float]] = {}
+            for name, span in times.read(origin).items():
+                url, start, end = span.split("\t")[:3]
+                spans[name] = url, float(start), float(end)
+            texts = transcripts.read(origin)
+            for name in sorted(texts, key=lambda n: (spans.get(n, ("", 0.0, 0.0)), n)):
+                url, begin, stop = spans.get(name, ("", 0.0, 0.0))
+                audio = next((name + suffix for suffix in _AUDIO if name + suffix in there), f"{name}.flac")
+                chapter = os.path.splitext(os.path.basename(url))[0]  # pathlib would intern millions of names
+                yield Entry(
+                    id=name,
+                    audio=os.path.join(folder, audio),
+                    text=texts[name],
+                    speaker=speaker,
+                    license="CC BY 4.0",
+                    source="mls",
+                    document=chain.name(f"{origin}_{chapter}", begin, stop) if url else "",
+                )
 
 
 def libriheavy(root: Path) -> Iterator[Entry]:

@@ -94,6 +94,7 @@ def cut_factory(config: PrepConfig) -> Work:
     def work(item: int) -> dict[str, Any]:
         rejections, seconds = Rejections(), 0.0
         pieces: list[Entry] = []
+        cutter.asked = None
         for _, entry in layout.recordings.read(item):
             try:
                 found = list(cutter.cut(entry))
@@ -105,7 +106,12 @@ def cut_factory(config: PrepConfig) -> Work:
         content = "".join(json.dumps(asdict(piece)) + "\n" for piece in pieces).encode()
         path = layout.item("cut", item, ".jsonl")
         write_bytes(path, content)
-        return {"files": {str(path): len(content)}, "audio_seconds": seconds, "rejections": rejections.all}
+        return {
+            "files": {str(path): len(content)},
+            "audio_seconds": seconds,
+            "rejections": rejections.all,
+            "aligner": cutter.asked,
+        }
 
     return work
 

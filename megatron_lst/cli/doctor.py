@@ -72,13 +72,7 @@ PACKAGES = (
     ("mistral_common", "mistral-common", "the default 32,000-piece tokenizer", "pip install mistral-common", False),
     ("jiwer", "jiwer", "evaluation: word and character error rates", "pip install jiwer", False),
     ("whisper_normalizer", "whisper-normalizer", "the same: text normaliser", "pip install whisper-normalizer", False),
-    (
-        "lm_eval",
-        "lm-eval",
-        "evaluation: text tasks of lm-eval",
-        "pip install --no-deps -r requirements/harness.txt",
-        False,
-    ),
+    ("lm_eval", "lm-eval", "evaluation: text tasks of lm-eval", "pip install lm-eval", False),
     (
         "torchaudio",
         "torchaudio",

@@ -82,7 +82,7 @@ def _progress(name: str, shown: bool = True) -> Callable[[int, int], None]:
     Args:
         shown: False on all ranks but the one that writes.
     """
-    from megatron_lst.training.metrics import Progress
+    from megatron_lst.progress import Progress
 
     bars: list[Progress] = []
 
@@ -90,8 +90,8 @@ def _progress(name: str, shown: bool = True) -> Callable[[int, int], None]:
         if not shown:
             return
         if not bars:
-            bars.append(Progress(0, total, name).__enter__())
-        bars[0].update(done, "")
+            bars.append(Progress(name, total).__enter__())
+        bars[0].update(done)
         if done >= total:
             bars[0].__exit__(None, None, None)
 

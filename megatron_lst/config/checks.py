@@ -49,18 +49,21 @@ def check(config: Config) -> None:
     )
     if config.engine.loss_chunk < 0:
         refuse(f"engine.loss_chunk: must be a number of tokens, or 0 for all of them, got {config.engine.loss_chunk}")
-    for hidden, heads, name in (
-        (model.hidden, model.heads, "heads"),
-        (model.local_hidden, model.local_heads, "local_heads"),
-    ):
+    for width, count in (("hidden", "heads"), ("local_hidden", "local_heads")):
+        hidden, heads = getattr(model, width), getattr(model, count)
         if hidden % heads or (hidden // heads) % 2:
-            refuse(f"model.{name}={heads}: {hidden} must split into heads of one even size (RoPE turns pairs)")
+            refuse(
+                f"model.{width}={hidden} must split into model.{count}={heads} heads of one even size "
+                "(RoPE turns pairs)"
+            )
     if model.heads % model.global_kv_heads:
         refuse(f"model.kv_heads={model.global_kv_heads} must divide model.heads={model.heads}")
     if model.kind == "baseline" and patching.strategy not in ("none", "bpe"):
-        refuse(f"patching.strategy={patching.strategy}: a baseline has no patches; use none or bpe")
+        refuse(f"patching.strategy={patching.strategy}: model.kind=baseline has no patches; use none or bpe")
     if model.kind == "lst" and patching.strategy == "bpe":
-        refuse("patching.strategy=bpe is the baseline's; an lst takes none, static, aligned, mixed or curriculum")
+        refuse(
+            "patching.strategy=bpe is the baseline's; model.kind=lst takes none, static, aligned, mixed or curriculum"
+        )
     if patching.aligned_lag not in (0, 1):
         refuse(f"patching.aligned_lag: must be 0 or 1, got {patching.aligned_lag}")
     tau1, tau2 = config.curriculum_rows

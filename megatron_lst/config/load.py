@@ -3,12 +3,13 @@
 A file may name others in `base:` (relative to itself); later files win, then `key=value` overrides.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,7 +135,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", place: str =
         place: file and line of the values, where they do not know it themselves.
 
     Raises:
-        UserError: names the place (where the values know it), the key, what was found and what would be right.
+        UserError: names the place (where the values know it), the key, what was found and what would be right. What
+            the dataclass itself refuses is told with the place of every key that it names.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -157,7 +159,39 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", place: str =
     if missing:
         begins = next(iter(places.values()), place)
         raise _mistake(begins, f"{where or cls.__name__}: missing {', '.join(missing)}")
-    return cls(**converted)
+    with telling_places(cls, values, prefix):
+        return cls(**converted)
+
+
+@contextlib.contextmanager
+def telling_places(cls: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[None]:
+    """Adds to a `UserError` where each key that it names was set: file and line, override, or default.
+
+    Args:
+        cls: the dataclass that `values` are of.
+        prefix: what stands before the keys of `cls` in messages, such as `model.`.
+    """
+    try:
+        yield
+    except UserError as error:
+        found = dict.fromkeys(re.findall(r"\b\w+(?:\.\w+)+", str(error)))
+        named = [key.removeprefix(prefix) for key in found if key.startswith(prefix)]
+        places = {key: place for key in named if (place := _set_at(cls, values, key))}
+        raise UserError(
+            "\n".join([str(error), *(f"  {prefix}{key}: {place}" for key, place in places.items())])
+        ) from None
+
+
+def _set_at(cls: Any, values: Mapping[str, Any], key: str) -> str:
+    """Where `a.b` was set; empty: it is not a key of `cls`, or the values do not know."""
+    place = ""
+    for part in key.split("."):
+        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        if part not in hints:
+            return ""
+        place = _places(values).get(part, "") if part in values else "default"
+        cls, values = hints[part], values.get(part, {})
+    return place
 
 
 def _mistake(place: str, message: str) -> UserError:
@@ -231,11 +265,13 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Any:
     """A run's configuration from a file and `key=value` overrides, checked for contradictions.
 
     Raises:
-        UserError: names the key.
+        UserError: names the key, and where it was set.
     """
     from megatron_lst.config.checks import check
     from megatron_lst.config.schema import Config
 
-    config = build(Config, merge(read_yaml(path), parse_overrides(overrides)))
-    check(config)
+    values = merge(read_yaml(path), parse_overrides(overrides))
+    config = build(Config, values)
+    with telling_places(Config, values):
+        check(config)
     return config

@@ -138,9 +138,7 @@ def make_harness_model(
     try:
         from lm_eval.api.model import LM
     except ImportError as error:
-        raise UserError(
-            f"the harness adapter needs lm_eval ({error}): pip install --no-deps -r requirements/harness.txt"
-        ) from None
+        raise UserError(f"the harness adapter needs lm_eval ({error}): pip install lm-eval") from None
 
     scorer = TextScorer(load_export(folder).model(device=device), encode, decode, units, batch)
 

@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
+from megatron.core.transformer.attention import Attention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from torch import Tensor
@@ -83,6 +84,9 @@ class ModelChunk(MegatronModule):
             if name.startswith(REPLICATED) and (self.pre_process or self.post_process):
                 parameter.shared_embedding = True  # type: ignore[attr-defined]
                 parameter.shared = self.post_process  # type: ignore[attr-defined]
+        for module in self.encoder.modules() if hasattr(self, "encoder") else ():
+            if isinstance(module, Attention):  # it adds the projection of its output first, which runs last
+                module._modules["linear_proj"] = module._modules.pop("linear_proj")
 
     def run_global(self, units: Tensor | None, batch: Batch) -> Tensor:
         """The global layers of this chunk. units [b*U, 1, d_g], None where the previous stage sent it."""

@@ -21,10 +21,9 @@ from megatron_lst.errors import TrainingFault, UserError
 from megatron_lst.files import write_json
 from megatron_lst.flops import parameters, row_flops
 from megatron_lst.patching.row import Row
+from megatron_lst.progress import Progress
 from megatron_lst.study.arms import Plan, arm_config, plain, tasks
 from megatron_lst.study.world import write_corpus
-
-LINE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _run_all(left: Sequence[Task], jobs: int) -> None:
         futures = [pool.submit(_run_in_worker, task) for task in left]
         workers = set(multiprocessing.active_children()) - others
         try:
-            _watch(futures, reports, _Progress(left))
+            _watch(futures, reports, left)
         except BrokenProcessPool as error:
             raise TrainingFault(
                 "study: a run's process was killed (out of memory?); the same command goes on with the runs that "
@@ -103,14 +102,22 @@ def _run_all(left: Sequence[Task], jobs: int) -> None:
             raise
 
 
-def _watch(futures: Sequence[Future[None]], reports: Any, progress: "_Progress") -> None:
-    """Show progress until all runs are done; the first failure is raised at once."""
-    while not all(future.done() for future in futures):
-        for future in futures:
-            if future.done():
-                future.result()
-        with contextlib.suppress(Empty):
-            progress.take(*reports.get(timeout=0.5))
+def _watch(futures: Sequence[Future[None]], reports: Any, left: Sequence[Task]) -> None:
+    """Show progress of all runs together until they are done; the first failure is raised at once."""
+    steps = {task.name: 0 for task in left}
+    with contextlib.ExitStack() as stack:
+        progress: Progress | None = None
+        while not all(future.done() for future in futures):
+            for future in futures:
+                if future.done():
+                    future.result()
+            with contextlib.suppress(Empty):
+                name, step, wanted, text = reports.get(timeout=0.5)
+                steps[name], done = step, sum(steps.values())
+                if progress is None:  # the time before the first step was spent on imports
+                    total = sum(task.steps for task in left)
+                    progress = stack.enter_context(Progress("study", total, done))
+                progress.update(done, f"{name}: step {step}/{wanted}, {text}")
     for future in futures:
         future.result()
 
@@ -141,26 +148,6 @@ def _end_with(parent: Any) -> None:
 
 def _run_in_worker(task: Task) -> None:
     run_task(task, lambda *report: _reports.put((task.name, *report)))
-
-
-class _Progress:
-    """One line now and then, with the remaining time of the whole study."""
-
-    def __init__(self, left: Sequence[Task]) -> None:
-        self._steps = {task.name: 0 for task in left}
-        self._all = sum(task.steps for task in left)
-        self._began = self._last = time.monotonic()
-
-    def take(self, name: str, step: int, steps: int, text: str) -> None:
-        self._steps[name] = step
-        now, done = time.monotonic(), sum(self._steps.values())
-        if step < steps and now - self._last < LINE_SECONDS:
-            return
-        self._last = now
-        seconds = int((now - self._began) / max(1, done) * (self._all - done))
-        known = 50 * done >= self._all  # the first steps wait for imports
-        clock = f"{seconds // 60}:{seconds % 60:02d} left" if known else "starting"
-        print(f"{100 * done // self._all:3d} %  {clock}  {name}: step {step}/{steps}  {text}", flush=True)
 
 
 def run_task(task: Task, report: Callable[[int, int, str], None]) -> None:

@@ -1,10 +1,8 @@
-"""metrics.jsonl, TensorBoard and the progress that a person sees. One object a step, each step once."""
+"""metrics.jsonl and TensorBoard: one object a step, each step once."""
 
 import contextlib
 import json
 import math
-import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,62 +61,3 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Progress:
-    """A bar with loss, rate and remaining time; plain lines when the output is not a terminal.
-
-    Args:
-        start, total: steps done already and in all.
-        title: what is being done.
-        line_every: seconds between plain lines.
-    """
-
-    def __init__(self, start: int, total: int, title: str, line_every: float = 10.0) -> None:
-        self._start, self._total, self._title, self._line_every = start, total, title, line_every
-        self._began = self._last_line = time.monotonic()
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as RichProgress
-
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(title, total=total, completed=start, detail="")
-
-    def __enter__(self) -> "Progress":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, step: int, detail: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, detail=detail)
-            return
-        now = time.monotonic()
-        done = step - self._start
-        if now - self._last_line >= self._line_every or step == self._total or done == 1:
-            self._last_line = now
-            left = (now - self._began) / max(1, done) * (self._total - step)
-            print(
-                f"{self._title}  step {step}/{self._total}  {detail}  {_clock(left)} left", flush=True, file=sys.stderr
-            )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

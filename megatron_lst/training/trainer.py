@@ -19,10 +19,11 @@ from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
+from megatron_lst.progress import Progress
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.dealing import RowDealer
 from megatron_lst.training.held_out import HeldOutEvaluation
-from megatron_lst.training.metrics import MetricsWriter, Progress
+from megatron_lst.training.metrics import MetricsWriter
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.record import StepRecorder, job_peak
 from megatron_lst.training.resilience import outcome
@@ -156,7 +157,7 @@ class _Run:
             loader = open_loader(config, engine.data_rank, engine.data_size, self.resumed or None, start)
             batches = iter(stack.enter_context(loader))
             metrics = stack.enter_context(MetricsWriter(self.folder, start)) if self.writer else None
-            progress = stack.enter_context(Progress(start, steps, f"train {self.folder.name}"))
+            progress = stack.enter_context(Progress(f"train {self.folder.name}", steps, start))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
                 record = self._one_step(engine, recorder, dealer, batches)
@@ -167,7 +168,7 @@ class _Run:
                 if metrics is not None and record is not None:
                     self.check_lock()
                     metrics.write(record)
-                    progress.update(self.step, f"loss {record['loss']:.4f}  {record['units_per_second']:,.0f} units/s")
+                    progress.update(self.step, f"loss {record['loss']:.4f}, {record['units_per_second']:,.0f} units/s")
                 stopped = signals.agreed(self.ranks.max)
                 due = self.step == steps or self.step % config.checkpoint.every == 0 or stopped is not None
                 self.watchdog.beat(self.step, "checkpoint")

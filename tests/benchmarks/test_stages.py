@@ -76,13 +76,16 @@ def check_bytes(config: Config, found: Stage) -> None:
     assert found.sent == pytest.approx(found.planned_sent, rel=0.01)
 
 
-@pytest.mark.parametrize("config", ["lst-1b", "base-1b", "lst-7b"])
-def test_weights_are_gathered_in_the_order_in_which_they_are_used(config: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "pipeline", "stage"),
+    [("lst-1b", 1, 0), ("base-1b", 1, 0), ("lst-7b", 1, 0), ("lst-1b", 2, 0), ("lst-1b", 2, 1)],
+)
+def test_weights_are_gathered_in_the_order_in_which_they_are_used(config: str, pipeline: int, stage: int) -> None:
     """Megatron-core gathers the next bucket ahead, and warns where the next to run is not the next that was added."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The next bucket's parameter all-gather")
-        settings = load_config(f"configs/{config}.yaml")
-        trace_stage(settings, 16, 0)
+        settings = load_config(f"configs/{config}.yaml", [f"parallel.pipeline={pipeline}"])
+        trace_stage(settings, 16, stage)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from megatron_lst.config import load_config
+from megatron_lst.config.load import build
+from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 
 CONTRADICTIONS = [
@@ -49,3 +51,36 @@ def test_sound_settings_pass(tmp_path: Path) -> None:
     load_config(path, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2", "parallel.virtual=2"])
     load_config(path, ["model.kind=baseline", "patching.strategy=none"])
     load_config(path, ["patching.tau1=0", "patching.tau2=0"])
+
+
+def test_a_contradiction_says_where_its_keys_were_set(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("training: {steps: 5}\nmodel:\n  heads: 8\n")
+    path = tmp_path / "run.yaml"
+    path.write_text("base: below.yaml\nparallel: {sequence: true}\nmodel:\n  kv_heads: 3\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["model.kind=lst"])
+    said = str(caught.value).splitlines()
+    assert said[1:] == [
+        f"  model.kv_heads: {path}, line 4",
+        f"  model.heads: {tmp_path / 'below.yaml'}, line 3",
+    ]
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["model.kv_heads=4"])
+    assert str(caught.value).splitlines()[1:] == [f"  parallel.sequence: {path}, line 2", "  parallel.tensor: default"]
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["model.kv_heads=5"])
+    assert "  model.kv_heads: override 'model.kv_heads=5'" in str(caught.value).splitlines()
+
+
+def test_what_a_section_refuses_itself_says_where_its_keys_were_set(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("vocabulary:\n  bos: 40000\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["vocabulary.text_size=100"])
+    assert str(caught.value).splitlines()[1:] == [
+        f"  vocabulary.bos: {path}, line 2",
+        "  vocabulary.text_size: override 'vocabulary.text_size=100'",
+    ]
+    with pytest.raises(UserError) as caught:  # nothing is made up where values do not know
+        build(Config, {"vocabulary": {"bos": 40000}})
+    assert str(caught.value).splitlines()[1:] == ["  vocabulary.text_size: default"]

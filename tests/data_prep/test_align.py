@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from lst_prep.align.spans import group_spoken, to_frames
 from lst_prep.align.sphinx import _last_pause
 from lst_prep.audio import check
 from lst_prep.config import AlignConfig, AudioConfig
-from lst_prep.pronounce import flite_available
+from lst_prep.pronounce import flite_version
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word, normalise
 
@@ -101,7 +102,7 @@ def known_times(text: str, voice: str, folder: Path) -> tuple[np.ndarray, np.nda
     return check(samples, rate, AudioConfig()).samples, times
 
 
-@pytest.mark.skipif(not flite_available(), reason="needs the synthesiser flite")
+@pytest.mark.skipif(not flite_version(), reason="needs the synthesiser flite")
 def test_word_boundaries_are_accurate_on_speech_with_known_times(tmp_path: Path) -> None:
     """Median error at most 20 ms, 90 % within 80 ms; and shuffled words would fail (negative control)."""
     aligner = make_aligner(AlignConfig())
@@ -120,7 +121,7 @@ def test_word_boundaries_are_accurate_on_speech_with_known_times(tmp_path: Path)
     assert np.median(np.concatenate(shuffled)) > 0.3
 
 
-@pytest.mark.skipif(not flite_available(), reason="needs the synthesiser flite")
+@pytest.mark.skipif(not flite_version(), reason="needs the synthesiser flite")
 @pytest.mark.parametrize("voice", ["slt", "rms"])
 def test_pauses_are_spans_of_their_own(voice: str, tmp_path: Path) -> None:
     text = (
@@ -181,3 +182,27 @@ def test_wrong_transcripts_score_lower() -> None:
     except Rejection:
         return
     assert wrong < right - 0.5
+
+
+def test_what_pronounces_unknown_words_is_in_the_fingerprint(install_flite: Callable[[str], None]) -> None:
+    def fingerprints(flite: bool) -> list[str]:
+        found = []
+        for version in ("", "flite-2.2-current", "flite-2.3"):
+            install_flite(version)
+            found.append(make_aligner(AlignConfig(flite=flite)).fingerprint)
+        return found
+
+    asked = fingerprints(flite=True)
+    for said, one in zip(("without flite", "with flite-2.2-current", "with flite-2.3"), asked, strict=True):
+        assert said in one
+    assert len(set(asked)) == 3
+    assert len(set(fingerprints(flite=False))) == 1  # the control: who is not asked changes nothing
+
+
+def test_a_word_is_pronounced_where_flite_is_installed_alone(install_flite: Callable[[str], None]) -> None:
+    samples, _ = speech("0890")
+    install_flite("")
+    with pytest.raises(Rejection, match="no_pronunciation.*hxellow"):
+        make_aligner(AlignConfig()).align(samples, normalise("hxellow"))
+    install_flite("flite-2.2-current")
+    assert len(make_aligner(AlignConfig()).align(samples, normalise("hxellow")).seconds) == 1

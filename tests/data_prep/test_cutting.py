@@ -1,7 +1,10 @@
 """Long recordings: read block by block, cut in pauses, by silero-vad, by energy and by the alignment."""
 
 import json
+import re
+import shutil
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +187,63 @@ def test_a_transcribed_recording_is_cut_by_its_alignment_and_joined_again(tmp_pa
     assert np.median(np.abs(shifted)) > 4  # negative control: one word off
 
 
+@pytest.mark.parametrize("done", ["some items", "all items"])
+def test_recordings_cut_by_another_aligner_are_refused(
+    done: str, tmp_path: Path, install_flite: Callable[[str], None]
+) -> None:
+    long_manifest(tmp_path, text=True)
+    line = json.loads((tmp_path / "manifest.jsonl").read_text())
+    short = {**line, "id": "short", "audio": str(CORPUS / min(LINES, key=lambda e: e["seconds"])["audio"])}
+    lines = [short, line, {**line, "id": "again"}]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = config(tmp_path, "energy")
+    settings.align.flite, settings.jobs = True, JobConfig(workers=1, item_pieces=1)
+    install_flite("flite-2.2-current")
+    first = Preparation(settings, quiet=True, part="0/3" if done == "some items" else None)
+    assert first.manifest() == 3
+    first.cut()
+    if done == "some items":  # the short recording needed no aligner, so any other may go on
+        install_flite("flite-2.3")
+        Preparation(settings, quiet=True, part="1/3").cut()
+    else:
+        first.codebook()
+        first.units()
+    install_flite("")
+    with pytest.raises(UserError, match="'pocketsphinx' is another model.*without flite.*with flite-2") as refused:
+        run(settings, quiet=True)
+    told = re.search("remove (.+) to do with", str(refused.value))
+    assert told is not None
+    for path in map(Path, told[1].split(", ")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    fresh = replace(settings, out=str(tmp_path / "fresh"))
+    run(settings, quiet=True)
+    run(fresh, quiet=True)
+    mine, theirs = (ShardSet.open(Path(one.out) / "speech") for one in (settings, fresh))
+    assert mine.fingerprint == theirs.fingerprint
+
+
+def test_machines_with_different_aligners_are_found_when_all_is_cut(
+    tmp_path: Path, install_flite: Callable[[str], None]
+) -> None:
+    """Two slices that begin at once find nothing to compare with."""
+    long_manifest(tmp_path, text=True)
+    line = json.loads((tmp_path / "manifest.jsonl").read_text())
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps({**line, "id": i}) + "\n" for i in "ab"))
+    settings = config(tmp_path, "energy")
+    settings.align.flite, settings.jobs = True, JobConfig(workers=1, item_pieces=1)
+    Preparation(settings, quiet=True).manifest()
+    receipts, kept = tmp_path / "out" / "work" / "cut" / "receipts" / "0000", ""
+    for item, version in enumerate(("flite-2.2-current", "")):
+        install_flite(version)
+        Preparation(settings, quiet=True, part=f"{item}/2").cut()
+        if not kept:
+            kept = (receipts / "0000000.json").read_text()
+            (receipts / "0000000.json").unlink()
+    (receipts / "0000000.json").write_text(kept)
+    with pytest.raises(UserError, match=r"stage cut: .*the aligner.*flite-2.2-current \w+ \(item 0\), .*\(item 1\)"):
+        Preparation(settings, quiet=True).cut()
+
+
 def test_recordings_without_a_transcript_are_counted_and_their_pieces_listed(tmp_path: Path) -> None:
     long_manifest(tmp_path, text=False)
     settings = config(tmp_path, "energy")
@@ -285,5 +345,5 @@ def test_without_the_detector_the_message_says_what_to_install(tmp_path: Path, m
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match="cutting.by"):
         PrepConfig(cutting=CuttingConfig("silence"))
-    with pytest.raises(UserError, match="2 \\* shortest_seconds"):
+    with pytest.raises(UserError, match="2 \\* cutting.shortest_seconds"):
         PrepConfig(cutting=CuttingConfig("energy", shortest_seconds=20.0))

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,20 @@ def test_mls_joins_only_what_follows(tmp_path: Path) -> None:
     entries = list(sources.read("mls", tmp_path))
     assert [e.id for e in entries] == ["1_2_000001", "1_2_000000", "1_2_000002"]
     assert entries[0].document == entries[1].document != entries[2].document
+
+
+def test_mls_holds_one_book_at_a_time_in_whatever_order_the_lines_are(tmp_path: Path) -> None:
+    names = [f"{book % 7}_{book}_{number:06d}" for number in range(100) for book in range(200)]
+    put(tmp_path / "train" / "transcripts.txt", "".join(f"{n}\t{'text ' * 40}{n}\n" for n in names))
+    spans = "".join(f"{n}\thttp://x/{n.split('_')[1]}.mp3\t{i}\t{i + 1}\n" for i, n in enumerate(reversed(names)))
+    put(tmp_path / "train" / "segments.txt", spans)
+    tracemalloc.start()
+    ids = [entry.id for entry in sources.read("mls", tmp_path) if entry.text.endswith(entry.id)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    order = sorted(names, key=lambda n: (n.rsplit("_", 1)[0], -int(n.rsplit("_", 1)[1])))  # later lines begin earlier
+    assert ids == order
+    assert peak < 200 * len(names)  # 70 of them are the ids here; all texts and times take more than a thousand
 
 
 def test_libriheavy(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Aligner(Protocol):
     """What aligns pieces.
 
     Attributes:
-        fingerprint: identity of the acoustic model and of the pronunciations.
+        fingerprint: identity of the acoustic model and of what gives pronunciations.
     """
 
     fingerprint: str

@@ -13,7 +13,7 @@ import numpy as np
 from lst_prep.align.spans import AlignedWords, attempt, group_spoken
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig
-from lst_prep.pronounce import flite_available, flite_pronunciation, read_table
+from lst_prep.pronounce import flite_pronunciation, flite_version, read_table
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word
@@ -57,12 +57,16 @@ class SphinxAligner:
             for options in (_FAST, _WIDE)
         ]
         self._table: dict[str, str] = {}
-        digest = hashlib.sha256(f"pocketsphinx {version('pocketsphinx')} windows-2 {_FAST} {_WIDE}".encode())
+        name = f"pocketsphinx {version('pocketsphinx')}"
+        digest = hashlib.sha256(f"{name} windows-2 {_FAST} {_WIDE}".encode())
         for path in config.pronunciations:
             self._table.update(read_table(Path(path)))
             digest.update(Path(path).read_bytes())
-        self._flite = config.flite and flite_available()
-        self.fingerprint = digest.hexdigest()[:16]
+        flite = flite_version() if config.flite else ""
+        self._flite = bool(flite)
+        if config.flite:  # said in words, so that a refusal names what was installed in between
+            name += f" with {flite}" if flite else " without flite"
+        self.fingerprint = f"{name} {digest.hexdigest()[:16]}"
         self._window = config.piece_seconds
 
     def align(self, samples: np.ndarray, words: list[Word]) -> AlignedWords:
