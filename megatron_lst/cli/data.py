@@ -100,8 +100,8 @@ def simulate(
     import json as encoder
 
     from rich.console import Console
-    from rich.table import Table
 
+    from megatron_lst.cli.tables import narrow_table
     from megatron_lst.config import load_config
     from megatron_lst.data.simulate import as_plain
     from megatron_lst.data.simulate import simulate as run
@@ -119,9 +119,8 @@ def simulate(
         console.print(
             f"{forecast.idle_workers} of data.workers would be idle: a rank has only {forecast.workers} streams"
         )
-    table = Table(title="sources")
-    for name in ("source", "documents", "share", "wanted", "tokens", "epochs", "first stream repeats", "repeats"):
-        table.add_column(name, justify="left" if name == "source" else "right")
+    columns = ("source", "documents", "share", "wanted", "tokens", "epochs", "first stream repeats", "repeats")
+    table = narrow_table("sources", columns, left=["source"])
     for s in forecast.sources:
         repeats = [
             f"step {step:,}" if step is not None else "not in this run" for step in (s.runs_out_first, s.runs_out)
@@ -136,9 +135,7 @@ def simulate(
             *repeats,
         )
     console.print(table)
-    table = Table(title="downloads")
-    for name in ("node", "data ranks", "shards", "one pass, GB", "whole run, GB"):
-        table.add_column(name, justify="right")
+    table = narrow_table("downloads", ("node", "data ranks", "shards", "one pass, GB", "whole run, GB"), left=[])
     for n in forecast.nodes:
         table.add_row(
             str(n.node), str(n.ranks), f"{n.shards:,}", f"{n.bytes_once / 1e9:,.3f}", f"{n.bytes_run / 1e9:,.3f}"
@@ -155,18 +152,16 @@ def patches(
 ) -> None:
     """How long patches are under each strategy, words and silences apart: a table and histograms."""
     from rich.console import Console
-    from rich.table import Table
 
+    from megatron_lst.cli.tables import narrow_table
     from megatron_lst.config import load_config
     from megatron_lst.data.patches import draw_patches, measure_patches, sample_speech
 
     settings = load_config(config, overrides or ())
     measured = measure_patches(sample_speech(settings, documents), settings.patching)
-    table = Table(title=f"frames a patch (25 a second), max_length {settings.patching.max_length}")
+    title = f"frames a patch (25 a second), max_length {settings.patching.max_length}"
     summaries = [m.summary() for m in measured]
-    for name in summaries[0]:
-        first = name == "strategy"
-        table.add_column(name, justify="left" if first else "right", no_wrap=first)
+    table = narrow_table(title, summaries[0], left=["strategy"])
     for summary in summaries:
         cells = []
         for name, value in summary.items():

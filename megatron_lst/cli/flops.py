@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from megatron_lst.cli.tables import narrow_table
 from megatron_lst.errors import UserError
 
 CONFIG = Annotated[str | None, typer.Argument(help="A YAML file, such as configs/lst-1b.yaml")]
@@ -108,13 +109,11 @@ def _config(path: str, overrides: list[str], as_json: bool) -> None:
     for name, count in result["parameters"].items():
         table.add_row(name, f"{count:,}", style="bold" if name == "total" else None)
     console.print(table)
-    table = Table(title="FLOPs of an expected full row, useful work only", title_justify="left")
-    table.add_column("module")
-    for heading in ("forward, row", "training, row", "training, unit", "training, token", "share"):
-        table.add_column(heading, justify="right")
+    columns = ("module", "forward,\nrow", "training,\nrow", "training,\nunit", "training,\ntoken", "share")
+    table = narrow_table("FLOPs of an expected full row, useful work only", columns, left=["module"])
     whole = result["flops"]["total"]["forward_row"]
     for name, values in result["flops"].items():
-        cells = [_si(value) for value in values.values()]
+        cells = [_si(value).removesuffix("FLOP").strip() for value in values.values()]
         table.add_row(name, *cells, f"{values['forward_row'] / whole:.1%}", style="bold" if name == "total" else None)
     console.print(table)
     row, run = result["row"], result["run"]

@@ -49,14 +49,13 @@ def report(
 ) -> None:
     """Curves and a table of one run or several."""
     from rich.console import Console
-    from rich.table import Table
 
+    from megatron_lst.cli.tables import narrow_table
     from megatron_lst.training.plots import draw_curves, summarise
 
-    table = Table(title="runs (losses: mean of the last tenth)")
     rows = [summarise(run) for run in runs]
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "), justify="left" if key == "run" else "right")
+    columns = (key.replace("_", " ") for key in rows[0])
+    table = narrow_table("runs (losses: mean of the last tenth)", columns, left=["run"])
     for row in rows:
         table.add_row(*("-" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
