@@ -1,5 +1,6 @@
 """`lst generate`: continue a prompt of text or speech with text or speech."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,6 +75,14 @@ def generate(
     if not prompts:
         raise UserError("no prompt: give --text, --audio or --units")
 
+    voice = None
+    if out is not None:
+        if to == "text":
+            raise UserError("--out is for speech, and --to text gives none; --save writes text")
+        if out.is_dir():
+            raise UserError(f"--out {out}: a folder; name the WAV file in it")
+        voice = open_vocoder(v.speech_size, codebook, vocoder)
+
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = opened.model(DTYPES[dtype] if dtype else None, place)
     settings = GenerationSettings(
@@ -94,9 +103,9 @@ def generate(
         if said:
             print(f"    units: {' '.join(map(str, said))}")
             written.append(f"[{number}] units {' '.join(map(str, said))}")
-        if said and out is not None:
+        if said and out is not None and voice is not None:
             target = out if len(results) == 1 else out.with_stem(f"{out.stem}-{number}")
-            speak(said, spoken[number] if number < len(spoken) else [], v.speech_size, codebook, vocoder, target)
+            speak(voice, said, target, before=spoken[number] if number < len(spoken) else [])
             print(f"    sound: {target} ({len(said) / 25:.1f} s)")
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
@@ -110,16 +119,13 @@ def generate(
     )
 
 
-def speak(
-    units: list[int], before: list[int], size: int, codebook: Path | None, vocoder: Path | None, out: Path
-) -> None:
+def speak(voice: "Vocoder", units: Sequence[int], out: Path, before: Sequence[int] = ()) -> None:
     """The response's units as sound, after the prompt's own where it was speech."""
     import numpy as np
 
     from megatron_lst.inference.vocoder import write_wav
 
-    voice = open_vocoder(size, codebook, vocoder)
-    write_wav(out, voice(np.array(before + units)), voice.rate)
+    write_wav(out, voice(np.array([*before, *units])), voice.rate)
 
 
 def open_vocoder(size: int, codebook: Path | None, vocoder: Path | None) -> "Vocoder":

@@ -67,6 +67,10 @@ def _spoken_units(command: str, said: str, encode: Any) -> Any:
         return encode(wav)
 
 
+def _listed(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in figures.items())
+
+
 def asr(
     export: EXPORT, documents: DOCUMENTS, limit: LIMIT = 100, tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
     batch: Annotated[int, typer.Option()] = 8,
@@ -84,7 +88,7 @@ def asr(
     print(
         f"context {result.context_units} units, {result.context_units / result.context_tokens:.2f}x the unpatched ones"
     )
-    print(f"paper, WER clean after adaptation (1B): {SPEECH['asr_wer_clean']}")
+    print(f"paper, WER clean after adaptation (1B): {_listed(SPEECH['asr_wer_clean'])}")
 
 
 def tts(
@@ -97,12 +101,14 @@ def tts(
     recogniser: RECOGNISER = None,
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
-    from megatron_lst.cli.generate import speak
+    from megatron_lst.cli.generate import open_vocoder, speak
     from megatron_lst.evaluation.paper import SPEECH
     from megatron_lst.evaluation.spoken import synthesise
 
     _, model, found = open_with_documents(export, documents, limit, device)
-    hear = _transcriber(recogniser, model.vocabulary.speech_size, codebook, vocoder, device)
+    size = model.vocabulary.speech_size
+    voice = None if out is None else open_vocoder(size, codebook, vocoder)
+    hear = _transcriber(recogniser, size, codebook, vocoder, device)
     result = synthesise(model, found, temperature=temperature, max_tokens=max_tokens, transcribe=hear)
     for name, reason in result.refused.items():
         print(f"refused {name}: {reason}")
@@ -110,18 +116,10 @@ def tts(
     print(f"{result.generated} units in {result.global_steps} global steps, {share:.2f}x the unpatched model's")
     if result.cer is not None:
         print(f"CER {result.cer.rate:.1%} of {result.cer.length} characters, as {recogniser} hears it")
-        print(f"paper, CER after adaptation (1B), as Whisper hears it: {SPEECH['tts_cer_clean']}")
+        print(f"paper, CER after adaptation (1B), as Whisper hears it: {_listed(SPEECH['tts_cer_clean'])}")
     for name, units in result.units.items():
-        if out is not None and len(units):
-            out.mkdir(parents=True, exist_ok=True)
-            speak(
-                units.tolist(),
-                [],
-                model.vocabulary.speech_size,
-                codebook,
-                vocoder,
-                out / f"{name.replace('/', '_')}.wav",
-            )
+        if out is not None and voice is not None and len(units):
+            speak(voice, units.tolist(), out / f"{name.replace('/', '_')}.wav")
 
 
 def questions(

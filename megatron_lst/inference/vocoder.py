@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from megatron_lst.errors import UserError
+from megatron_lst.files import replacing
 
 RATE = 16000
 WINDOW, HOP, FFT, MELS, CEPSTRA = 400, 160, 512, 40, 13
@@ -166,9 +167,9 @@ def finish(samples: np.ndarray) -> np.ndarray:
 
 
 def write_wav(path: Path | str, samples: np.ndarray, rate: int = RATE) -> None:
-    """16-bit mono WAV."""
+    """16-bit mono WAV; its folder is made."""
     clipped = np.clip(np.asarray(samples, np.float64), -1, 1)
-    with wave.open(str(path), "wb") as file:
+    with replacing(Path(path), "wb") as raw, wave.open(raw, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)

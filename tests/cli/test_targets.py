@@ -139,10 +139,10 @@ def test_generates_units_and_sound_with_counted_global_steps(exported: Path, tmp
     Codebook(np.zeros((50, 39), np.float32), "mfcc", "some fingerprint").save(tmp_path / "c.safetensors")
     output = lst(
         "generate", exported, "--units", "3 17 4", "--to", "speech", "--max-tokens", 21, "--codebook",
-        tmp_path / "c.safetensors", "--out", tmp_path / "x.wav",
+        tmp_path / "c.safetensors", "--out", tmp_path / "new" / "x.wav",
     )  # fmt: skip
     assert "21 tokens, 5 global steps, ended by length" in output or "ended by eos" in output
-    assert (tmp_path / "x.wav").stat().st_size > 1000
+    assert (tmp_path / "new" / "x.wav").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,8 @@ def test_generates_units_and_sound_with_counted_global_steps(exported: Path, tmp
         (("generate", "{x}"), "no prompt"),
         (("generate", "{x}", "--units", "99"), r"expected numbers in [0, 50)"),
         (("generate", "{x}", "--text", "hello"), "--text needs --tokenizer"),
+        (("generate", "{x}", "--units", "3", "--to", "text", "--out", "a.wav"), "--out is for speech"),
+        (("generate", "{x}", "--units", "3", "--to", "speech", "--out", "/tmp"), "name the WAV file in it"),
         (("eval", "prepare", "nonsense", "a", "b"), "expected one of hellaswag"),
     ],
 )
