@@ -22,6 +22,7 @@ def harness(
 
     from megatron_lst.cli import speech
     from megatron_lst.cli.spoken import tokenizer_name
+    from megatron_lst.errors import UserError
     from megatron_lst.evaluation.harness import make_harness_model
     from megatron_lst.inference import load_export
 
@@ -35,9 +36,13 @@ def harness(
     from lm_eval.utils import make_table
 
     folder = None if tasks_from is None else str(tasks_from)
-    results = lm_eval.simple_evaluate(
-        model=model, tasks=task, num_fewshot=shots, limit=limit, task_manager=TaskManager(include_path=folder)
-    )
+    manager = TaskManager(include_path=folder)
+    if unknown := [name for name in task if not manager.match_tasks([name]) and not Path(name).exists()]:
+        raise UserError(f"--task {unknown[0]!r}: lm-eval does not know it; `lm_eval ls tasks` lists what it knows")
+    try:
+        results = lm_eval.simple_evaluate(model=model, tasks=task, num_fewshot=shots, limit=limit, task_manager=manager)
+    except ConnectionError as error:
+        raise UserError(f"lm-eval cannot get the documents of {', '.join(task)}: {error}") from None
     target = out or export / "eval"
     target.mkdir(parents=True, exist_ok=True)
     temporary = target / "lm_eval.json.tmp"

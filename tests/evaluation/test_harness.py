@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from megatron_lst.cli.evaluate import eval_app
 from megatron_lst.config.schema import Config, ModelConfig
+from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import Patching, run_choice
 from megatron_lst.evaluation.harness import make_harness_model
 from megatron_lst.evaluation.items import ChoiceItem, text
@@ -153,3 +154,16 @@ def test_the_command_writes_results(folders: tuple[Path, Path], monkeypatch: pyt
     found = json.loads((out / "lm_eval.json").read_text())
     assert set(found["results"]) == {"choice"}
     assert "choice" in done.output
+
+
+def test_a_task_that_is_not_known_is_the_users_mistake(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_lst.cli import speech
+
+    monkeypatch.setattr(speech, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
+    monkeypatch.setattr(speech, "text_decoder", lambda spec: decode)
+    command = ["harness", str(folders[0]), "--task", "choise", "--tasks-from", str(folders[1])]
+    done = CliRunner().invoke(eval_app, command)
+    assert isinstance(done.exception, UserError)
+    assert "'choise': lm-eval does not know it" in str(done.exception)
