@@ -90,7 +90,9 @@ def _cell(value: dict[str, float] | None) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.4g}" if math.isfinite(value) else "-"
 
 
 def load_results(folder: Path) -> dict[str, Any]:
