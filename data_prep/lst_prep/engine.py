@@ -102,7 +102,7 @@ def slice_items(items: int, part: str | None) -> range:
     except ValueError:
         raise UserError(f"--items {part!r}: expected i/n, for instance 0/16") from None
     if not 0 <= index < count:
-        raise UserError(f"--items {part!r}: i must be in 0..n-1")
+        raise UserError(f"--items {part!r}: i counts from 0 to n - 1, so the last is {count - 1}/{count}")
     return range(index, items, count)
 
 

@@ -1,6 +1,7 @@
 """The sources of a run, opened and checked, and who owns which of their documents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +69,20 @@ def open_source(config: Config, source: SourceConfig) -> JoinedSets:
     for path in source.shards:
         # A remote that fails is reported as such, before the loader would report a stall.
         kind, patience = "text" if source.kind == "text" else "speech", 0.8 * config.data.stall_seconds
-        shards = open_set(path, kind, cache, patience, always_cache=config.data.cache is not None)
+        with _named(source):
+            shards = open_set(path, kind, cache, patience, always_cache=config.data.cache is not None)
         _fits_vocabulary(config, source, str(path), shards)
         opened.append(shards)
     return JoinedSets(opened)
+
+
+@contextmanager
+def _named(source: SourceConfig) -> Iterator[None]:
+    """A set that cannot be opened is told with the name of its source."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"source {source.name!r}: {error}") from None
 
 
 def check_shard_sizes(config: Config) -> None:
@@ -88,7 +99,9 @@ def check_shard_sizes(config: Config) -> None:
     for source in (*config.data.sources, *config.data.validation):
         for path in source.shards:
             if not is_remote(path):
-                ShardSet.open(path).check_sizes()
+                with _named(source):
+                    shards = ShardSet.open(path)
+                shards.check_sizes()
 
 
 def _fits_vocabulary(config: Config, source: SourceConfig, path: str, shards: ShardSet) -> None:

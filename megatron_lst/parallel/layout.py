@@ -138,6 +138,8 @@ def check_layout(config: Config, world: int) -> Layout:
         if near
         else f"No layout of {world} ranks works with this model and batch"
     )
+    if world == 1 and model_ranks > 1:
+        advice += f"; to start more ranks: torchrun --nproc-per-node {model_ranks} -m megatron_lst train CONFIG"
     raise UserError(f"This layout cannot work: {'; '.join(found)}. {advice}.")
 
 

@@ -71,7 +71,7 @@ def on_writer(ranks: Ranks, action: Callable[[], None]) -> None:
         except LstError as error:
             problem = error
         except OSError as error:
-            problem = UserError(f"cannot write the run folder: {error}")
+            problem = UserError(f"run.dir: cannot write {error.filename or 'the run folder'}: {error.strerror}")
     problem = ranks.broadcast_object(problem)
     if problem is not None:
         raise problem

@@ -129,7 +129,7 @@ def test_a_worker_that_cannot_say_what_went_wrong_ends(
 @pytest.mark.multiprocess
 def test_a_mistake_in_the_sources_comes_out_of_a_worker_as_itself(shard_sets: dict[str, Path]) -> None:
     config = on_disk(make_config(), {**shard_sets, "text": Path("/nowhere")}, workers=1)
-    with open_loader(config, 0, 1) as loader, pytest.raises(UserError, match="/nowhere"):
+    with open_loader(config, 0, 1) as loader, pytest.raises(UserError, match="^source '[a-z]+': .*/nowhere"):
         next(loader)
 
 

@@ -32,6 +32,8 @@ def test_world_size() -> None:
     assert "3 ranks are not a multiple" in said
     assert "Layouts that work on 3 ranks: tensor=1, pipeline=3 (data=1)" in said
     assert "No layout of 5 ranks works" in refusal(5, parallel__tensor=2)
+    assert "torchrun" not in said
+    assert "torchrun --nproc-per-node 4 -m megatron_lst" in refusal(1, parallel__tensor=2, parallel__pipeline=2)
 
 
 def test_heads() -> None:

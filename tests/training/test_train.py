@@ -117,6 +117,12 @@ def test_a_first_start_that_failed_does_not_bind_the_corrected_one(tiny) -> None
     assert trainer.train(config).step == 2
 
 
+def test_a_run_folder_that_is_a_file_is_named(tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^run\.dir: cannot write .*file: File exists$"):
+        trainer.train(tiny("file"))
+
+
 def test_a_finished_run_is_left_as_it_is(tiny) -> None:
     config = tiny(training__steps=2)
     trainer.train(config)
