@@ -51,8 +51,12 @@ def inspect(
     from megatron_lst.data.mixture import open_mixture
     from megatron_lst.data.picture import describe_units, draw_row
     from megatron_lst.data.stream import Stream
+    from megatron_lst.errors import UserError
 
     settings = load_config(config, overrides or ())
+    rows = settings.training.steps * settings.training.global_batch
+    if row >= rows:
+        raise UserError(f"--row {row}: the run has {rows:,} rows (training.steps * training.global_batch), from 0")
     stream = Stream(open_mixture(settings, settings.data.sources, settings.streams), row % settings.streams)
     for _ in range(row // settings.streams):
         stream.next_row()

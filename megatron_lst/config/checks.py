@@ -46,7 +46,28 @@ def check(config: Config) -> None:
         training__steps=training.steps,
         training__global_batch=training.global_batch,
         training__micro_batch=training.micro_batch,
+        training__max_bad_steps=training.max_bad_steps,
+        checkpoint__every=config.checkpoint.every,
+        evaluation__rows=config.evaluation.rows,
+        evaluation__items=config.evaluation.items,
     )
+    for name, number in (
+        ("training.warmup_steps", training.warmup_steps),
+        ("training.max_rollbacks", training.max_rollbacks),
+        ("training.straggler_every", training.straggler_every),
+        ("checkpoint.keep", config.checkpoint.keep),
+        ("checkpoint.retries", config.checkpoint.retries),
+        ("checkpoint.max_failures", config.checkpoint.max_failures),
+        ("evaluation.every", config.evaluation.every),
+    ):
+        if number < 0:
+            refuse(f"{name}: must not be negative, got {number}")
+    for name, amount in (
+        ("training.lr", training.lr),
+        ("training.hang_seconds", training.hang_seconds),
+    ):
+        if not amount > 0:
+            refuse(f"{name}: must be positive, got {amount}")
     if config.engine.loss_chunk < 0:
         refuse(f"engine.loss_chunk: must be a number of tokens, or 0 for all of them, got {config.engine.loss_chunk}")
     for width, count in (("hidden", "heads"), ("local_hidden", "local_heads")):

@@ -199,7 +199,10 @@ def _write_shards(
     from huggingface_hub import split_torch_state_dict_into_shards
 
     shapes = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in weights.items()}
-    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_size)
+    try:
+        plan = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_size)
+    except ValueError as error:
+        raise UserError(f"shard size {shard_size!r}: expected one such as 5GB ({error})") from None
     hashes = {}
     for file, names in plan.filename_to_tensors.items():
         shard = {name: weights[name].detach().to("cpu", dtype).contiguous().clone() for name in names}

@@ -11,6 +11,11 @@ from megatron_lst.errors import UserError
 
 CONTRADICTIONS = [
     (["model.layers=0"], ["model.layers", "at least 1"]),
+    (["checkpoint.every=0"], ["checkpoint.every", "at least 1"]),
+    (["evaluation.rows=0"], ["evaluation.rows", "at least 1"]),
+    (["evaluation.every=-1"], ["evaluation.every", "negative"]),
+    (["checkpoint.keep=-1"], ["checkpoint.keep", "negative"]),
+    (["training.lr=-1"], ["training.lr", "positive"]),
     (["training.micro_batch=-1"], ["training.micro_batch", "at least 1"]),
     (["model.heads=3"], ["model.heads=3", "2048"]),
     (["model.local_heads=1024"], ["model.local_heads", "even"]),

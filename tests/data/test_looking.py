@@ -48,6 +48,8 @@ def test_inspect_draws_and_tabulates_a_row(config_file: Path, tmp_path: Path) ->
     shown = lst("inspect", config_file, "--row", 11, "--out", out)
     assert "row 11" in shown
     assert out.stat().st_size > 10_000
+    with pytest.raises(UserError, match=r"--row 999999999: the run has [\d,]+ rows"):
+        lst("inspect", config_file, "--row", 999999999)
 
 
 def test_notes_say_what_every_token_is() -> None:

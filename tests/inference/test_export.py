@@ -147,6 +147,8 @@ def test_loading_imports_neither_megatron_nor_streaming(tmp_path: Path) -> None:
 def test_large_models_are_written_in_shards(tmp_path: Path) -> None:
     whole, oracle = exported(tmp_path)
     weights = oracle.state_dict()
+    with pytest.raises(UserError, match="shard size 'x': expected one such as 5GB"):
+        write_export(tmp_path / "shards", weights, CONFIG, METADATA, shard_size="x")
     folder = write_export(tmp_path / "shards", weights, CONFIG, METADATA, shard_size=4000)
     files = sorted(p.name for p in folder.glob("*.safetensors"))
     count = len(files)
