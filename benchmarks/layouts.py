@@ -39,7 +39,7 @@ def replicas_equal(results: list[dict[str, Any]]) -> str:
 
 
 def main(names: list[str]) -> None:
-    pool = RankPool(4)
+    pool = RankPool()
     alone: dict[Any, dict[str, Any]] = {}
     print("| layout | ranks | loss | gradient norm | replicas equal |")
     print("|---|---|---|---|---|")
@@ -48,14 +48,11 @@ def main(names: list[str]) -> None:
             continue
         if reference not in alone:
             alone[reference] = pool.run(train, 1, reference)[0]
-        if config.engine.name == "deepspeed":
-            pool.restart()
         results = pool.run(train, world, config)
         expected = alone[reference]
         loss = max(difference(r["losses"], expected["losses"]) for r in results)
         norm = max(difference(r["norms"], expected["norms"]) for r in results)
         print(f"| {name} | {world} | {loss:.1e} | {norm:.1e} | {replicas_equal(results)} |", flush=True)
-    pool.close()
 
 
 if __name__ == "__main__":

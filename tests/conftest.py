@@ -1,7 +1,6 @@
 """Settings for every test: one thread a process, and a GPU only for the tests that are about it."""
 
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,10 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> "Iterator[RankPool]":
-    """Four warm processes on gloo, for the whole test session."""
+def ranks() -> "RankPool":
+    """Real processes on gloo."""
     from tests.support.ranks import RankPool
 
-    pool = RankPool(4)
-    yield pool
-    pool.close()
+    return RankPool()

@@ -41,12 +41,6 @@ CURVES: dict[str, tuple[int, Config]] = {
 }
 
 
-def run(ranks: RankPool, function: Any, world: int, *arguments: Any) -> list[Any]:
-    """In fresh processes: ZeRO 3 numbers modules by process, and compares the numbers between ranks."""
-    ranks.restart()
-    return ranks.run(function, world, *arguments)
-
-
 @functools.cache
 def megatron_curve(ranks: RankPool) -> dict[str, Any]:
     return ranks.run(train, 1, toy_config())[0]
@@ -62,7 +56,7 @@ def agree(result: dict[str, Any], expected: dict[str, Any], first: int = 0) -> N
 def test_same_curve_as_megatron(ranks: RankPool, name: str) -> None:
     world, config = CURVES[name]
     expected = megatron_curve(ranks)
-    results = run(ranks, train, world, config)
+    results = ranks.run(train, world, config)
     for result in results:
         agree(result, expected)
         for score, reference in zip(result["scores"], expected["scores"], strict=True):
@@ -85,10 +79,10 @@ PAIRS: dict[str, tuple[tuple[int, Config], tuple[int, Config]]] = {
 def test_resumed_at_another_size(ranks: RankPool, tmp_path: Path, name: str) -> None:
     (world, config), (later_world, later_config) = PAIRS[name]
     save = functools.partial(train, steps=5, save_at=5, folder=str(tmp_path))
-    run(ranks, save, world, config)
+    ranks.run(save, world, config)
     resume = functools.partial(train, load=str(tmp_path), first=5)
     expected = megatron_curve(ranks)
-    for result in run(ranks, resume, later_world, later_config):
+    for result in ranks.run(resume, later_world, later_config):
         agree(result, expected, first=5)
 
 
@@ -111,7 +105,7 @@ def skipped_steps(config: Config) -> list[Any]:
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_step_that_is_not_finite_is_skipped(ranks: RankPool, stage: int) -> None:
-    bad, kept, good, moved, loss = run(ranks, skipped_steps, 1, zero(stage))[0]
+    bad, kept, good, moved, loss = ranks.run(skipped_steps, 1, zero(stage))[0]
     assert bad
     assert kept
     assert not good
@@ -122,7 +116,7 @@ def test_a_step_that_is_not_finite_is_skipped(ranks: RankPool, stage: int) -> No
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16(ranks: RankPool, stage: int) -> None:
     expected = megatron_curve(ranks)
-    result = run(ranks, functools.partial(train, steps=3), 1, zero(stage, training__precision="bf16"))[0]
+    result = ranks.run(functools.partial(train, steps=3), 1, zero(stage, training__precision="bf16"))[0]
     assert result["losses"] == pytest.approx(expected["losses"][:3], rel=5e-3)
 
 

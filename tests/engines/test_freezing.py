@@ -72,9 +72,7 @@ def reference_curve(ranks: RankPool, steps: int) -> dict[str, Any]:
 def test_frozen_weights_keep_every_bit_until_the_step_and_move_after_it(ranks: RankPool, name: str) -> None:
     world, changes = LAYOUTS[name]
     config = frozen_config(**DIRECT, **changes)
-    ranks.restart()
     at_the_end = ranks.run(functools.partial(train, steps=N), world, config)[0]
-    ranks.restart()
     after = ranks.run(functools.partial(train, steps=N + 2), world, config)[0]
     for weight, did in moved(config, at_the_end["weights"]).items():
         assert did == weight.endswith("[fresh]"), weight
@@ -108,9 +106,7 @@ def test_a_resume_on_either_side_of_the_switch_goes_on_as_if_uninterrupted(
 ) -> None:
     step, (world, changes), (later_world, later) = RESUMES[name]
     save = functools.partial(train, steps=step, save_at=step, folder=str(tmp_path))
-    ranks.restart()
     ranks.run(save, world, frozen_config(**DIRECT, **changes))
-    ranks.restart()
     resume = functools.partial(train, steps=N + 3, load=str(tmp_path), first=step)
     config = frozen_config(**DIRECT, **later)
     result = ranks.run(resume, later_world, config)[0]
