@@ -153,7 +153,13 @@ def _speech_documents(target: "Target", folders: list[Path]) -> tuple[list[Any],
     for path in paths:
         tokenizer, codebook = ((target.metadata.get(k) or {}).get("fingerprint") for k in ("tokenizer", "codebook"))
         shards = ShardSet.open(path, tokenizer=tokenizer, codebook=codebook)
-        found.extend(d for d in shards if d.has_speech)
+        spoken = [d for d in shards if d.has_speech]
+        if folders and not spoken:
+            raise UserError(
+                f"--documents {path}: none of its {len(shards)} documents has speech. Held-out text is measured on a "
+                "run's data.validation"
+            )
+        found.extend(spoken)
         if "unit_bpe" in shards.manifest:
             if "lengths" not in shards.manifest["unit_bpe"]:
                 raise UserError(f"{path}: does not say how long its pieces are; write it again with `lst prep bpe`")

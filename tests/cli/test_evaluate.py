@@ -98,6 +98,13 @@ def test_another_codebook_is_refused(exported: Path, tmp_path: Path) -> None:
         lst("eval", exported, "--documents", tmp_path / "set")
 
 
+def test_documents_without_speech_are_refused_by_name(exported: Path, tmp_path: Path) -> None:
+    written = Document(id="t", source="s", text="abcd", token_ids=np.arange(3, 9, dtype=np.int32), license="CC0")
+    write_set(tmp_path / "written", [written], "text", TOKENIZER)
+    with pytest.raises(UserError, match=r"written: none of its 1 documents has speech"):
+        lst("eval", exported, "--documents", tmp_path / "written")
+
+
 def test_recognises_and_speaks(exported: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_lst.cli.speech.text_decoder", lambda spec: lambda ids: " ".join(map(str, ids)))
     output = lst("eval", "asr", exported, shards, "--limit", 2, "--max-tokens", 9)
