@@ -19,29 +19,34 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.measured import on_gpu
 from megatron_lst.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "--durations=5", "-p", "no:cacheprovider")
 LIMIT = 540.0
 """Seconds that one part may take."""
+NOTHING_DONE = 2
+"""Exit code of a part for which there is nothing to do on this machine."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What `python` is called with, and what it shows; `writes`: it takes --out."""
+    """What `python` is called with, and what it shows; `writes`: it takes --out; `gpu`: it would say "ok" without."""
 
     arguments: tuple[str, ...]
     shows: str
     writes: bool = False
+    gpu: bool = False
 
 
 PARTS = {
     "doctor": Part(("-m", "megatron_lst", "doctor"), "what is installed here"),
-    "kernel-tests": Part((*PYTEST, "tests/kernels/test_gpu.py"), "the kernels are right, in every dtype"),
-    "engine-tests": Part((*PYTEST, "tests/engines/test_gpu.py"), "training is right, and resumes bit by bit"),
+    "kernel-tests": Part((*PYTEST, "tests/kernels/test_gpu.py"), "the kernels are right, in every dtype", gpu=True),
+    "engine-tests": Part((*PYTEST, "tests/engines/test_gpu.py"), "training is right, and resumes bit by bit", gpu=True),
     "generation-tests": Part(
-        (*PYTEST, "tests/inference/test_fixed.py", "tests/benchmarks/test_step.py"), "captured decoding is right"
+        (*PYTEST, "tests/inference/test_fixed.py", "tests/benchmarks/test_step.py"),
+        "captured decoding is right", gpu=True,
     ),
     "kernels": Part(("-m", "megatron_lst", "kernels", "bench"), "the kernels beside their peers", writes=True),
     "step": Part(("-m", "benchmarks.step"), "the 1B step and its baseline's", writes=True),
@@ -70,7 +75,7 @@ class Ended:
     def __str__(self) -> str:
         if self.exit_code is None:
             return f"out of time after {self.seconds:.0f} s" if self.seconds else "not started: no time left"
-        said = {0: "ok", 2: "nothing done"}.get(self.exit_code, f"exit code {self.exit_code}")
+        said = {0: "ok", NOTHING_DONE: "nothing done"}.get(self.exit_code, f"exit code {self.exit_code}")
         return f"{said}, {self.seconds:.0f} s"
 
 
@@ -114,14 +119,16 @@ def main(given: Sequence[str] | None = None) -> int:
     until = time.monotonic() + 60 * arguments.minutes
     ended: dict[str, Ended] = {}
     for name in arguments.parts:
-        left = until - time.monotonic()
-        print(f"== {name}: {PARTS[name].shows}", flush=True)
-        ended[name] = (
-            run(PARTS[name], out / f"{name}.log", out, min(left, LIMIT)) if left > 1 else Ended(PARTS[name].shows)
-        )
+        part, left = PARTS[name], until - time.monotonic()
+        print(f"== {name}: {part.shows}", flush=True)
+        if part.gpu and not on_gpu():
+            print("needs a CUDA device")
+            ended[name] = Ended(part.shows, NOTHING_DONE)
+        else:
+            ended[name] = run(part, out / f"{name}.log", out, min(left, LIMIT)) if left > 1 else Ended(part.shows)
         write_text(out / "summary.json", json.dumps({n: asdict(e) for n, e in ended.items()}, indent=1) + "\n")
     print("\n".join(f"{name:18}{PARTS[name].shows:48}{end}" for name, end in ended.items()))
-    return int(any(end.exit_code not in (0, 2) for end in ended.values()))
+    return int(any(end.exit_code not in (0, NOTHING_DONE) for end in ended.values()))
 
 
 if __name__ == "__main__":

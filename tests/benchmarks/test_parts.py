@@ -48,6 +48,18 @@ def test_what_has_nothing_to_do_is_no_failure(tmp_path: Path) -> None:
     assert main(["refuses", "works", "--out", str(tmp_path)]) == 0
 
 
+def test_skipped_gpu_tests_are_not_called_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parts, "PARTS", {"tests": Part(("-c", "print('ran')"), "that it is right", gpu=True)})
+    for here, said in ((False, "nothing done"), (True, "ok")):
+        monkeypatch.setattr(parts, "on_gpu", lambda here=here: here)
+        assert main(["--out", str(tmp_path)]) == 0
+        output = capsys.readouterr().out
+        assert said in output.splitlines()[-1]
+        assert ("ran" in output) == here
+
+
 @pytest.mark.usefixtures("few")
 def test_no_part_begins_after_the_time_that_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hangs", "works", "--minutes", "0.025", "--out", str(tmp_path)]) == 1
