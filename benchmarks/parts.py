@@ -31,7 +31,7 @@ NOTHING_DONE = 2
 
 
 @dataclass(frozen=True)
-class Part:
+class Command:
     """What `python` is called with, and what it shows; `writes`: it takes --out; `gpu`: it would say "ok" without."""
 
     arguments: tuple[str, ...]
@@ -41,26 +41,28 @@ class Part:
 
 
 PARTS = {
-    "doctor": Part(("-m", "megatron_lst", "doctor"), "what is installed here"),
-    "kernel-tests": Part((*PYTEST, "tests/kernels/test_gpu.py"), "the kernels are right, in every dtype", gpu=True),
-    "engine-tests": Part((*PYTEST, "tests/engines/test_gpu.py"), "training is right, and resumes bit by bit", gpu=True),
-    "generation-tests": Part(
+    "doctor": Command(("-m", "megatron_lst", "doctor"), "what is installed here"),
+    "kernel-tests": Command((*PYTEST, "tests/kernels/test_gpu.py"), "the kernels are right, in every dtype", gpu=True),
+    "engine-tests": Command(
+        (*PYTEST, "tests/engines/test_gpu.py"), "training is right, and resumes bit by bit", gpu=True,
+    ),
+    "generation-tests": Command(
         (*PYTEST, "tests/inference/test_fixed.py", "tests/benchmarks/test_step.py"),
         "captured decoding is right", gpu=True,
     ),
-    "kernels": Part(("-m", "megatron_lst", "kernels", "bench"), "the kernels beside their peers", writes=True),
-    "step": Part(("-m", "benchmarks.step"), "the 1B step and its baseline's", writes=True),
-    "step-direct": Part(
+    "kernels": Command(("-m", "megatron_lst", "kernels", "bench"), "the kernels beside their peers", writes=True),
+    "step": Command(("-m", "benchmarks.step"), "the 1B step and its baseline's", writes=True),
+    "step-direct": Command(
         ("-m", "benchmarks.step", "configs/lst-1b.yaml", "--set", "model.text_path=direct"),
         "the 1B step with text_path=direct", writes=True,
     ),
-    "step-7b": Part(
+    "step-7b": Command(
         ("-m", "benchmarks.step", "configs/lst-7b.yaml", "--steps", "10",
          "--set", "model.layers=16", "training.recompute=selective"),
         "half of the 7B", writes=True,
     ),
-    "generation": Part(("-m", "benchmarks.generation"), "generation in both forms", writes=True),
-    "data": Part(("benchmarks/data.py",), "the data stream"),
+    "generation": Command(("-m", "benchmarks.generation"), "generation in both forms", writes=True),
+    "data": Command(("benchmarks/data.py",), "the data stream"),
 }  # fmt: skip
 
 
@@ -79,7 +81,7 @@ class Ended:
         return f"{said}, {self.seconds:.0f} s"
 
 
-def run(part: Part, log: Path, out: Path, seconds: float) -> Ended:
+def run(part: Command, log: Path, out: Path, seconds: float) -> Ended:
     """One part, its output on the terminal and in `log`; ended with its children after `seconds`."""
     command = [sys.executable, *part.arguments, *(["--out", str(out)] if part.writes else [])]
     here = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "data_prep"), os.environ.get("PYTHONPATH")]

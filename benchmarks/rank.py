@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_lst.config.schema import Config
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 
 META = torch.device("meta")
 _library = torch.library.Library("lst_trace", "FRAGMENT")
@@ -56,7 +56,7 @@ class _FusedNorm(torch.autograd.Function):
         return _norm_back(grad, *ctx.saved_tensors)
 
 
-def stage_rank(layout: Layout, stage: int) -> int:
+def stage_rank(layout: ParallelLayout, stage: int) -> int:
     """The first world rank of a pipeline stage: Megatron-core numbers tensor ranks first and stages last."""
     return stage * layout.tensor * layout.data
 
@@ -84,7 +84,7 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
         from megatron.core.fusions import fused_bias_swiglu
         from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
-        from megatron_lst.engines.megatron import exchange
+        from megatron_lst.engines import weights_io
         from megatron_lst.engines.megatron.engine import MegatronEngine
         from megatron_lst.engines.megatron.optimizer_state import prime
         from megatron_lst.model.layers import RMSNorm
@@ -95,7 +95,7 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
             (cpu, "optimizer_types", _types_of_cuda),
             (torch.cuda, "current_device", lambda: META),
             (torch, "zeros", _without_values(torch.zeros)),
-            (exchange, "set_weights", lambda *_: None),
+            (weights_io, "set_weights", lambda *_: None),
             (RMSNorm, "forward", lambda self, x: _FusedNorm.apply(x, self.weight)),
             (fused_bias_swiglu, "swiglu", _swiglu),
             (fused_bias_swiglu, "swiglu_back", _swiglu_back),

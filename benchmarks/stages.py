@@ -30,7 +30,7 @@ DOCUMENT = 1500
 
 
 @dataclass(frozen=True)
-class Stage:
+class TracedStage:
     """One rank of a stage, planned and traced.
 
     Attributes:
@@ -61,7 +61,7 @@ class Stage:
         return sent / self.micro_batches
 
 
-def trace_stage(config: Config, world: int, stage: int, micro_batches: int | None = None) -> Stage:
+def trace_stage(config: Config, world: int, stage: int, micro_batches: int | None = None) -> TracedStage:
     """Plan and trace the first rank of a stage.
 
     Every micro-batch has the same rows: what is in flight is then a multiple of one of them.
@@ -82,7 +82,7 @@ def trace_stage(config: Config, world: int, stage: int, micro_batches: int | Non
         widths = frozenset(size for chunk in engine.chunks for p in chunk.parameters() for size in p.shape)
     planned = stage_memory(config, layout, split, work=work)[stage]
     sent = tensor_traffic(config, layout, split, work)[stage]
-    return Stage(work, planned, sent, states, trace, micro_batches, widths)
+    return TracedStage(work, planned, sent, states, trace, micro_batches, widths)
 
 
 def report(config: Config, world: int) -> str:

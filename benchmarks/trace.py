@@ -200,7 +200,7 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import schedules
 
-    from megatron_lst.engines.microbatches import balanced
+    from megatron_lst.engines.microbatches import balanced_micro_batches
     from megatron_lst.model import batch
 
     config, state, trace = engine.config, engine.state, Trace()
@@ -211,7 +211,7 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
         "embedding": state.embedding_group,
     }
     groups = {tuple(dist.get_process_group_ranks(g)): name for name, g in reversed(named.items()) if g is not None}
-    parts = balanced(rows, config.training.micro_batch)
+    parts = balanced_micro_batches(rows, config.training.micro_batch)
     batches = [emptied(batch.make_batch(part, config, torch.device("cpu"))) for part in parts]
     known = [t for tensors in state_tensors(engine).values() for t in tensors]
     recorder = _Recorder(trace, [*known, *(t for made in batches for t in tensors_of(made))], groups)

@@ -1,4 +1,4 @@
-"""One door through which every Triton kernel is launched, so that `lst_kernels.check` can compile instead of
+"""One door through which every Triton kernel is launched, so that `lst_kernels.compile_check` can compile instead of
 run."""
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ def check(
     target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, sm_100, gfx942; default: all")] = None,
 ) -> None:
     """Compile every kernel for every target, without a GPU, and check what came out. Exit code 1: one is not right."""
-    from lst_kernels.check import PAPER, TARGETS, Shape, report
-    from lst_kernels.check import check as compile_all
+    from lst_kernels.compile_check import PAPER, TARGETS, Shape, report
+    from lst_kernels.compile_check import check as compile_all
     from megatron_lst.config import load_config
     from megatron_lst.errors import LstError, UserError
 

@@ -51,7 +51,7 @@ def make_plan(
     Raises:
         UserError: unknown device, impossible numbers, or no layout at all for that many accelerators.
     """
-    from megatron_lst.parallel.layout import Layout, problems
+    from megatron_lst.parallel.layout import ParallelLayout, problems
     from megatron_lst.planning.devices import DEVICES, find_device
     from megatron_lst.planning.search import USABLE, Cluster, evaluate, search
     from megatron_lst.planning.speed import Assumptions
@@ -88,7 +88,9 @@ def make_plan(
 
     parallel = settings.parallel
     model_ranks = parallel.tensor * parallel.pipeline
-    own = Layout(parallel.tensor, parallel.pipeline, parallel.virtual, cluster.gpus // model_ranks, parallel.sequence)
+    own = ParallelLayout(
+        parallel.tensor, parallel.pipeline, parallel.virtual, cluster.gpus // model_ranks, parallel.sequence
+    )
     refused = problems(settings, own, cluster.gpus)
     return {
         "config": name,

@@ -90,8 +90,8 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
     """
     from megatron_lst.engines import build_engine
     from megatron_lst.training.checkpoint import find_checkpoint
+    from megatron_lst.training.checkpoint.verification import verify_checkpoint
     from megatron_lst.training.ranks import Ranks
-    from megatron_lst.training.verification import verify_checkpoint
 
     found = None if untrained else find_checkpoint(run, step)
     config = load_config(run / "config.yaml")

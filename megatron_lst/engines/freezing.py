@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from megatron_lst.config.schema import Config
-from megatron_lst.engines.megatron.exchange import local_pieces
+from megatron_lst.engines.weights_io import local_parameters
 from megatron_lst.inference.warm_start import text_places
 from megatron_lst.parallel.state import ParallelState
 
@@ -27,10 +27,10 @@ def freezable_rows(chunks: Sequence[Any], config: Config, state: ParallelState) 
     """
     places = set(text_places(config.model).values())
     found = {}
-    for _, parameter, piece in local_pieces(list(chunks), config):
+    for _, parameter, spec in local_parameters(list(chunks), config):
         rows = parameter.shape[0]
-        if piece.names[0].startswith("global_transformer.") or (parameter.dim() == 1 and piece.names[0] in places):
+        if spec.names[0].startswith("global_transformer.") or (parameter.dim() == 1 and spec.names[0] in places):
             found[parameter] = rows
-        elif piece.names[0] in places:
+        elif spec.names[0] in places:
             found[parameter] = min(max(config.vocabulary.text_size - state.tensor_rank * rows, 0), rows)
     return found

@@ -7,7 +7,7 @@ from megatron_lst.errors import UserError
 from megatron_lst.patching.row import Row
 
 
-def deal(lengths: Sequence[int], groups: int) -> list[list[int]]:
+def balanced_groups(lengths: Sequence[int], groups: int) -> list[list[int]]:
     """Deal rows to groups of equal size, longest first, each to the lightest group that has room.
 
     A function of the lengths alone, hence the same wherever they are known; O(n log n), so that thousands of rows cost
@@ -31,7 +31,7 @@ def deal(lengths: Sequence[int], groups: int) -> list[list[int]]:
     return [sorted(group) for group in dealt]
 
 
-def balanced(rows: Sequence[Row], size: int) -> list[list[Row]]:
+def balanced_micro_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
     """Deal rows to len(rows) / size micro-batches of exactly `size` rows.
 
     A function of the rows alone, hence the same on every rank that has them. Sums over the batch do not depend on it
@@ -42,5 +42,5 @@ def balanced(rows: Sequence[Row], size: int) -> list[list[Row]]:
     """
     if not rows or len(rows) % size:
         raise UserError(f"{len(rows)} rows do not make micro-batches of training.micro_batch={size}")
-    groups = deal([len(row.tokens) for row in rows], len(rows) // size)
+    groups = balanced_groups([len(row.tokens) for row in rows], len(rows) // size)
     return [[rows[i] for i in group] for group in groups]

@@ -8,10 +8,10 @@ are not useful; norms, softmax and RoPE are not matrix products.
 """
 
 from megatron_lst.flops.counter import forward_flops, module_flops, module_parameters, parameters, row_flops
-from megatron_lst.flops.work import Mixture, Work, expected_work, row_work
+from megatron_lst.flops.work import MixtureStatistics, Work, expected_work, row_work
 
 __all__ = [
-    "Mixture",
+    "MixtureStatistics",
     "Work",
     "expected_work",
     "forward_flops",

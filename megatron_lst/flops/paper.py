@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
 from megatron_lst.flops.counter import parameters, row_flops
-from megatron_lst.flops.work import ALIGNED_SEPARATE, Mixture, expected_work
+from megatron_lst.flops.work import ALIGNED_SEPARATE, MixtureStatistics, expected_work
 
 # What the paper says of its set-up: the inputs of everything below.
 BATCH_ROWS, ROW_UNITS, STEPS, ABLATION_STEPS = 128, 4096, 500_000, 200_000
@@ -18,7 +18,7 @@ SPEECH_TOKENS = 13.7e9
 UNITS_PER_BPE_PIECE = 1.47
 """Mean speech units in a piece of unit BPE. The one input that is inferred: from the published saving of 8.2 %."""
 PEAK_BF16_H100 = 989.4e12
-PAPER_MIX = Mixture()
+PAPER_MIX = MixtureStatistics()
 """9.4 frames and 1.4 text pieces a word, two words of text for one of speech, twice as much plain text."""
 
 
@@ -43,7 +43,7 @@ class Line:
     note: str = ""
 
 
-def static_mix(patch_length: float) -> Mixture:
+def static_mix(patch_length: float) -> MixtureStatistics:
     return replace(PAPER_MIX, patch_length=patch_length)
 
 

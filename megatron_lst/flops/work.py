@@ -94,7 +94,7 @@ def _pairs_among(chosen: np.ndarray, start: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixtureStatistics:
     """What a stream is made of, in raw tokens before patching (SPEC 7). The defaults are the paper's.
 
     Attributes:
@@ -158,7 +158,7 @@ def mean_patch_length(config: Config) -> float:
     return 1.0 / (share / aligned + (1.0 - share) / patching.size)
 
 
-def mixture_of(config: Config) -> Mixture:
+def mixture_of(config: Config) -> MixtureStatistics:
     """The mixture that a configuration asks for; the paper's weights where it names no sources.
 
     Adaptation sources (`asr`, `tts`) count as interleaved: speech and its text in one document.
@@ -168,7 +168,7 @@ def mixture_of(config: Config) -> Mixture:
         weights["text" if source.kind == "text" else "interleaved"] += source.weight
     if not sum(weights.values()):
         weights = {"interleaved": 1.0, "text": 2.0}
-    return Mixture(
+    return MixtureStatistics(
         interleaved=weights["interleaved"],
         text=weights["text"],
         text_ratio=config.data.spans.text_ratio,
@@ -176,7 +176,7 @@ def mixture_of(config: Config) -> Mixture:
     )
 
 
-def expected_work(config: Config, mixture: Mixture | None = None) -> Work:
+def expected_work(config: Config, mixture: MixtureStatistics | None = None) -> Work:
     """Work of an average full row of U units under a mixture, without looking at data.
 
     A row's units are shared between interleaved and text documents as the mixture says; documents have equal size.
@@ -189,7 +189,7 @@ def expected_work(config: Config, mixture: Mixture | None = None) -> Work:
     )
 
 
-def _document_rows(config: Config, mixture: Mixture, interleaved: bool) -> Work:
+def _document_rows(config: Config, mixture: MixtureStatistics, interleaved: bool) -> Work:
     """Work of a row that holds documents of one class alone."""
     model, documents = config.model, mixture.documents_per_row
     units = config.data.units / documents

@@ -7,7 +7,7 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_lst.config.schema import Config
 from megatron_lst.parallel import accelerators, cpu
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import PipelineSplit
 
 
@@ -21,7 +21,7 @@ def keep_uninitialised(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def _common(config: Config, layout: Layout) -> dict[str, Any]:
+def _common(config: Config, layout: ParallelLayout) -> dict[str, Any]:
     dtype = parameter_dtype(config)
     return {
         "tensor_model_parallel_size": layout.tensor,
@@ -48,7 +48,7 @@ def _common(config: Config, layout: Layout) -> dict[str, Any]:
 
 
 def global_settings(
-    config: Config, layout: Layout, split: PipelineSplit, sequence: bool | None = None
+    config: Config, layout: ParallelLayout, split: PipelineSplit, sequence: bool | None = None
 ) -> TransformerConfig:
     """Settings of the global transformer, the pipeline's layout and recomputation among them (SPEC 3).
 
@@ -92,7 +92,9 @@ def global_settings(
     )
 
 
-def local_settings(config: Config, layout: Layout, layers: int, sequence: bool | None = None) -> TransformerConfig:
+def local_settings(
+    config: Config, layout: ParallelLayout, layers: int, sequence: bool | None = None
+) -> TransformerConfig:
     """Settings of the patch encoder or decoder (SPEC 2, 5). They live on one stage: no pipeline here.
 
     Args:

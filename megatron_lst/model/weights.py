@@ -24,7 +24,7 @@ from megatron_lst.errors import UserError
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardSpec:
     """One local parameter in terms of canonical weights.
 
     Attributes:
@@ -79,7 +79,7 @@ _LAYER = {
 _LAYER_NAME = re.compile(r"^(encoder|global_transformer|decoder)\.layers\.(\d+)\.(?:block\.)?(.+)$")
 
 
-def piece_of(name: str, config: Config, first_layer: int = 0) -> Piece:
+def shard_spec(name: str, config: Config, first_layer: int = 0) -> ShardSpec:
     """What the local parameter `name` of a `model.ModelChunk` is made of.
 
     Args:
@@ -92,12 +92,12 @@ def piece_of(name: str, config: Config, first_layer: int = 0) -> Piece:
         is_global = module == "global_transformer"
         prefix = f"{module}.layers.{layer + first_layer if is_global else layer}."
         groups = config.model.global_kv_heads if is_global else config.model.local_heads
-        return Piece(tuple(f"{prefix}{n}.weight" for n in names), kind, groups)  # type: ignore[arg-type]
+        return ShardSpec(tuple(f"{prefix}{n}.weight" for n in names), kind, groups)  # type: ignore[arg-type]
     if name.endswith("norm.weight"):
-        return Piece((name,), "whole")
+        return ShardSpec((name,), "whole")
     if name.endswith("kv_proj.weight"):
-        return Piece(tuple(name.replace("kv_proj", part) for part in ("k_proj", "v_proj")), "stacked")
-    return Piece((name,), "row" if name.endswith("o_proj.weight") else "column")
+        return ShardSpec(tuple(name.replace("kv_proj", part) for part in ("k_proj", "v_proj")), "stacked")
+    return ShardSpec((name,), "row" if name.endswith("o_proj.weight") else "column")
 
 
 def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from megatron_lst.errors import UserError
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelLayout:
     """Sizes of the parallel dimensions; tensor * pipeline * data = world size.
 
     Attributes:
@@ -38,7 +38,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def problems(config: Config, layout: Layout, world: int) -> list[str]:
+def problems(config: Config, layout: ParallelLayout, world: int) -> list[str]:
     """Everything that makes a layout impossible, in words; empty when it works."""
     model, training, found = config.model, config.training, []
     tensor, stages = layout.tensor, layout.pipeline * layout.virtual
@@ -86,7 +86,7 @@ def problems(config: Config, layout: Layout, world: int) -> list[str]:
     return found + (_fp8_problems(config, layout) if config.engine.fp8 != "none" else [])
 
 
-def _fp8_problems(config: Config, layout: Layout) -> list[str]:
+def _fp8_problems(config: Config, layout: ParallelLayout) -> list[str]:
     """Sides of the fp8 products that the kernels do not take: on each rank a multiple of 16, of 32 for mxfp8."""
     model, training, fp8 = config.model, config.training, config.engine
     multiple, kind = (16, fp8.fp8_recipe) if fp8.fp8_recipe in ("tensorwise", "blockwise") else (32, "mxfp8")
@@ -118,7 +118,7 @@ def _sharded_sizes(model: ModelConfig) -> list[tuple[str, int]]:
     return sizes
 
 
-def check_layout(config: Config, world: int) -> Layout:
+def check_layout(config: Config, world: int) -> ParallelLayout:
     """The layout of a run on `world` ranks.
 
     Raises:
@@ -126,7 +126,7 @@ def check_layout(config: Config, world: int) -> Layout:
     """
     parallel = config.parallel
     model_ranks = parallel.tensor * parallel.pipeline
-    layout = Layout(
+    layout = ParallelLayout(
         parallel.tensor, parallel.pipeline, parallel.virtual, max(world // model_ranks, 0), parallel.sequence
     )
     found = problems(config, layout, world)
@@ -143,7 +143,7 @@ def check_layout(config: Config, world: int) -> Layout:
     raise UserError(f"This layout cannot work: {'; '.join(found)}. {advice}.")
 
 
-def nearest_layouts(config: Config, wanted: Layout, world: int, count: int = 3) -> list[Layout]:
+def nearest_layouts(config: Config, wanted: ParallelLayout, world: int, count: int = 3) -> list[ParallelLayout]:
     """Up to `count` layouts that work, those closest to the wanted sizes first."""
     free = replace(config, parallel=replace(config.parallel, split=None))
     works = []
@@ -151,7 +151,7 @@ def nearest_layouts(config: Config, wanted: Layout, world: int, count: int = 3) 
         for pipeline in _divisors(world // tensor):
             virtual = wanted.virtual if pipeline > 1 else 1
             for candidate_virtual in {virtual, 1}:
-                layout = Layout(
+                layout = ParallelLayout(
                     tensor,
                     pipeline,
                     candidate_virtual,
@@ -161,7 +161,7 @@ def nearest_layouts(config: Config, wanted: Layout, world: int, count: int = 3) 
                 if not problems(free, layout, world):
                     works.append(layout)
 
-    def distance(layout: Layout) -> tuple[int, int, int, int]:
+    def distance(layout: ParallelLayout) -> tuple[int, int, int, int]:
         tensor, pipeline = max(wanted.tensor, 1), max(wanted.pipeline, 1)
         ratio = max(layout.tensor, tensor) * max(layout.pipeline, pipeline)
         ratio //= max(min(layout.tensor, tensor) * min(layout.pipeline, pipeline), 1)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lst.parallel import cpu
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ParallelState:
         owns_world: this object started torch.distributed, and ends it.
     """
 
-    layout: Layout
+    layout: ParallelLayout
     device: torch.device
     rank: int
     world_size: int
@@ -58,7 +58,7 @@ def start_world() -> bool:
     return True
 
 
-def start(layout: Layout, seed: int = 0) -> ParallelState:
+def start(layout: ParallelLayout, seed: int = 0) -> ParallelState:
     """Make the process groups of `layout` (collective over all ranks)."""
     # The order in which kernels reach the GPU: tensor parallelism overlaps its communication by it.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")

@@ -7,14 +7,14 @@ and are called so wherever they are shown.
 
 from megatron_lst.planning.devices import Device, find_device, peak_flops
 from megatron_lst.planning.memory import Memory, stage_memory
-from megatron_lst.planning.search import Cluster, Plan, evaluate, search
+from megatron_lst.planning.search import Cluster, LayoutPlan, evaluate, search
 from megatron_lst.planning.speed import StepTime, step_time
 
 __all__ = [
     "Cluster",
     "Device",
+    "LayoutPlan",
     "Memory",
-    "Plan",
     "StepTime",
     "evaluate",
     "find_device",

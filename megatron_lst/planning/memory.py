@@ -10,7 +10,7 @@ from itertools import pairwise
 from megatron_lst.config.schema import Config
 from megatron_lst.flops import module_parameters
 from megatron_lst.flops.work import Work, expected_work
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import PipelineSplit
 
 RUNTIME = 3e9
@@ -46,7 +46,7 @@ class Memory:
         return states + self.activations + max(self.logits, self.backward) + self.runtime
 
 
-def stage_parameters(config: Config, layout: Layout, split: PipelineSplit) -> list[float]:
+def stage_parameters(config: Config, layout: ParallelLayout, split: PipelineSplit) -> list[float]:
     """Parameters on one rank of each stage, replicas included; norms are counted as if they were sharded too."""
     counts = module_parameters(config)
     chunks = layout.pipeline * layout.virtual
@@ -64,7 +64,7 @@ def stage_parameters(config: Config, layout: Layout, split: PipelineSplit) -> li
     return [stage / layout.tensor for stage in stages]
 
 
-def state_bytes(config: Config, layout: Layout, parameters: float) -> tuple[float, float, float]:
+def state_bytes(config: Config, layout: ParallelLayout, parameters: float) -> tuple[float, float, float]:
     """(weights, gradients, optimizer) of `parameters` on one rank."""
     element = 2.0 if config.training.precision == "bf16" else 4.0
     # Adam's two moments, and fp32 master weights where the model's are bf16.
@@ -99,7 +99,7 @@ class LayerShape:
     fused: bool = True
 
 
-def layer_activations(shape: LayerShape, n: float, e: float, layout: Layout, recompute: str = "none") -> float:
+def layer_activations(shape: LayerShape, n: float, e: float, layout: ParallelLayout, recompute: str = "none") -> float:
     """Bytes that one layer keeps for its backward pass over n positions.
 
     Args:
@@ -123,7 +123,7 @@ def layer_activations(shape: LayerShape, n: float, e: float, layout: Layout, rec
 
 
 def cross_activations(
-    d: int, queries: float, keys: float, e: float, layout: Layout, *, sharded: bool, fused: bool = True
+    d: int, queries: float, keys: float, e: float, layout: ParallelLayout, *, sharded: bool, fused: bool = True
 ) -> float:
     """Bytes that one cross-attention keeps: inputs and normed outputs of both sides, q, k, v, output.
 
@@ -168,7 +168,7 @@ def in_flight(pipeline: int, virtual: int, stage: int, micro_batches: int) -> fr
 
 
 def stage_memory(
-    config: Config, layout: Layout, split: PipelineSplit, fused: bool = True, work: Work | None = None
+    config: Config, layout: ParallelLayout, split: PipelineSplit, fused: bool = True, work: Work | None = None
 ) -> list[Memory]:
     """Memory of one rank of each pipeline stage. Activations are those of bf16: in fp8 a little less is kept.
 
@@ -239,7 +239,7 @@ def local_shape(config: Config, fused: bool = True) -> LayerShape:
     return LayerShape(model.local_hidden, model.local_ffn_size, model.local_heads, model.local_heads, fused)
 
 
-def encoder_activations(config: Config, layout: Layout, work: Work, e: float, fused: bool = True) -> float:
+def encoder_activations(config: Config, layout: ParallelLayout, work: Work, e: float, fused: bool = True) -> float:
     """Bytes that the patch encoder keeps on the first stage, of one micro-batch; 0 for a baseline."""
     model = config.model
     if model.kind != "lst":
@@ -252,7 +252,7 @@ def encoder_activations(config: Config, layout: Layout, work: Work, e: float, fu
 
 
 def decoder_activations(
-    config: Config, layout: Layout, units: float, work: Work, e: float, fused: bool = True
+    config: Config, layout: ParallelLayout, units: float, work: Work, e: float, fused: bool = True
 ) -> float:
     """Bytes that patch decoder, last norm and head keep on the last stage, of one micro-batch.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from megatron_lst.config.schema import Config, ParallelConfig, TrainingConfig
-from megatron_lst.parallel.layout import Layout, problems
+from megatron_lst.parallel.layout import ParallelLayout, problems
 from megatron_lst.parallel.split import PipelineSplit, pipeline_split
 from megatron_lst.planning.devices import Device
 from megatron_lst.planning.memory import Memory, stage_memory
@@ -26,7 +26,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutPlan:
     """One way to run a configuration.
 
     Attributes:
@@ -37,7 +37,7 @@ class Plan:
     """
 
     config: Config
-    layout: Layout
+    layout: ParallelLayout
     split: PipelineSplit
     memory: Memory
     time: StepTime
@@ -57,10 +57,10 @@ class Plan:
         ]
 
 
-def evaluate(config: Config, cluster: Cluster) -> Plan:
+def evaluate(config: Config, cluster: Cluster) -> LayoutPlan:
     """The configuration's own layout on a cluster; its world size has to be possible (`parallel.layout.problems`)."""
     parallel = config.parallel
-    layout = Layout(
+    layout = ParallelLayout(
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,
         virtual=parallel.virtual,
@@ -70,7 +70,7 @@ def evaluate(config: Config, cluster: Cluster) -> Plan:
     split = pipeline_split(config, layout.pipeline, layout.virtual)
     memory = max(stage_memory(config, layout, split), key=lambda m: m.total)
     time = step_time(config, layout, split, cluster.device, cluster.assumed)
-    return Plan(config, layout, split, memory, time, memory.total <= USABLE * cluster.device.memory)
+    return LayoutPlan(config, layout, split, memory, time, memory.total <= USABLE * cluster.device.memory)
 
 
 def candidates(config: Config, cluster: Cluster) -> Iterator[Config]:
@@ -82,7 +82,7 @@ def candidates(config: Config, cluster: Cluster) -> Iterator[Config]:
             if pipeline > 1 and not pipelines:
                 break
             for virtual in (1, 2) if pipeline > 1 else (1,):
-                layout = Layout(tensor, pipeline, virtual, gpus // tensor // pipeline, tensor > 1)
+                layout = ParallelLayout(tensor, pipeline, virtual, gpus // tensor // pipeline, tensor > 1)
                 parallel = ParallelConfig(tensor, pipeline, virtual, tensor > 1)
                 for micro_batch in MICRO_BATCHES:
                     for recompute in RECOMPUTE:
@@ -96,7 +96,7 @@ def candidates(config: Config, cluster: Cluster) -> Iterator[Config]:
                             yield found
 
 
-def search(config: Config, cluster: Cluster) -> list[Plan]:
+def search(config: Config, cluster: Cluster) -> list[LayoutPlan]:
     """Every candidate: those that fit first, the quickest first; then the others, the smallest first.
 
     Of plans that are as quick to within 1 %, the one that leaves most memory free stands first.
@@ -105,7 +105,7 @@ def search(config: Config, cluster: Cluster) -> list[Plan]:
 
     best = min((plan.time.total for plan in plans if plan.fits), default=1.0)
 
-    def order(plan: Plan) -> tuple[bool, float, float]:
+    def order(plan: LayoutPlan) -> tuple[bool, float, float]:
         if plan.fits:
             return False, float(int((plan.time.total / best - 1.0) * 100)), plan.memory.total
         return True, plan.memory.total, plan.time.total

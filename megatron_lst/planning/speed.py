@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from megatron_lst.config.schema import Config
 from megatron_lst.flops import forward_flops, module_flops
 from megatron_lst.flops.counter import TRAINING_FACTOR
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import PipelineSplit, stage_work
 from megatron_lst.planning.devices import Device
 from megatron_lst.planning.memory import stage_parameters
@@ -53,7 +53,7 @@ class StepTime:
 
 
 def step_time(
-    config: Config, layout: Layout, split: PipelineSplit, device: Device, assumed: Assumptions | None = None
+    config: Config, layout: ParallelLayout, split: PipelineSplit, device: Device, assumed: Assumptions | None = None
 ) -> StepTime:
     """Estimated time of one step of the global batch on `tensor * pipeline * data` devices."""
     assumed = assumed or Assumptions()
@@ -85,7 +85,7 @@ def step_time(
     return StepTime(compute, bubble, tensor, data, training.global_batch * row / (total * world * device.peak))
 
 
-def _recomputed(config: Config, layout: Layout, split: PipelineSplit) -> float:
+def _recomputed(config: Config, layout: ParallelLayout, split: PipelineSplit) -> float:
     """FLOPs that the heaviest stage computes a second time for one row."""
     if config.training.recompute == "none":
         return 0.0

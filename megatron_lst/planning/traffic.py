@@ -6,7 +6,7 @@ counted, whatever hides behind a matrix product.  `tests/benchmarks/test_stages.
 
 from megatron_lst.config.schema import Config
 from megatron_lst.flops.work import Work, expected_work
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import PipelineSplit
 
 REDUCED = 2
@@ -17,13 +17,15 @@ def element_bytes(config: Config) -> float:
     return 2.0 if config.training.precision == "bf16" else 4.0
 
 
-def boundary_bytes(config: Config, layout: Layout) -> float:
+def boundary_bytes(config: Config, layout: ParallelLayout) -> float:
     """One crossing of a stage boundary, forward or backward."""
     positions = config.training.micro_batch * config.data.units / (layout.tensor if layout.sequence else 1)
     return positions * config.model.hidden * element_bytes(config)
 
 
-def tensor_traffic(config: Config, layout: Layout, split: PipelineSplit, work: Work | None = None) -> list[float]:
+def tensor_traffic(
+    config: Config, layout: ParallelLayout, split: PipelineSplit, work: Work | None = None
+) -> list[float]:
     """Bytes that a rank of each stage sends to its tensor-parallel group in one micro-batch, forward and backward.
 
     Args:
@@ -55,7 +57,7 @@ def _states(config: Config, work: Work, layer: int) -> float:
     return work.encoder_tokens * model.local_hidden * (REDUCED + model.encoder_layers * layer)
 
 
-def _first(config: Config, layout: Layout, units: float, work: Work, layer: int) -> float:
+def _first(config: Config, layout: ParallelLayout, units: float, work: Work, layer: int) -> float:
     """What the first stage has besides global layers: embedding and patch encoder."""
     model, sequence = config.model, layout.sequence
     if model.kind != "lst":
@@ -73,7 +75,7 @@ def _first(config: Config, layout: Layout, units: float, work: Work, layer: int)
     return total
 
 
-def _last(config: Config, layout: Layout, units: float, work: Work, layer: int) -> float:
+def _last(config: Config, layout: ParallelLayout, units: float, work: Work, layer: int) -> float:
     """What the last stage has besides global layers: the encoder's replica, patch decoder and head."""
     model, sequence, chunk = config.model, layout.sequence, config.engine.loss_chunk
     lst = model.kind == "lst"

@@ -1,9 +1,12 @@
 """The few collectives that the trainer itself needs, on CPU tensors, over all ranks. One process needs none."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from megatron_lst.errors import LstError, UserError
 
 
 class Ranks:
@@ -13,13 +16,13 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.rank = dist.get_rank() if self.world > 1 else 0
-        self._group = dist.new_group(backend="gloo") if self.world > 1 else None
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if self.world_size > 1 else 0
+        self._group = dist.new_group(backend="gloo") if self.world_size > 1 else None
 
     def max(self, value: int) -> int:
         """Largest value that any rank gave."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
@@ -30,29 +33,48 @@ class Ranks:
         return not self.max(not value)
 
     def barrier(self) -> None:
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier(group=self._group)
 
     def gather(self, value: torch.Tensor) -> list[torch.Tensor] | None:
         """One tensor a rank, all of the same shape and dtype, on rank 0; None elsewhere."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        parts = [torch.empty_like(value) for _ in range(self.world)] if self.rank == 0 else None
+        parts = [torch.empty_like(value) for _ in range(self.world_size)] if self.rank == 0 else None
         dist.gather(value, parts, dst=0, group=self._group)
         return parts
 
     def gather_objects(self, value: Any) -> list[Any] | None:
         """Any small object of each rank on rank 0; None elsewhere. For rare use (checkpoints)."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        parts: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         dist.gather_object(value, parts, dst=0, group=self._group)
         return parts
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's small object on every rank. For rare use."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         held = [value]
         dist.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
+
+    def on_writer(self, action: Callable[[], None]) -> None:
+        """Do something on rank 0; when it fails there, every rank leaves with the same error: whichever ends first, it
+        is the cause that people read.
+
+        Raises:
+            LstError: what rank 0 raised.
+        """
+        problem: LstError | None = None
+        if self.rank == 0:
+            try:
+                action()
+            except LstError as error:
+                problem = error
+            except OSError as error:
+                problem = UserError(f"run.dir: cannot write {error.filename or 'the run folder'}: {error.strerror}")
+        problem = self.broadcast_object(problem)
+        if problem is not None:
+            raise problem

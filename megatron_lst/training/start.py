@@ -1,6 +1,6 @@
-"""Before the first step: settle the configuration, meet the other ranks, take the run folder."""
+"""Before the first step: settle the configuration, join the other ranks, lock the run folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import torch.distributed as dist
 
 from megatron_lst.config.load import read_yaml
 from megatron_lst.config.schema import Config
-from megatron_lst.errors import LstError, UserError
 from megatron_lst.parallel.layout import check_layout, world_size
 from megatron_lst.parallel.state import start_world
 from megatron_lst.training.checkpoint import newest_checkpoint
@@ -37,7 +36,7 @@ def _has_begun(folder: Path) -> bool:
 
 
 @contextmanager
-def meet(config: Config) -> Iterator[Ranks]:
+def init_distributed(config: Config) -> Iterator[Ranks]:
     """Refuse an impossible layout, join torch.distributed, and make sure that all ranks run the same thing.
 
     Leaves torch.distributed at the end, if it was not joined before.
@@ -57,27 +56,7 @@ def meet(config: Config) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def on_writer(ranks: Ranks, action: Callable[[], None]) -> None:
-    """Do something on rank 0; when it fails there, every rank leaves with the same error: whichever ends first, it is
-    the cause that people read.
-
-    Raises:
-        LstError: what rank 0 raised.
-    """
-    problem: LstError | None = None
-    if ranks.rank == 0:
-        try:
-            action()
-        except LstError as error:
-            problem = error
-        except OSError as error:
-            problem = UserError(f"run.dir: cannot write {error.filename or 'the run folder'}: {error.strerror}")
-    problem = ranks.broadcast_object(problem)
-    if problem is not None:
-        raise problem
-
-
-def take_folder(config: Config, ranks: Ranks) -> tuple[RunLock | None, int]:
+def lock_run_folder(config: Config, ranks: Ranks) -> tuple[RunLock | None, int]:
     """Make and lock the run folder. Returns the lock (on rank 0) and its generation (everywhere).
 
     Raises:
@@ -90,5 +69,5 @@ def take_folder(config: Config, ranks: Ranks) -> tuple[RunLock | None, int]:
         folder.mkdir(parents=True, exist_ok=True)
         held.append(RunLock(folder, stale_seconds=config.run.stale_seconds))
 
-    on_writer(ranks, take)
+    ranks.on_writer(take)
     return (held[0] if held else None), ranks.max(newest_generation(folder / ".lock") if held else 0)

@@ -20,8 +20,10 @@ from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
 from megatron_lst.progress import Progress
+from megatron_lst.training.balancing import RowBalancer
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
-from megatron_lst.training.dealing import RowDealer
+from megatron_lst.training.checkpoint.saving import CheckpointSaver
+from megatron_lst.training.checkpoint.verification import verify_checkpoint
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.metrics import MetricsWriter
 from megatron_lst.training.ranks import Ranks
@@ -34,10 +36,8 @@ from megatron_lst.training.resilience.replay import save_rows
 from megatron_lst.training.resilience.signals import StopSignals
 from megatron_lst.training.resilience.stragglers import StragglerReport, probe
 from megatron_lst.training.resilience.watchdog import Watchdog
-from megatron_lst.training.saving import CheckpointSaver
 from megatron_lst.training.schedule import is_frozen, learning_rate
-from megatron_lst.training.start import meet, on_writer, settle_config, take_folder
-from megatron_lst.training.verification import verify_checkpoint
+from megatron_lst.training.start import init_distributed, lock_run_folder, settle_config
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def train(config: Config) -> Outcome:
         LstError: another rank failed; names it and its error.
     """
     config = settle_config(config)
-    with meet(config) as ranks:
-        lock, generation = take_folder(config, ranks)
+    with init_distributed(config) as ranks:
+        lock, generation = lock_run_folder(config, ranks)
         with lock or contextlib.nullcontext():
             run = _Run(config, ranks, generation)
             with StopSignals() as signals, run.watchdog:
@@ -93,7 +93,7 @@ class _Run:
         self.watchdog = Watchdog(
             self.folder,
             rank=ranks.rank,
-            world_size=ranks.world,
+            world_size=ranks.world_size,
             seconds=training.hang_seconds,
             generation=generation,
             report=lambda sentence, step: self.events.write("hang", sentence, step),
@@ -120,7 +120,7 @@ class _Run:
         except TrainingFault:
             return None
         elsewhere = None
-        if self.ranks.world > 1 and not isinstance(error, LstError):
+        if self.ranks.world_size > 1 and not isinstance(error, LstError):
             elsewhere = outcome.await_failure(self.folder)
         outcome.failed(self.folder, error, rank=self.ranks.rank, step=self.step)
         return outcome.as_error(elsewhere) if elsewhere else None
@@ -133,16 +133,16 @@ class _Run:
         config = self.config
         if self.writer:
             outcome.clear(self.folder)
-        on_writer(self.ranks, lambda: check_shard_sizes(config))
+        self.ranks.on_writer(lambda: check_shard_sizes(config))
         self.engine = build_engine(config)
         assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
         return self._train(self.engine, signals)
 
     def _train(self, engine: Engine, signals: StopSignals) -> Outcome:
         config, steps = self.config, self.config.training.steps
-        peak = job_peak(config, engine.device, self.ranks.world)
+        peak = job_peak(config, engine.device, self.ranks.world_size)
         recorder = StepRecorder(config, self.ranks, engine.data_rank, engine.data_size, peak)
-        dealer = RowDealer(engine.data_rank, engine.data_size)
+        balancer = RowBalancer(engine.data_rank, engine.data_size)
         start = self._resume(engine, recorder)
         config_yaml = dump_yaml(config)
         if self.writer:
@@ -160,7 +160,7 @@ class _Run:
             progress = stack.enter_context(Progress(f"train {self.folder.name}", steps, start))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
-                record = self._one_step(engine, recorder, dealer, batches)
+                record = self._one_step(engine, recorder, balancer, batches)
                 if held_out.due(self.step):
                     self.watchdog.beat(self.step, "evaluation")
                     measured = held_out.measure()
@@ -186,7 +186,7 @@ class _Run:
         return Outcome(self.step, stopped)
 
     def _one_step(
-        self, engine: Engine, recorder: StepRecorder, dealer: RowDealer, batches: Iterator[StepRows]
+        self, engine: Engine, recorder: StepRecorder, balancer: RowBalancer, batches: Iterator[StepRows]
     ) -> dict[str, Any] | None:
         """Step number `self.step` + 1: data, engine, bookkeeping. Returns its record on the writer."""
         step = self.step + 1
@@ -196,7 +196,7 @@ class _Run:
         self.stragglers.add("data", time.perf_counter() - began)
         self.watchdog.beat(step, "step")
         lr = learning_rate(step, self.config.training)
-        result = engine.step(dealer(batch.rows), lr, frozen=is_frozen(step, self.config.training))
+        result = engine.step(balancer(batch.rows), lr, frozen=is_frozen(step, self.config.training))
         self.step = step
         self.cursors.update(batch.cursors)
         record = recorder.record(step, lr, result, batch.rows, time.perf_counter() - began)

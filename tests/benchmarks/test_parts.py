@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import parts
-from benchmarks.parts import PARTS, Part, main
+from benchmarks.parts import PARTS, Command, main
 
 HANGS = "import subprocess, sys; print('before', flush=True); subprocess.run(['sleep', '60'])"
 
 
-def code(source: str) -> Part:
-    return Part(("-c", source), "something")
+def code(source: str) -> Command:
+    return Command(("-c", source), "something")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         "hangs": code(HANGS),
         "refuses": code("import sys; sys.exit(2)"),
         "works": code("import megatron_lst, lst_prep, benchmarks; print('well')"),
-        "writes": Part(("-c", "import sys; print(sys.argv[1:])"), "where", writes=True),
+        "writes": Command(("-c", "import sys; print(sys.argv[1:])"), "where", writes=True),
     })  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_what_has_nothing_to_do_is_no_failure(tmp_path: Path) -> None:
 def test_skipped_gpu_tests_are_not_called_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parts, "PARTS", {"tests": Part(("-c", "print('ran')"), "that it is right", gpu=True)})
+    monkeypatch.setattr(parts, "PARTS", {"tests": Command(("-c", "print('ran')"), "that it is right", gpu=True)})
     for here, said in ((False, "nothing done"), (True, "ok")):
         monkeypatch.setattr(parts, "on_gpu", lambda here=here: here)
         assert main(["--out", str(tmp_path)]) == 0

@@ -10,11 +10,11 @@ import pytest
 from benchmarks import stages
 from benchmarks.rank import traced_rank
 from benchmarks.rows import synthetic_rows
-from benchmarks.stages import Stage, trace_stage
+from benchmarks.stages import TracedStage, trace_stage
 from benchmarks.trace import dense, trace_schedule
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
-from megatron_lst.parallel.layout import Layout, check_layout
+from megatron_lst.parallel.layout import ParallelLayout, check_layout
 from megatron_lst.planning import memory
 from megatron_lst.planning.traffic import boundary_bytes
 
@@ -52,7 +52,7 @@ CASES = {
 }  # fmt: skip
 
 
-def setting(name: str) -> tuple[Config, Layout, int]:
+def setting(name: str) -> tuple[Config, ParallelLayout, int]:
     """(configuration, layout, stage), two data-parallel ranks. No model is 4000 wide: rows are told from features."""
     file, stage, changes = CASES[name]
     config = load_config(ROOT / "configs" / f"{file}.yaml", ["data.units=4000", *changes])
@@ -60,13 +60,13 @@ def setting(name: str) -> tuple[Config, Layout, int]:
     return config, check_layout(config, config.parallel.tensor * config.parallel.pipeline * data), stage
 
 
-def traced(name: str, **options: Any) -> tuple[Config, Layout, int, Stage]:
+def traced(name: str, **options: Any) -> tuple[Config, ParallelLayout, int, TracedStage]:
     config, layout, stage = setting(name)
     found = trace_stage(config, layout.tensor * layout.pipeline * layout.data, stage, **options)
     return config, layout, stage, found
 
 
-def check_bytes(config: Config, found: Stage) -> None:
+def check_bytes(config: Config, found: TracedStage) -> None:
     planned, trace = found.planned, found.trace
     for name, size in found.states.items():
         assert size == pytest.approx(getattr(planned, name), rel=1e-3), name
@@ -118,7 +118,7 @@ def test_a_stage_is_as_planned(name: str) -> None:
     assert len(among) == sum(c.kind in ("reduce-scatter", "all-gather") for c in among)
 
 
-def reduced_activations(found: Stage) -> int:
+def reduced_activations(found: TracedStage) -> int:
     """All-reduces of activations and their gradients in a micro-batch; the loss exchanges vectors."""
     large = [c for c in found.trace.collectives if c.group == "tensor" and c.phase and c.bytes > 1e6]
     return sum(c.kind == "all-reduce" for c in large) // found.micro_batches

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from megatron_lst.engines import build_engine
-from megatron_lst.engines.microbatches import balanced
+from megatron_lst.engines.microbatches import balanced_micro_batches
 from megatron_lst.errors import UserError
-from megatron_lst.model.weights import Piece, canonical_shapes, initial_weight, piece_of
+from megatron_lst.model.weights import ShardSpec, canonical_shapes, initial_weight, shard_spec
 from megatron_lst.parallel import accelerators
 from tests.support.single import engine_of
 from tests.support.toy import toy_config, toy_rows
@@ -215,14 +215,14 @@ def test_the_same_run_twice_gives_the_same_bits() -> None:
 
 def test_micro_batches_are_balanced() -> None:
     rows = toy_rows(toy_config(), 12, seed=1)
-    groups = balanced(rows, 3)
+    groups = balanced_micro_batches(rows, 3)
     assert sorted(row.index for group in groups for row in group) == list(range(12))
     assert all(len(group) == 3 for group in groups)
     loads = [sum(len(row.tokens) for row in group) for group in groups]
     in_order = [sum(len(row.tokens) for row in rows[i : i + 3]) for i in range(0, 12, 3)]
     assert max(loads) <= max(in_order)
     with pytest.raises(UserError, match="do not make micro-batches"):
-        balanced(rows, 5)
+        balanced_micro_batches(rows, 5)
 
 
 def test_a_missing_accelerator_is_an_error_only_when_asked_for() -> None:
@@ -248,10 +248,10 @@ def test_shards_join_to_what_they_were_cut_from(size: int) -> None:
         "decoder.norm.weight",
     ]
     for name in names:
-        piece = piece_of(name, config, first_layer=2)
-        assert isinstance(piece, Piece)
-        full = [torch.randn(shapes[n]) for n in piece.names]
-        shards = [piece.cut(full, rank, size) for rank in range(size)]
-        joined = piece.join(shards, [shapes[n] for n in piece.names])
+        spec = shard_spec(name, config, first_layer=2)
+        assert isinstance(spec, ShardSpec)
+        full = [torch.randn(shapes[n]) for n in spec.names]
+        shards = [spec.cut(full, rank, size) for rank in range(size)]
+        joined = spec.join(shards, [shapes[n] for n in spec.names])
         assert all(torch.equal(a, b) for a, b in zip(full, joined, strict=True)), name
-    assert piece_of(names[0], config, first_layer=2).names[0] == "global_transformer.layers.2.attention.q_proj.weight"
+    assert shard_spec(names[0], config, first_layer=2).names[0] == "global_transformer.layers.2.attention.q_proj.weight"

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_lst.config.schema import Config, DataConfig, ModelConfig, PatchingConfig, SourceConfig
 from megatron_lst.flops import (
-    Mixture,
+    MixtureStatistics,
     expected_work,
     module_flops,
     module_parameters,
@@ -141,12 +141,12 @@ def test_expected_work_is_exact_for_one_document(units: int, size: int, window: 
     model = replace(SMALL, window=window)
     config = replace(config_of(model), data=DataConfig(units=units), patching=PatchingConfig(size=size))
     text = assemble_row([chunk([units - 2], size)], units, VOCABULARY)
-    formula = expected_work(config, Mixture(interleaved=0, text=1))
+    formula = expected_work(config, MixtureStatistics(interleaved=0, text=1))
     assert row_work(config, text) == formula
     speech = assemble_row([chunk([0, (units - 3) * size], size)], units, VOCABULARY)
     exact = row_work(config, speech)
     share = (units - 3) * size / exact.tokens
-    mixture = Mixture(share, (1 - share), 1.0, interleaved=1, text=0, patch_length=size)
+    mixture = MixtureStatistics(share, (1 - share), 1.0, interleaved=1, text=0, patch_length=size)
     expected = expected_work(config, mixture)
     assert expected.tokens == pytest.approx(exact.tokens)
     assert expected.encoder_pairs == pytest.approx(exact.encoder_pairs)
@@ -164,7 +164,7 @@ def test_a_mixture_is_near_what_rows_of_it_have() -> None:
     row = assemble_row([body], len(body.patch_length), VOCABULARY)
     config = replace(config, data=DataConfig(units=row.units))
     exact = row_work(config, row)
-    mixture = Mixture(
+    mixture = MixtureStatistics(
         speech_frames_per_word=48, pieces_per_word=18, text_ratio=1, text=0, speech_span_tokens=48, patch_length=4
     )
     expected = expected_work(config, mixture)

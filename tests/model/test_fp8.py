@@ -17,7 +17,7 @@ from megatron_lst.errors import UserError
 from megatron_lst.model import fp8
 from megatron_lst.model.settings import global_settings
 from megatron_lst.parallel import accelerators
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import pipeline_split
 from tests.support.single import engine_of
 from tests.support.stand_in_engine import State
@@ -62,7 +62,7 @@ def test_the_device_decides_on_the_recipe(monkeypatch: pytest.MonkeyPatch) -> No
 def test_megatron_core_takes_the_settings(monkeypatch: pytest.MonkeyPatch, recompute: str) -> None:
     device_with(monkeypatch, Blackwell)
     config = toy_config(**IN_FP8, training__recompute=recompute, parallel__pipeline=2)
-    settings = global_settings(config, Layout(1, 2, 1, 1, False), pipeline_split(config, 2, 1))
+    settings = global_settings(config, ParallelLayout(1, 2, 1, 1, False), pipeline_split(config, 2, 1))
     assert (settings.fp8, settings.fp8_recipe, settings.fp8_param) == ("hybrid", "mxfp8", False)
 
 

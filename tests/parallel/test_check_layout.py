@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from megatron_lst.config import load_config
 from megatron_lst.errors import UserError
-from megatron_lst.parallel.layout import Layout, check_layout, problems
+from megatron_lst.parallel.layout import ParallelLayout, check_layout, problems
 from megatron_lst.parallel.split import pipeline_split
 from tests.support.toy import toy_config
 
@@ -24,7 +24,7 @@ def refusal(world: int, **changes: object) -> str:
 
 def test_a_layout_that_works() -> None:
     layout = check_layout(toy_config(parallel__tensor=2, parallel__pipeline=2), 8)
-    assert layout == Layout(tensor=2, pipeline=2, virtual=1, data=2, sequence=False)
+    assert layout == ParallelLayout(tensor=2, pipeline=2, virtual=1, data=2, sequence=False)
 
 
 def test_world_size() -> None:
@@ -64,7 +64,7 @@ def test_shipped_models_have_sides_for_every_recipe(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml", ["engine.fp8=hybrid"])
     parallel = config.parallel
     ranks = parallel.tensor * parallel.pipeline
-    layout = Layout(parallel.tensor, parallel.pipeline, parallel.virtual, 1, parallel.sequence)
+    layout = ParallelLayout(parallel.tensor, parallel.pipeline, parallel.virtual, 1, parallel.sequence)
     assert not [problem for problem in problems(config, layout, ranks) if "fp8" in problem]
 
 

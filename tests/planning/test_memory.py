@@ -15,7 +15,7 @@ from megatron_lst.config.load import build, merge
 from megatron_lst.config.schema import Config, EngineConfig, TrainingConfig
 from megatron_lst.flops import module_parameters, parameters
 from megatron_lst.flops.work import Work
-from megatron_lst.parallel.layout import Layout
+from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import PipelineSplit, pipeline_split
 from megatron_lst.planning.memory import (
     decoder_activations,
@@ -31,7 +31,7 @@ from megatron_lst.planning.memory import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-ALONE = Layout(1, 1, 1, 1, False)
+ALONE = ParallelLayout(1, 1, 1, 1, False)
 TINY: dict[str, Any] = {
     "vocabulary": {"text_size": 200, "speech_size": 20},
     "model": {
@@ -75,13 +75,13 @@ def test_planned_activations_are_near_what_the_model_keeps(changes: dict[str, An
     assert measured["parameters"] == parameters(config) == stage_parameters(config, ALONE, split_of(config))[0]
 
 
-def split_of(config: Config, layout: Layout = ALONE) -> PipelineSplit:
+def split_of(config: Config, layout: ParallelLayout = ALONE) -> PipelineSplit:
     return pipeline_split(config, layout.pipeline, layout.virtual)
 
 
 def test_stages_hold_every_parameter_and_the_replica() -> None:
     config = load_config(ROOT / "configs" / "lst-1b.yaml")
-    layout = Layout(2, 4, 1, 8, True)
+    layout = ParallelLayout(2, 4, 1, 8, True)
     stages = stage_parameters(config, layout, split_of(config, layout))
     d = config.model.local_hidden
     replica = module_parameters(config)["embedding"] + 4 * d * d + 3 * d * config.model.local_ffn_size + 2 * d
@@ -107,7 +107,7 @@ def test_bytes_of_states() -> None:
 
 def test_fp8_keeps_the_global_matrices_twice_more() -> None:
     config = load_config(ROOT / "configs" / "lst-1b.yaml")
-    layout = Layout(2, 2, 1, 8, True)
+    layout = ParallelLayout(2, 2, 1, 8, True)
     split = split_of(config, layout)
     fp8 = replace(config, engine=replace(config.engine, fp8="hybrid"))
     plain, with_copies = (stage_memory(c, layout, split) for c in (config, fp8))
@@ -147,14 +147,16 @@ def test_both_heads_have_logits() -> None:
 def test_memory_falls_where_it_should() -> None:
     config = load_config(ROOT / "configs" / "lst-7b.yaml")
 
-    def most(layout: Layout, **training: Any) -> float:
+    def most(layout: ParallelLayout, **training: Any) -> float:
         changed = replace(config, training=replace(config.training, **training))
         return max(m.total for m in stage_memory(changed, layout, split_of(changed, layout)))
 
-    base = most(Layout(1, 1, 1, 8, False))
-    assert most(Layout(2, 1, 1, 4, True)) < base
-    assert most(Layout(1, 2, 1, 4, False)) < base
-    assert most(Layout(1, 1, 1, 16, False)) < base
-    none, selective, full = (most(Layout(1, 1, 1, 8, False), recompute=r) for r in ("none", "selective", "full"))
+    base = most(ParallelLayout(1, 1, 1, 8, False))
+    assert most(ParallelLayout(2, 1, 1, 4, True)) < base
+    assert most(ParallelLayout(1, 2, 1, 4, False)) < base
+    assert most(ParallelLayout(1, 1, 1, 16, False)) < base
+    none, selective, full = (
+        most(ParallelLayout(1, 1, 1, 8, False), recompute=r) for r in ("none", "selective", "full")
+    )
     assert none > selective > full
-    assert most(Layout(1, 1, 1, 8, False), micro_batch=1) < base
+    assert most(ParallelLayout(1, 1, 1, 8, False), micro_batch=1) < base

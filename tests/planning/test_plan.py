@@ -15,7 +15,7 @@ from megatron_lst.config import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.flops import row_flops
-from megatron_lst.parallel.layout import Layout, problems
+from megatron_lst.parallel.layout import ParallelLayout, problems
 from megatron_lst.parallel.split import pipeline_split
 from megatron_lst.planning import Cluster, StepTime, find_device, search, step_time
 from megatron_lst.planning.devices import Device
@@ -35,13 +35,13 @@ def one_b() -> Config:
     return load_config(ROOT / "configs" / "lst-1b.yaml")
 
 
-def time_of(config: Config, layout: Layout, assumed: Assumptions | None = None) -> StepTime:
+def time_of(config: Config, layout: ParallelLayout, assumed: Assumptions | None = None) -> StepTime:
     return step_time(config, layout, pipeline_split(config, layout.pipeline, layout.virtual), h100(), assumed)
 
 
 def test_alone_the_time_is_flops_over_speed() -> None:
     config = one_b()
-    time = time_of(config, Layout(1, 1, 1, 1, False), Assumptions(efficiency=0.4))
+    time = time_of(config, ParallelLayout(1, 1, 1, 1, False), Assumptions(efficiency=0.4))
     assert time.total == pytest.approx(config.training.global_batch * row_flops(config) / (0.4 * 989.4e12))
     assert time.mfu == pytest.approx(0.4)
     assert time.bubble == time.tensor == time.data == 0
@@ -49,14 +49,17 @@ def test_alone_the_time_is_flops_over_speed() -> None:
 
 def test_what_costs_time_costs_mfu() -> None:
     config = one_b()
-    alone = time_of(config, Layout(1, 1, 1, 4, False))
-    assert time_of(config, Layout(2, 1, 1, 2, True)).mfu < alone.mfu
-    piped, interleaved = time_of(config, Layout(1, 4, 1, 1, False)), time_of(config, Layout(1, 4, 2, 1, False))
+    alone = time_of(config, ParallelLayout(1, 1, 1, 4, False))
+    assert time_of(config, ParallelLayout(2, 1, 1, 2, True)).mfu < alone.mfu
+    piped, interleaved = (
+        time_of(config, ParallelLayout(1, 4, 1, 1, False)),
+        time_of(config, ParallelLayout(1, 4, 2, 1, False)),
+    )
     assert piped.bubble > interleaved.bubble > 0
     full = replace(config, training=replace(config.training, recompute="full"))
-    assert 0.7 * alone.mfu < time_of(full, Layout(1, 1, 1, 4, False)).mfu < 0.85 * alone.mfu
+    assert 0.7 * alone.mfu < time_of(full, ParallelLayout(1, 1, 1, 4, False)).mfu < 0.85 * alone.mfu
     slow = Assumptions(network=1e9, per_node=1)
-    assert time_of(config, Layout(1, 1, 1, 4, False), slow).data > 0
+    assert time_of(config, ParallelLayout(1, 1, 1, 4, False), slow).data > 0
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("lst-1b", 8), ("base-7b", 16), ("lst-70b", 128)])

@@ -62,14 +62,14 @@ def _replicas(engine: Any) -> dict[str, str]:
     """Digest of every local parameter, by (name in the whole model, which shard): equal keys must be equal bits."""
     if not hasattr(engine, "chunks"):
         return {}
-    from megatron_lst.engines.megatron.checkpoint import _global_name
-    from megatron_lst.engines.megatron.exchange import local_pieces
+    from megatron_lst.engines.sharded_checkpoint import _global_name
+    from megatron_lst.engines.weights_io import local_parameters
 
     engine._gather_parameters()
     found = {}
     for chunk in engine.chunks:
-        for name, parameter, piece in local_pieces([chunk], engine.config):
-            shard = 0 if piece.kind == "whole" else engine.state.tensor_rank
+        for name, parameter, spec in local_parameters([chunk], engine.config):
+            shard = 0 if spec.kind == "whole" else engine.state.tensor_rank
             digest = hashlib.sha256(parameter.detach().float().numpy().tobytes()).hexdigest()
             found[f"{_global_name(name, chunk.first_layer)}@{shard}"] = digest
     return found

@@ -1,7 +1,7 @@
 """Tile sizes of interval_attention for each target: what fits its shared memory and registers without
 spilling.
 
-Held by `lst_kernels.check` (no spills, shared memory within the limit, tensor-core instructions), which needs
+Held by `lst_kernels.compile_check` (no spills, shared memory within the limit, tensor-core instructions), which needs
 no GPU. Speed decides between tiles that pass, and only a measurement on the target can tell:
 `lst_kernels.bench`.
 """

@@ -17,7 +17,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.engines.base import StepResult
 from megatron_lst.engines.deepspeed.settings import merged
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
-from megatron_lst.engines.microbatches import balanced
+from megatron_lst.engines.microbatches import balanced_micro_batches
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
 from megatron_lst.parallel import state as parallel
@@ -50,7 +50,7 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed()
         from megatron_lst.engines.deepspeed.zero_state import ZeroState
         from megatron_lst.engines.freezing import freezable_rows
-        from megatron_lst.engines.megatron.checkpoint import Checkpoints
+        from megatron_lst.engines.sharded_checkpoint import ShardedCheckpoint
         from megatron_lst.model.model import build_chunk
         from megatron_lst.model.weights import canonical_shapes, initial_weight
 
@@ -72,7 +72,7 @@ class DeepSpeedEngine:
             self._engine.optimizer.check_grad_overflow = True  # also in fp32: a step that is not finite is skipped
         self._zero = ZeroState(self._engine)
         self._set_weights(lambda n: initial_weight(n, self._shapes[n], config))
-        self._checkpoints = Checkpoints(config, self.state, [self._chunk], self._zero)
+        self._checkpoints = ShardedCheckpoint(config, self.state, [self._chunk], self._zero)
 
     def _adamw(self) -> torch.optim.Optimizer:
         """AdamW with decay on matrices alone. Passed as an object: by name DeepSpeed would compile its own."""
@@ -114,7 +114,8 @@ class DeepSpeedEngine:
         engine, vocabulary = self._engine, self.config.vocabulary
         engine.train()
         batches = [
-            make_batch(part, self.config, self.device) for part in balanced(rows, self.config.training.micro_batch)
+            make_batch(part, self.config, self.device)
+            for part in balanced_micro_batches(rows, self.config.training.micro_batch)
         ]
         self._check_rows(rows)
         targets = torch.tensor(float(sum(int((row.labels >= 0).sum()) for row in rows)), device=self.device)
@@ -193,7 +194,7 @@ class DeepSpeedEngine:
         self._checkpoints.load(folder)
 
     def export_weights(self) -> dict[str, Tensor] | None:
-        from megatron_lst.engines.megatron.exchange import collect_weights
+        from megatron_lst.engines.weights_io import collect_weights
 
         return collect_weights([self._chunk], self.config, self.state, self._zero.masters())
 
@@ -205,10 +206,10 @@ class DeepSpeedEngine:
 
     def _set_weights(self, full: Callable[[str], Tensor]) -> None:
         """Set weights and fp32 masters, one parameter at a time."""
-        from megatron_lst.engines.megatron.exchange import local_pieces
+        from megatron_lst.engines.weights_io import local_parameters
 
-        for _, parameter, piece in local_pieces([self._chunk], self.config):
-            shard = piece.cut([full(n) for n in piece.names], self.state.tensor_rank, self.layout.tensor)
+        for _, parameter, spec in local_parameters([self._chunk], self.config):
+            shard = spec.cut([full(n) for n in spec.names], self.state.tensor_rank, self.layout.tensor)
             self._zero.set_weights({parameter: shard.to(parameter.device)})
 
     def describe(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from megatron_lst.engines.megatron.optimizer_state import MASTER, MODEL, STATES
 
 
 class ZeroState:
-    """What `engines.megatron.checkpoint` needs of an optimizer, for a DeepSpeed engine."""
+    """What `engines.sharded_checkpoint` needs of an optimizer, for a DeepSpeed engine."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine

@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_lst.config.schema import Config
 from megatron_lst.engines.base import StepResult
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
-from megatron_lst.engines.microbatches import balanced
+from megatron_lst.engines.microbatches import balanced_micro_batches
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
 from megatron_lst.parallel import state as parallel
@@ -45,10 +45,10 @@ class MegatronEngine:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         from megatron_lst.engines.freezing import freezable_rows
-        from megatron_lst.engines.megatron.checkpoint import Checkpoints
         from megatron_lst.engines.megatron.gradients import gradient_finaliser
         from megatron_lst.engines.megatron.optimizer import Optimizer
         from megatron_lst.engines.megatron.optimizer_state import CoreTensors
+        from megatron_lst.engines.sharded_checkpoint import ShardedCheckpoint
         from megatron_lst.model.model import build_chunk
         from megatron_lst.model.weights import canonical_shapes, initial_weight
 
@@ -70,7 +70,7 @@ class MegatronEngine:
             settings.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self._gathers_late = overlap and config.engine.distributed_optimizer
         self._run_schedule = get_forward_backward_func()
-        self._checkpoints = Checkpoints(config, self.state, self.chunks, self._tensors)
+        self._checkpoints = ShardedCheckpoint(config, self.state, self.chunks, self._tensors)
 
     def _wrap(self, overlap: bool) -> list[Any]:
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -92,7 +92,7 @@ class MegatronEngine:
 
     def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
         started = time.perf_counter()
-        micro_batches = balanced(rows, self.config.training.micro_batch)
+        micro_batches = balanced_micro_batches(rows, self.config.training.micro_batch)
         for chunk in self._wrapped:
             chunk.train()
             chunk.zero_grad_buffer()
@@ -220,7 +220,7 @@ class MegatronEngine:
         self._checkpoints.load(folder)
 
     def export_weights(self) -> dict[str, Tensor] | None:
-        from megatron_lst.engines.megatron.exchange import collect_weights
+        from megatron_lst.engines.weights_io import collect_weights
 
         return collect_weights(self.chunks, self.config, self.state, self._tensors.masters())
 
@@ -232,7 +232,7 @@ class MegatronEngine:
         self._set_weights(weights.__getitem__)
 
     def _set_weights(self, full: Callable[[str], Tensor]) -> None:
-        from megatron_lst.engines.megatron.exchange import set_weights
+        from megatron_lst.engines.weights_io import set_weights
 
         set_weights(self.chunks, self.config, self.state, full, self._tensors.master_parts())
 

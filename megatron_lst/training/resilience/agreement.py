@@ -13,7 +13,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 
 
-class Store(Protocol):
+class KeyValueStore(Protocol):
     """A key-value store that all ranks reach, such as torch.distributed.TCPStore; `get` waits for the key."""
 
     def set(self, key: str, value: str) -> Any: ...
@@ -50,7 +50,7 @@ def describe_rank(config: Config) -> dict[str, str]:
     return flat
 
 
-def agree(store: Store, rank: int, world_size: int, mine: dict[str, str], *, prefix: str = "agreement") -> None:
+def agree(store: KeyValueStore, rank: int, world_size: int, mine: dict[str, str], *, prefix: str = "agreement") -> None:
     """Compare `mine` over all ranks; collective, before anything is built or written.
 
     Raises:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lst.engines.microbatches import deal
+from megatron_lst.engines.microbatches import balanced_groups
 from megatron_lst.patching.row import Row, RowStatistics
-from megatron_lst.training.dealing import RowDealer, row_to_bytes, rows_from_bytes
+from megatron_lst.training.balancing import RowBalancer, row_to_bytes, rows_from_bytes
 from tests.support.ranks import RankPool
 
 FIELDS = ("tokens", "unit", "closed", "labels", "document", "unit_document", "patch_length")
@@ -46,7 +46,7 @@ def test_rows_travel_whole(shapes: list[tuple[int, int]]) -> None:
 def test_groups_are_equal_and_no_row_is_lost(shape: tuple[int, int], random: object) -> None:
     groups, each = shape
     lengths = [random.randrange(1, 10_000) for _ in range(groups * each)]  # type: ignore[attr-defined]
-    dealt = deal(lengths, groups)
+    dealt = balanced_groups(lengths, groups)
     assert sorted(i for group in dealt for i in group) == list(range(len(lengths)))
     assert {len(group) for group in dealt} == {each}
 
@@ -54,7 +54,7 @@ def test_groups_are_equal_and_no_row_is_lost(shape: tuple[int, int], random: obj
 def test_the_heaviest_of_many_ranks_carries_little_more_than_the_mean() -> None:
     """128 rows over 32 ranks, of the paper's mixture: text rows of 4,096 tokens, interleaved ones of up to 12,288."""
     lengths = np.random.default_rng(0).choice([4096, 9700, 12288], 128, p=[0.6, 0.3, 0.1])
-    loads = np.array([lengths[group].sum() for group in deal(lengths.tolist(), 32)])
+    loads = np.array([lengths[group].sum() for group in balanced_groups(lengths.tolist(), 32)])
     as_built = lengths.reshape(32, 4).sum(1)
     assert loads.max() / loads.mean() < 1.10
     assert as_built.max() / as_built.mean() > 1.4, "control: what the ranks would train on without dealing"
@@ -67,7 +67,7 @@ def _deal_over_ranks(shares: list[int], lengths: list[int]) -> list[Row]:
     size = max(shares) + 1
     each = len(lengths) // size
     rows = [_row(i, lengths[i]) for i in range(share * each, (share + 1) * each)]
-    return RowDealer(share, size)(rows)
+    return RowBalancer(share, size)(rows)
 
 
 @pytest.mark.parametrize("shares", [[0, 1], [0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 2, 3]])
@@ -93,7 +93,7 @@ def _deal_equal(size: int) -> bool:
     import torch.distributed as dist
 
     rows = [_row(2 * dist.get_rank() + i, 7) for i in range(2)]
-    return all(a is b for a, b in zip(rows, RowDealer(dist.get_rank(), size)(rows), strict=True))
+    return all(a is b for a, b in zip(rows, RowBalancer(dist.get_rank(), size)(rows), strict=True))
 
 
 def test_nothing_moves_where_it_would_not_help(ranks: RankPool) -> None:

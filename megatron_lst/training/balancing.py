@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_lst.engines.microbatches import deal
+from megatron_lst.engines.microbatches import balanced_groups
 from megatron_lst.patching.row import Row, RowStatistics
 
 _OF_TOKENS = ("tokens", "unit", "closed", "labels", "document")
@@ -55,7 +55,7 @@ def rows_from_bytes(data: np.ndarray) -> list[Row]:
     return rows
 
 
-class RowDealer:
+class RowBalancer:
     """Deals the rows of every step over the data-parallel ranks; collective over all ranks of the job.
 
     Its gloo groups are its own: rows stay on the CPU, and wait for no GPU stream.
@@ -80,7 +80,7 @@ class RowDealer:
         dist.all_gather(gathered, mine, group=self._group)
         lengths, sizes = torch.cat(gathered).T.tolist()
         each = len(rows)
-        dealt = deal(lengths, self._size)
+        dealt = balanced_groups(lengths, self._size)
         if max(sum(lengths[i] for i in group) for group in dealt) >= max(int(part[:, 0].sum()) for part in gathered):
             return list(rows)
         goes_to = {i: rank for rank, group in enumerate(dealt) for i in group}

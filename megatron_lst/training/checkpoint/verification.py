@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from megatron_lst.config.schema import CheckpointConfig
 from megatron_lst.errors import DamagedDataError
-from megatron_lst.training.checkpoint import Checkpoint, complete_checkpoints
+from megatron_lst.training.checkpoint.folders import Checkpoint, complete_checkpoints
 from megatron_lst.training.ranks import Ranks
-from megatron_lst.training.start import on_writer
 
 
 def verify_checkpoint(
@@ -23,7 +22,7 @@ def verify_checkpoint(
         DamagedDataError: on every rank, naming every file that is missing, of another size or (`checkpoint.verify`) of
             another hash, and how to go on.
     """
-    mine = found.damaged_files(settings.verify == "hashes", ranks.rank, ranks.world)
+    mine = found.damaged_files(settings.verify == "hashes", ranks.rank, ranks.world_size)
     parts = ranks.gather_objects(mine) or []
     damaged = sorted(line for part in parts for line in part)
 
@@ -45,4 +44,4 @@ def verify_checkpoint(
             + f"\nNothing was loaded or removed; {way_out}"
         )
 
-    on_writer(ranks, refuse)
+    ranks.on_writer(refuse)

@@ -60,7 +60,7 @@ PAPER = (
 
 
 @dataclass
-class Row:
+class CompiledKernel:
     """What one kernel compiled to for one target."""
 
     kernel: str
@@ -170,7 +170,7 @@ def _count(pattern: str, text: str) -> int:
     return len(re.findall(pattern, text))
 
 
-def _read_nvidia(row: Row, compiled: Any) -> None:
+def _read_nvidia(result: CompiledKernel, compiled: Any) -> None:
     import triton
 
     ptx = compiled.asm["ptx"]
@@ -181,29 +181,29 @@ def _read_nvidia(row: Row, compiled: Any) -> None:
         command = [str(tool), "--dump-resource-usage", cubin.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     number = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    row.registers, row.spilled = number["REG"], number["STACK"] + number["LOCAL"]
-    row.shared = compiled.metadata.shared
-    row.wide_loads = _count(
+    result.registers, result.spilled = number["REG"], number["STACK"] + number["LOCAL"]
+    result.shared = compiled.metadata.shared
+    result.wide_loads = _count(
         r"ld\.global[.\w:]*\.v4\.b32|cp\.async\.\w+\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10", ptx
     )
-    row.tensor_core = _count(re.escape(TENSOR_CORE[row.target]), ptx)
-    row.atomics = _count(r"\b(?:atom|red)\.(?:global|gpu|sys|relaxed)", ptx)
+    result.tensor_core = _count(re.escape(TENSOR_CORE[result.target]), ptx)
+    result.atomics = _count(r"\b(?:atom|red)\.(?:global|gpu|sys|relaxed)", ptx)
 
 
-def _read_amd(row: Row, compiled: Any) -> None:
+def _read_amd(result: CompiledKernel, compiled: Any) -> None:
     text = compiled.asm["amdgcn"]
 
     def number(key: str) -> int:
         found = re.search(rf"\.{key}:\s*(\d+)", text)
         if found is None:
-            raise RuntimeError(f"{row.kernel}: no .{key} in the assembly of {row.target}")
+            raise RuntimeError(f"{result.kernel}: no .{key} in the assembly of {result.target}")
         return int(found.group(1))
 
-    row.registers, row.shared = number("vgpr_count"), compiled.metadata.shared
-    row.spilled = number("vgpr_spill_count") + number("private_segment_fixed_size")
-    row.wide_loads = _count(r"(?:global|buffer)_load_dwordx4", text)
-    row.tensor_core = _count(TENSOR_CORE[row.target], text)
-    row.atomics = _count(r"(?:global|buffer|flat)_atomic", text)
+    result.registers, result.shared = number("vgpr_count"), compiled.metadata.shared
+    result.spilled = number("vgpr_spill_count") + number("private_segment_fixed_size")
+    result.wide_loads = _count(r"(?:global|buffer)_load_dwordx4", text)
+    result.tensor_core = _count(TENSOR_CORE[result.target], text)
+    result.atomics = _count(r"(?:global|buffer|flat)_atomic", text)
 
 
 def _narrow(operation: str, shape: Shape, lanes: int) -> bool:
@@ -213,17 +213,17 @@ def _narrow(operation: str, shape: Shape, lanes: int) -> bool:
     return shape.local_dim < 8 * lanes
 
 
-def _judge(row: Row) -> None:
-    if row.spilled and not row.narrow:
-        row.problems.append(f"spills ({row.spilled})")
-    if row.shared > SHARED_LIMIT[row.target]:
-        row.problems.append(f"shared memory {row.shared} B is over the limit of {SHARED_LIMIT[row.target]} B")
-    if not row.wide_loads and not row.narrow:
-        row.problems.append("no 128-bit loads")
-    if row.kernel.startswith("interval") and not row.tensor_core and not row.narrow:
-        row.problems.append(f"no {TENSOR_CORE[row.target]}")
-    if row.atomics:
-        row.problems.append(f"{row.atomics} atomics")
+def _judge(result: CompiledKernel) -> None:
+    if result.spilled and not result.narrow:
+        result.problems.append(f"spills ({result.spilled})")
+    if result.shared > SHARED_LIMIT[result.target]:
+        result.problems.append(f"shared memory {result.shared} B is over the limit of {SHARED_LIMIT[result.target]} B")
+    if not result.wide_loads and not result.narrow:
+        result.problems.append("no 128-bit loads")
+    if result.kernel.startswith("interval") and not result.tensor_core and not result.narrow:
+        result.problems.append(f"no {TENSOR_CORE[result.target]}")
+    if result.atomics:
+        result.problems.append(f"{result.atomics} atomics")
 
 
 def check(
@@ -231,13 +231,13 @@ def check(
     targets: Sequence[str] = TARGETS,
     only: str | None = None,
     lengths: Sequence[int] = (256,),
-) -> list[Row]:
-    """Compile every kernel at `shapes` for `targets`; one row for each distinct kernel and target.
+) -> list[CompiledKernel]:
+    """Compile every kernel at `shapes` for `targets`; one result for each distinct kernel and target.
 
     `only` keeps the operations whose name begins so ("patch_pool").  `lengths` are packed axes: more than one shows
     whether a new length compiles anything new (it must not while all are multiples of 16).
     Raises ValueError on an unknown target, RuntimeError when Triton is missing or interprets
-    (TRITON_INTERPRET=1). A kernel that does not compile is a row with the compiler's message as its problem.
+    (TRITON_INTERPRET=1). A kernel that does not compile is a result with the compiler's message as its problem.
     """
     from .backends import triton_version
 
@@ -252,7 +252,7 @@ def check(
 
     if not hasattr(pool_forward, "warmup") or type(pool_forward).__name__ != "JITFunction":
         raise RuntimeError("checking the kernels needs Triton's compiler: unset TRITON_INTERPRET")
-    rows: list[Row] = []
+    results: list[CompiledKernel] = []
     for target in targets:
         seen: set[int] = set()
         before = driver._active
@@ -262,48 +262,52 @@ def check(
                 for name, work in _work(shape, target.replace("sm_", "sm"), tokens).items():
                     if name.startswith(only or ""):
                         lanes = 64 if target.startswith("gfx") else 32
-                        row = Row("", f"{name} ({shape.name})", target, narrow=_narrow(name, shape, lanes))
-                        _compile(row, lanes, work, seen, rows)
+                        result = CompiledKernel(
+                            "", f"{name} ({shape.name})", target, narrow=_narrow(name, shape, lanes)
+                        )
+                        _compile(result, lanes, work, seen, results)
         finally:
             driver._active = before  # its reset looks for a GPU driver, and there may be none
-    return rows
+    return results
 
 
-def _compile(like: Row, lanes: int, work: Callable[[], object], seen: set[int], rows: list[Row]) -> None:
-    """Run one host wrapper with every launch replaced by a compilation; rows are copies of `like`, filled in."""
+def _compile(
+    like: CompiledKernel, lanes: int, work: Callable[[], object], seen: set[int], results: list[CompiledKernel]
+) -> None:
+    """Run one host wrapper with every launch replaced by a compilation; results are copies of `like`, filled in."""
 
     def record(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        row = replace(like, kernel=kernel.__name__, problems=[])
+        result = replace(like, kernel=kernel.__name__, problems=[])
         began = time.perf_counter()
         try:
             compiled = kernel.warmup(*args, grid=grid, **options)
             if id(compiled) in seen:  # the same kernel at another model's shape
                 return
             seen.add(id(compiled))
-            (_read_amd if row.target.startswith("gfx") else _read_nvidia)(row, compiled)
-        except Exception as error:  # whatever the compiler threw is this row's finding
-            row.problems.append(f"{type(error).__name__}: {str(error)[:300]}")
+            (_read_amd if result.target.startswith("gfx") else _read_nvidia)(result, compiled)
+        except Exception as error:  # whatever the compiler threw is this kernel's finding
+            result.problems.append(f"{type(error).__name__}: {str(error)[:300]}")
         else:
-            _judge(row)
-        row.seconds = time.perf_counter() - began
-        rows.append(row)
+            _judge(result)
+        result.seconds = time.perf_counter() - began
+        results.append(result)
 
     with recording(record, lanes):
         work()
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(results: Sequence[CompiledKernel]) -> str:
     """A table for people, problems last."""
     lines = [
         f"{'kernel':26s} {'target':7s} {'regs':>5s} {'spill':>5s} {'shared':>7s} {'128b':>5s} {'tensor':>6s} "
         f"{'s':>5s}  shape"
     ]
-    for r in rows:
+    for r in results:
         note = (" (narrow)" if r.narrow else "") + ("" if r.ok else "  <- " + "; ".join(r.problems))
         lines.append(
             f"{r.kernel:26s} {r.target:7s} {r.registers:5d} {r.spilled:5d} {r.shared:7d} {r.wide_loads:5d} "
             f"{r.tensor_core:6d} {r.seconds:5.1f}  {r.shape}{note}"
         )
-    bad = sum(not r.ok for r in rows)
-    lines.append(f"{len(rows)} kernels compiled, " + (f"{bad} with problems" if bad else "all as meant"))
+    bad = sum(not r.ok for r in results)
+    lines.append(f"{len(results)} kernels compiled, " + (f"{bad} with problems" if bad else "all as meant"))
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from typing import Any
 from megatron_lst.config.schema import CheckpointConfig
 from megatron_lst.engines.base import Engine
 from megatron_lst.errors import TrainingFault
-from megatron_lst.training import checkpoint
+from megatron_lst.training.checkpoint import folders
 from megatron_lst.training.ranks import Ranks
 
 RETRY_SECONDS = 2.0
@@ -64,7 +64,7 @@ class CheckpointSaver:
     @property
     def _temporary(self) -> Path:
         assert self._step is not None, "no save is under way"
-        return checkpoint.checkpoint_root(self._run) / f"{checkpoint.folder_name(self._step)}.tmp"
+        return folders.checkpoint_root(self._run) / f"{folders.folder_name(self._step)}.tmp"
 
     def start(self, step: int, position: dict[str, Any]) -> None:
         """Begin a checkpoint of the state after `step`; a previous one is finished first.
@@ -82,7 +82,7 @@ class CheckpointSaver:
         try:
             if self._engine.is_writer:
                 self._check_space()
-                checkpoint.begin(self._run, step)
+                folders.begin(self._run, step)
         except OSError as error:
             problem = error
         if self._failed(problem):
@@ -116,7 +116,7 @@ class CheckpointSaver:
             self.start(self._last_step, self._position)
             self.wait()
         if self._failures:
-            raise TrainingFault(f"the last checkpoint could not be written to {checkpoint.checkpoint_root(self._run)}")
+            raise TrainingFault(f"the last checkpoint could not be written to {folders.checkpoint_root(self._run)}")
 
     def _advance(self, wait: bool) -> None:
         problem: Exception | None = None
@@ -144,9 +144,9 @@ class CheckpointSaver:
                 self._guard()
                 assert parts is not None, "the writer is rank 0"
                 assert self._step is not None, "a save is under way"
-                done = checkpoint.finish(self._temporary, self._step, self._position, self._config_yaml, parts)
+                done = folders.finish(self._temporary, self._step, self._position, self._config_yaml, parts)
                 self._tell("checkpoint", f"{done.path} is complete ({done.size() / 1e6:.1f} MB)")
-                for old in checkpoint.retain(self._run, self._settings.keep):
+                for old in folders.retain(self._run, self._settings.keep):
                     self._tell("checkpoint", f"{old.path.name} removed: checkpoint.keep={self._settings.keep}")
         except OSError as error:
             problem = error
@@ -156,15 +156,15 @@ class CheckpointSaver:
     def _hash(self) -> None:
         try:
             folder = self._temporary / "engine"
-            self._files = checkpoint.describe_files(folder, self._ranks.rank, self._ranks.world)
+            self._files = folders.describe_files(folder, self._ranks.rank, self._ranks.world_size)
         except OSError as error:
             self._hash_error = error
 
     def _check_space(self) -> None:
         """Refuse early when the disk has less room than the last checkpoint took: a half-written one helps nobody."""
-        root = checkpoint.checkpoint_root(self._run)
+        root = folders.checkpoint_root(self._run)
         root.mkdir(parents=True, exist_ok=True)
-        found = checkpoint.complete_checkpoints(self._run)
+        found = folders.complete_checkpoints(self._run)
         if found and (free := shutil.disk_usage(root).free) < found[-1].size():
             raise OSError(
                 f"{root} has {free / 1e6:.1f} MB free, the last checkpoint took {found[-1].size() / 1e6:.1f} MB"
@@ -183,7 +183,7 @@ class CheckpointSaver:
             self._tell("checkpoint_failed", f"step {self._last_step}, {of}: {problem!r}; the previous one stays good")
         self._ranks.barrier()
         if self._engine.is_writer:
-            checkpoint.discard(temporary)
+            folders.discard(temporary)
         if self._tries > self._settings.retries:
             self._tries = 0
             self._failures += 1

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_lst.config.schema import Config
-from megatron_lst.engines.megatron.exchange import local_pieces
+from megatron_lst.engines.weights_io import local_parameters
 from megatron_lst.errors import DamagedDataError, UserError
-from megatron_lst.model.weights import Piece, canonical_shapes
+from megatron_lst.model.weights import ShardSpec, canonical_shapes
 from megatron_lst.parallel.children import end_with_parent, forked_children_end_with_this_process
 from megatron_lst.parallel.state import ParallelState
 
@@ -39,7 +39,7 @@ SHAPES = "model.json"
 _GLOBAL = "global_transformer.layers."
 
 
-class Checkpoints:
+class ShardedCheckpoint:
     """Saves and loads one engine's chunks and optimizer.
 
     Args:
@@ -128,23 +128,23 @@ class Checkpoints:
         tensors: dict[str, ShardedTensor] = {}
         targets: dict[str, Tensor] = {}
         for chunk in self._chunks:
-            for name, parameter, piece in local_pieces([chunk], self._config):
+            for name, parameter, spec in local_parameters([chunk], self._config):
                 key = _global_name(name, chunk.first_layer)
                 for kind, value in states[parameter].items():
-                    for sub, part, sharded in self._shards(f"{kind}.{key}", value, piece, parameter):
+                    for sub, part, sharded in self._shards(f"{kind}.{key}", value, spec, parameter):
                         tensors[sub], targets[sub] = sharded, part
         return {"tensors": tensors}, targets
 
     def _shards(
-        self, key: str, value: Tensor, piece: Piece, parameter: nn.Parameter
+        self, key: str, value: Tensor, spec: ShardSpec, parameter: nn.Parameter
     ) -> Iterator[tuple[str, Tensor, ShardedTensor]]:
         rank, size = self._state.tensor_rank, self._state.layout.tensor
         copy = int(getattr(parameter, "shared", False))
-        whole = piece.kind == "whole"
+        whole = spec.kind == "whole"
         replica = (copy, rank if whole else 0, self._state.data_rank)
-        offsets = [] if whole else [(1 if piece.kind == "row" else 0, rank, size)]
+        offsets = [] if whole else [(1 if spec.kind == "row" else 0, rank, size)]
         parts = [(key, value)]
-        if piece.kind == "stacked":
+        if spec.kind == "stacked":
             parts = list(zip(_halves(key), value.chunk(2), strict=True))
         for sub, part in parts:
             yield sub, part, ShardedTensor.from_rank_offsets(sub, part, *offsets, replica_id=replica)

@@ -1,4 +1,4 @@
-"""`lst_kernels.check`: every kernel compiles for every target as meant, and what is not as meant is found."""
+"""`lst_kernels.compile_check`: every kernel compiles for every target as meant, and what is not as meant is found."""
 
 import os
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 pytest.importorskip("triton")
-from lst_kernels.check import PAPER, TARGETS, Row, Shape, _judge, check, report
+from lst_kernels.compile_check import PAPER, TARGETS, CompiledKernel, Shape, _judge, check, report
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="needs Triton's compiler")
 KERNELS = {
@@ -26,26 +26,26 @@ KERNELS = {
 @pytest.mark.parametrize("target", TARGETS)
 def test_1b_is_as_meant(target: str) -> None:
     rows = check(PAPER[:1], [target])
-    assert {row.kernel for row in rows} == KERNELS
-    assert all(row.ok for row in rows), report(rows)
+    assert {result.kernel for result in rows} == KERNELS
+    assert all(result.ok for result in rows), report(rows)
 
 
 def test_grouped_queries_and_four_queries_a_patch() -> None:
     rows = check(PAPER[1:], ["sm_90"])
     assert {"patch_attention k=4 D=64 (7B)", "interval_attention D=128 group=8 (70B)"} <= {r.shape for r in rows}
-    assert all(row.ok for row in rows), report(rows)
+    assert all(result.ok for result in rows), report(rows)
 
 
 @pytest.mark.slow
 def test_every_published_size_on_every_target() -> None:
     rows = check(PAPER, TARGETS)
-    assert all(row.ok for row in rows), report(rows)
+    assert all(result.ok for result in rows), report(rows)
 
 
 def test_lost_alignment_is_found() -> None:
     """A width that is no multiple of 16 costs the 128-bit loads; the check must see it."""
     rows = check([Shape("odd", 1000, 125, 2, 4, 4, 64)], ["sm_90"], "patch_pool")
-    pool = next(row for row in rows if row.kernel == "pool_forward")
+    pool = next(result for result in rows if result.kernel == "pool_forward")
     assert pool.problems == ["no 128-bit loads"]
     assert "no 128-bit loads" in report(rows)
 
@@ -61,12 +61,12 @@ def test_lost_alignment_is_found() -> None:
     ],
 )
 def test_judgement(change: dict[str, int], problem: str) -> None:
-    row = Row("interval_forward", "x", "sm_90", registers=10, shared=1000, wide_loads=2, tensor_core=4)
-    _judge(row)
-    assert row.ok
-    row = replace(row, problems=[], **change)
-    _judge(row)
-    assert problem in row.problems[0]
+    result = CompiledKernel("interval_forward", "x", "sm_90", registers=10, shared=1000, wide_loads=2, tensor_core=4)
+    _judge(result)
+    assert result.ok
+    result = replace(result, problems=[], **change)
+    _judge(result)
+    assert problem in result.problems[0]
 
 
 def test_a_new_length_compiles_nothing_new() -> None:
@@ -78,9 +78,9 @@ def test_a_new_length_compiles_nothing_new() -> None:
 
 def test_narrow_models_are_compiled_but_not_held_to_speed() -> None:
     """The demo's widths have no full-width loads to make: said, not refused."""
-    row = Row("pool_forward", "x", "sm_90", narrow=True)
-    _judge(row)
-    assert row.ok
+    result = CompiledKernel("pool_forward", "x", "sm_90", narrow=True)
+    _judge(result)
+    assert result.ok
     rows = check([Shape("demo", 96, 4, 2, 4, 4, 48)], ["sm_90"], "patch_pool")
     assert all(r.ok and r.narrow and not r.wide_loads for r in rows)
 

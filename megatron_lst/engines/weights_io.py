@@ -8,15 +8,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config
-from megatron_lst.model.weights import Piece, canonical_shapes, piece_of
+from megatron_lst.model.weights import ShardSpec, canonical_shapes, shard_spec
 from megatron_lst.parallel.state import ParallelState
 
 
-def local_pieces(chunks: list[Any], config: Config) -> Iterator[tuple[str, nn.Parameter, Piece]]:
+def local_parameters(chunks: list[Any], config: Config) -> Iterator[tuple[str, nn.Parameter, ShardSpec]]:
     """This rank's parameters, by their name in the chunk, with what they are made of."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            yield name, parameter, piece_of(name, config, chunk.first_layer)
+            yield name, parameter, shard_spec(name, config, chunk.first_layer)
 
 
 @torch.no_grad()
@@ -33,8 +33,8 @@ def set_weights(
         full: gives a weight by its name, fp32. The master takes it as it is; a bf16 parameter is rounded from it.
         masters: see `optimizer_state.master_parts`.
     """
-    for _, parameter, piece in local_pieces(chunks, config):
-        shard = piece.cut([full(name) for name in piece.names], state.tensor_rank, state.layout.tensor)
+    for _, parameter, spec in local_parameters(chunks, config):
+        shard = spec.cut([full(name) for name in spec.names], state.tensor_rank, state.layout.tensor)
         parameter.copy_(shard)
         if parameter in masters:
             master, mine = masters[parameter]
@@ -57,17 +57,17 @@ def collect_weights(
         return None
     shapes = canonical_shapes(config)
     mine: dict[str, Tensor] = {}
-    for _, parameter, piece in local_pieces(chunks, config):
+    for _, parameter, spec in local_parameters(chunks, config):
         if getattr(parameter, "shared", False):
             continue
         value = masters[parameter].contiguous()
         shards = [value]
-        if state.layout.tensor > 1 and piece.kind != "whole":
+        if state.layout.tensor > 1 and spec.kind != "whole":
             shards = [torch.empty_like(value) for _ in range(state.layout.tensor)]
             dist.all_gather(shards, value, group=state.tensor_group)
         if state.tensor_rank == 0:
-            full = piece.join(shards, [shapes[n] for n in piece.names])
-            mine.update({n: w.cpu().clone() for n, w in zip(piece.names, full, strict=True)})
+            full = spec.join(shards, [shapes[n] for n in spec.names])
+            mine.update({n: w.cpu().clone() for n, w in zip(spec.names, full, strict=True)})
     if state.tensor_rank != 0:
         return None
     return _gather_stages(mine, shapes, state)
