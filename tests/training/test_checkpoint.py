@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 
 from megatron_lst.errors import UserError
-from megatron_lst.training import checkpoint
+from megatron_lst.training.checkpoint import folders
 
 
-def write(run: Path, step: int, content: bytes = b"weights") -> checkpoint.Checkpoint:
-    temporary = checkpoint.begin(run, step)
+def write(run: Path, step: int, content: bytes = b"weights") -> folders.Checkpoint:
+    temporary = folders.begin(run, step)
     (temporary / "engine" / "model.bin").write_bytes(content)
-    files = checkpoint.describe_files(temporary / "engine")
-    return checkpoint.finish(temporary, step, {"step": step, "cursors": {}}, "a: 1\n", [files])
+    files = folders.describe_files(temporary / "engine")
+    return folders.finish(temporary, step, {"step": step, "cursors": {}}, "a: 1\n", [files])
 
 
 def test_a_finished_checkpoint_is_found_and_verifies(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    found = checkpoint.newest_checkpoint(tmp_path)
+    found = folders.newest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 10
     assert found.path.name == "step-00000010"
@@ -28,9 +28,9 @@ def test_a_finished_checkpoint_is_found_and_verifies(tmp_path: Path) -> None:
 
 def test_an_unfinished_checkpoint_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    temporary = checkpoint.begin(tmp_path, 20)
+    temporary = folders.begin(tmp_path, 20)
     (temporary / "engine" / "model.bin").write_bytes(b"half")
-    found = checkpoint.newest_checkpoint(tmp_path)
+    found = folders.newest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 10
 
@@ -38,9 +38,9 @@ def test_an_unfinished_checkpoint_is_not_there(tmp_path: Path) -> None:
 def test_a_folder_without_its_manifest_is_not_complete(tmp_path: Path) -> None:
     write(tmp_path, 10)
     newer = write(tmp_path, 20)
-    (newer.path / checkpoint.MANIFEST).unlink()
+    (newer.path / folders.MANIFEST).unlink()
     told: list[str] = []
-    found = checkpoint.newest_checkpoint(tmp_path, told.append)
+    found = folders.newest_checkpoint(tmp_path, told.append)
     assert found is not None
     assert found.step == 10
     assert "step-00000020" in told[0]
@@ -51,7 +51,7 @@ def test_latest_is_only_a_hint(tmp_path: Path) -> None:
     write(tmp_path, 10)
     (tmp_path / "checkpoints" / "latest").unlink()
     told: list[str] = []
-    found = checkpoint.newest_checkpoint(tmp_path, told.append)
+    found = folders.newest_checkpoint(tmp_path, told.append)
     assert found is not None
     assert found.step == 10
 
@@ -84,17 +84,17 @@ def test_ranks_divide_the_verification(tmp_path: Path) -> None:
 def test_retention_keeps_the_newest(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         write(tmp_path, step)
-    removed = checkpoint.retain(tmp_path, keep=2)
+    removed = folders.retain(tmp_path, keep=2)
     assert [c.step for c in removed] == [10, 20]
-    assert [c.step for c in checkpoint.complete_checkpoints(tmp_path)] == [30, 40]
-    assert checkpoint.retain(tmp_path, keep=0) == []
+    assert [c.step for c in folders.complete_checkpoints(tmp_path)] == [30, 40]
+    assert folders.retain(tmp_path, keep=0) == []
 
 
 def test_retention_cleans_leftovers_older_than_the_newest_but_not_a_save_under_way(tmp_path: Path) -> None:
-    checkpoint.begin(tmp_path, 5)
+    folders.begin(tmp_path, 5)
     write(tmp_path, 10)
-    under_way = checkpoint.begin(tmp_path, 15)
-    checkpoint.retain(tmp_path, keep=3)
+    under_way = folders.begin(tmp_path, 15)
+    folders.retain(tmp_path, keep=3)
     assert under_way.exists()
     assert not under_way.with_name("step-00000005.tmp").exists()
 
@@ -102,15 +102,15 @@ def test_retention_cleans_leftovers_older_than_the_newest_but_not_a_save_under_w
 def test_a_missing_step_names_those_that_are_there(tmp_path: Path) -> None:
     write(tmp_path, 10)
     with pytest.raises(UserError, match="there are 10"):
-        checkpoint.find_checkpoint(tmp_path, 11)
+        folders.find_checkpoint(tmp_path, 11)
     with pytest.raises(UserError, match="no complete checkpoint"):
-        checkpoint.find_checkpoint(tmp_path / "elsewhere")
+        folders.find_checkpoint(tmp_path / "elsewhere")
 
 
 def test_ranks_divide_the_hashing(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.bin").write_bytes(bytes([i]))
-    whole = checkpoint.describe_files(tmp_path)
-    shares = [checkpoint.describe_files(tmp_path, rank, 3) for rank in range(3)]
+    whole = folders.describe_files(tmp_path)
+    shares = [folders.describe_files(tmp_path, rank, 3) for rank in range(3)]
     assert {k: v for part in shares for k, v in part.items()} == whole
     assert sum(len(part) for part in shares) == len(whole) == 5

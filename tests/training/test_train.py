@@ -187,9 +187,9 @@ def test_steps_that_are_not_finite_stop_the_run_with_their_batch_saved(tiny, ran
 
 def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(training__steps=8, checkpoint__every=2, checkpoint__asynchronous=False, checkpoint__retries=0)
-    from megatron_lst.training import checkpoint
+    from megatron_lst.training.checkpoint import folders
 
-    begin, tried = checkpoint.begin, []
+    begin, tried = folders.begin, []
 
     def full_once(run: Path, step: int) -> Path:
         tried.append(step)
@@ -197,7 +197,7 @@ def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny, monkeypatch:
             raise OSError(28, "No space left on device")
         return begin(run, step)
 
-    monkeypatch.setattr(checkpoint, "begin", full_once)
+    monkeypatch.setattr(folders, "begin", full_once)
     trainer.train(config)
     assert tried == [2, 4, 6, 8]
     assert "checkpoint_failed" in kinds(config)
