@@ -13,10 +13,10 @@ from megatron_lst.documents.schema import FRAMES_PER_SECOND, Document
 
 @dataclass(frozen=True)
 class Piece:
-    """One manifest line with its units (int16 [F], F >= 1) and its aligned words."""
+    """One manifest line with its speech tokens (int16 [F], F >= 1) and its aligned words."""
 
     entry: Entry
-    units: np.ndarray
+    speech_ids: np.ndarray
     aligned: AlignedWords
 
 
@@ -25,7 +25,7 @@ class _Run:
     """Consecutive pieces laid end to end: spans in frames of the run, characters of its text."""
 
     text: str
-    units: np.ndarray
+    speech_ids: np.ndarray
     frames: np.ndarray
     chars: np.ndarray
     scores: np.ndarray
@@ -53,17 +53,17 @@ def _lay_out(pieces: list[Piece]) -> _Run:
     letters: list[np.ndarray] = []
     at_frame = at_char = 0
     for piece in pieces:
-        spans, places, values, times = _merge(piece.aligned, len(piece.units))
+        spans, places, values, times = _merge(piece.aligned, len(piece.speech_ids))
         frames.append(spans + at_frame)
         chars.append(places + at_char)
         scores.append(values)
         letters += [time * FRAMES_PER_SECOND + at_frame for time in times]
         texts.append(piece.entry.text)
-        at_frame += len(piece.units)
+        at_frame += len(piece.speech_ids)
         at_char += len(piece.entry.text) + 1
     return _Run(
         " ".join(texts),
-        np.concatenate([piece.units for piece in pieces]),
+        np.concatenate([piece.speech_ids for piece in pieces]),
         np.concatenate(frames),
         np.concatenate(chars),
         np.concatenate(scores),
@@ -149,7 +149,7 @@ def documents(pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds:
     found: list[Document] = []
     for members in filter(None, runs):
         run, entry = _lay_out(members), members[0].entry
-        for first, last, begin, end in _cuts(run.frames, len(run.units), longest):
+        for first, last, begin, end in _cuts(run.frames, len(run.speech_ids), longest):
             frames, chars = run.frames[first:last] - begin, run.chars[first:last]
             frames = np.clip(frames, 0, end - begin)
             low, high = (int(chars[0, 0]) if first else 0), int(chars[-1, 1])
@@ -166,7 +166,7 @@ def documents(pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds:
                     speaker=entry.speaker,
                     license=entry.license,
                     text=text,
-                    units=run.units[begin:end].astype(np.int16),
+                    speech_ids=run.speech_ids[begin:end].astype(np.int16),
                     token_ids=token_ids,
                     word_frames=frames.astype(np.int32),
                     word_tokens=word_tokens,

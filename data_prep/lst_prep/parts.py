@@ -47,7 +47,7 @@ class SetTotals:
             f"{name}/{document.source}", {"documents": 0, "seconds": 0, "units": 0, "words": 0, "pieces": 0}
         )
         totals["documents"] += 1
-        totals["seconds"] += len(document.units) / 25
-        totals["units"] += len(document.units)
+        totals["seconds"] += len(document.speech_ids) / 25
+        totals["units"] += len(document.speech_ids)
         totals["words"] += len(document.word_frames) or len(document.text.split())
         totals["pieces"] += len(document.token_ids)

@@ -113,13 +113,13 @@ def draw_rejections(file: Path, rejected: dict[str, dict[str, int]], most: int =
 
 def draw_aligned_row(file: Path, document: Document, seconds: float = 10.0) -> None:
     """The first seconds of a document: units over time, each word's span coloured, its text above it."""
-    frames = min(len(document.units), int(seconds * FRAMES_PER_SECOND))
+    frames = min(len(document.speech_ids), int(seconds * FRAMES_PER_SECOND))
     figure = _figure(12, 2.7)
     above, panel = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.2))
     above.axis("off")
     _bare(panel)
     time = (np.arange(frames) + 0.5) / FRAMES_PER_SECOND
-    panel.scatter(time, document.units[:frames], s=7, color="black", zorder=2)
+    panel.scatter(time, document.speech_ids[:frames], s=7, color="black", zorder=2)
     for index, (begin, end) in enumerate(document.word_frames):
         if begin >= frames:
             break

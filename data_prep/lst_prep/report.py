@@ -115,8 +115,8 @@ def _speech(shards: ShardSet, name: str, pictures: Path) -> list[str]:
         words = np.concatenate([np.diff(d.word_frames, axis=1)[:, 0] for d in documents])
         pauses = np.concatenate([_pauses(d) for d in documents])
         scores = np.concatenate([d.word_scores for d in documents])
-        rates = np.array([len(d.word_frames) * FRAMES_PER_SECOND / len(d.units) for d in documents])
-        used = np.bincount(np.concatenate([d.units for d in documents]))
+        rates = np.array([len(d.word_frames) * FRAMES_PER_SECOND / len(d.speech_ids) for d in documents])
+        used = np.bincount(np.concatenate([d.speech_ids for d in documents]))
         shares = used[used > 0] / used.sum()
         perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
         histogram = pictures / f"{name}-{number}.png"
@@ -148,6 +148,6 @@ def _sample(documents: int) -> list[int]:
 def _pauses(document: Document) -> np.ndarray:
     """Lengths in frames of the silences of a document, leading and trailing ones included."""
     spans = document.word_frames
-    edges = np.concatenate([[0], spans.ravel(), [len(document.units)]])
+    edges = np.concatenate([[0], spans.ravel(), [len(document.speech_ids)]])
     pauses = np.diff(edges)[::2]
     return pauses[pauses > 0]

@@ -49,9 +49,9 @@ def train(speech: ShardSet, out: Path, pieces: int = 1000, sequences: int = 100_
     def stretches() -> Iterator[str]:
         yield _characters(np.arange(speech.codebook.size))  # type: ignore[union-attr]  # every unit is a piece
         for i in order:
-            units = speech.get(int(i)).units
-            for begin in range(0, len(units), _MAX_SEQUENCE):
-                yield _characters(units[begin : begin + _MAX_SEQUENCE])
+            ids = speech.get(int(i)).speech_ids
+            for begin in range(0, len(ids), _MAX_SEQUENCE):
+                yield _characters(ids[begin : begin + _MAX_SEQUENCE])
 
     model = io.BytesIO()
     try:
@@ -111,12 +111,12 @@ class UnitBpe:
     def convert(self, document: Document) -> Document:
         """The document with pieces for units; see the module for its spans."""
         begins = document.word_frames[:, 0]
-        edges = [0, *begins.tolist(), len(document.units)]
-        parts = [self.encode(document.units[a:b]) for a, b in itertools.pairwise(edges)]
+        edges = [0, *begins.tolist(), len(document.speech_ids)]
+        parts = [self.encode(document.speech_ids[a:b]) for a, b in itertools.pairwise(edges)]
         at = np.cumsum([0, *map(len, parts)])[1:]
         spans = np.stack([at[:-1], at[1:]], 1).astype(np.int32)
         return replace(
-            document, units=np.concatenate(parts), word_frames=spans, piece_frames=np.zeros((0, 2), np.int32)
+            document, speech_ids=np.concatenate(parts), word_frames=spans, piece_frames=np.zeros((0, 2), np.int32)
         )
 
 

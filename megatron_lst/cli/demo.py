@@ -104,8 +104,8 @@ def _held_out_prompt() -> str:
     from megatron_lst.documents.schema import FRAMES_PER_SECOND
     from megatron_lst.documents.shards import ShardSet
 
-    units = ShardSet.open(DATA / "heldout-speech").get(0).units[: PROMPT_SECONDS * FRAMES_PER_SECOND]
-    return " ".join(str(int(u)) for u in units)
+    ids = ShardSet.open(DATA / "heldout-speech").get(0).speech_ids[: PROMPT_SECONDS * FRAMES_PER_SECOND]
+    return " ".join(str(int(u)) for u in ids)
 
 
 def _run(stage: Stage) -> float:

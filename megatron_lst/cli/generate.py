@@ -18,12 +18,12 @@ def generate(
     export: Annotated[Path, typer.Argument(help="An exported model (`lst export`)")],
     text: Annotated[list[str] | None, typer.Option(help="Text prompt; may be repeated")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="Speech prompt, an audio file; may be repeated")] = None,
-    units: Annotated[list[str] | None, typer.Option(help="Speech prompt as units, such as '3 17 17 4'")] = None,
+    units: Annotated[list[str] | None, typer.Option(help="Speech prompt as codebook ids, such as '3 17 17 4'")] = None,
     to: Annotated[str, typer.Option(help="speech, text, or any (the prompt's modality goes on)")] = "any",
     tokenizer: Annotated[str | None, typer.Option(help="Default: the one that the export names")] = None,
-    codebook: Annotated[Path | None, typer.Option(help="Codebook: encodes --audio, and makes sound of units")] = None,
+    codebook: Annotated[Path | None, typer.Option(help="Codebook: encodes --audio, and makes sound of ids")] = None,
     vocoder: Annotated[
-        Path | None, typer.Option(help="Folder of a HiFi-GAN over units; else spectral inversion")
+        Path | None, typer.Option(help="Folder of a HiFi-GAN over the codebook's ids; else spectral inversion")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="WAV file (a number is added for more than one prompt)")] = None,
     save: Annotated[Path | None, typer.Option(help="File for prompts and responses as text")] = None,
@@ -36,7 +36,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16; default: as stored")] = None,
     fixed_shapes: FIXED_SHAPES = None,
 ) -> None:
-    """Patch by patch: the global transformer runs once a patch. Prints text or units, and what it cost."""
+    """Patch by patch: the global transformer runs once a patch. Prints text or codebook ids, and what it cost."""
     import torch
 
     from megatron_lst.cli.speech import audio_encoder, text_decoder, text_encoder
@@ -55,7 +55,7 @@ def generate(
     spoken: list[list[int]] = []
     for path in audio or []:
         if codebook is None:
-            raise UserError("--audio needs --codebook, the one that made the model's units")
+            raise UserError("--audio needs --codebook, the one that made the model's speech tokens")
         encode, info = audio_encoder(codebook)
         opened.check_fingerprints(codebook=info["fingerprint"])
         spoken.append(encode(path).tolist())
@@ -119,13 +119,13 @@ def generate(
     )
 
 
-def speak(voice: "Vocoder", units: Sequence[int], out: Path, before: Sequence[int] = ()) -> None:
-    """The response's units as sound, after the prompt's own where it was speech."""
+def speak(voice: "Vocoder", speech_ids: Sequence[int], out: Path, before: Sequence[int] = ()) -> None:
+    """The response's speech tokens as sound, after the prompt's own where it was speech."""
     import numpy as np
 
     from megatron_lst.inference.vocoder import write_wav
 
-    write_wav(out, voice(np.array([*before, *units])), voice.rate)
+    write_wav(out, voice(np.array([*before, *speech_ids])), voice.rate)
 
 
 def open_vocoder(size: int, codebook: Path | None, vocoder: Path | None) -> "Vocoder":
@@ -137,5 +137,5 @@ def open_vocoder(size: int, codebook: Path | None, vocoder: Path | None) -> "Voc
     if vocoder is not None:
         return HifiGanVocoder(vocoder, size)
     if codebook is None:
-        raise UserError("sound needs --codebook (spectral inversion) or --vocoder (HiFi-GAN over units)")
+        raise UserError("sound needs --codebook (spectral inversion) or --vocoder (HiFi-GAN over the codebook's ids)")
     return SpectralVocoder.from_codebook(codebook)

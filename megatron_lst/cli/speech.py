@@ -1,4 +1,4 @@
-"""Text and audio in and out of ids, for commands: tokenizers and the unit pipeline of data preparation."""
+"""Text and audio in and out of ids, for commands: tokenizers and the codebook of data preparation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def text_decoder(spec: str) -> Callable[[list[int]], str]:
 
 
 def audio_encoder(codebook: Path, hubert: str = "") -> tuple[Callable[[Path], np.ndarray], dict[str, Any]]:
-    """(audio file -> units, {"fingerprint"}) of a codebook with its extractor.
+    """(audio file -> speech ids, {"fingerprint"}) of a codebook with its extractor.
 
     Args:
         hubert: path of the model where the codebook is of HuBERT features.

@@ -48,17 +48,17 @@ def _decoder(tokenizer: str | None, metadata: dict[str, Any]) -> Any:
 
 
 def _transcriber(recogniser: str | None, size: int, codebook: Path | None, vocoder: Path | None, device: str) -> Any:
-    """Units -> text through a vocoder and a recogniser; None without a recogniser."""
+    """Speech ids -> text through a vocoder and a recogniser; None without a recogniser."""
     from megatron_lst.cli.generate import open_vocoder
-    from megatron_lst.evaluation.recogniser import of_units, open_recogniser
+    from megatron_lst.evaluation.recogniser import of_speech_ids, open_recogniser
 
     if recogniser is None:
         return None
-    return of_units(open_recogniser(recogniser, device), open_vocoder(size, codebook, vocoder))
+    return of_speech_ids(open_recogniser(recogniser, device), open_vocoder(size, codebook, vocoder))
 
 
-def _spoken_units(command: str, said: str, encode: Any) -> Any:
-    """A text through a speech synthesiser and the unit pipeline."""
+def _spoken_ids(command: str, said: str, encode: Any) -> Any:
+    """A text through a speech synthesiser and the codebook."""
     from megatron_lst.evaluation.benchmarks.prepare import synthesise
 
     with tempfile.TemporaryDirectory() as folder:
@@ -113,18 +113,18 @@ def tts(
     for name, reason in result.refused.items():
         print(f"refused {name}: {reason}")
     share = result.global_steps / max(result.generated, 1)
-    print(f"{result.generated} units in {result.global_steps} global steps, {share:.2f}x the unpatched model's")
+    print(f"{result.generated} speech tokens in {result.global_steps} global steps, {share:.2f}x the unpatched model's")
     if result.cer is not None:
         print(f"CER {result.cer.rate:.1%} of {result.cer.length} characters, as {recogniser} hears it")
         print(f"paper, CER after adaptation (1B), as Whisper hears it: {_listed(SPEECH['tts_cer_clean'])}")
-    for name, units in result.units.items():
-        if out is not None and voice is not None and len(units):
-            speak(voice, units.tolist(), out / f"{name.replace('/', '_')}.wav")
+    for name, ids in result.speech_ids.items():
+        if out is not None and voice is not None and len(ids):
+            speak(voice, ids.tolist(), out / f"{name.replace('/', '_')}.wav")
 
 
 def questions(
     export: EXPORT, source: Annotated[Path, typer.Argument(help="Questions as published")],
-    codebook: Annotated[Path, typer.Option(help="The codebook of the model's units")],
+    codebook: Annotated[Path, typer.Option(help="The codebook of the model's speech tokens")],
     shots: Annotated[int, typer.Option(help="Examples in front of each question, the file's first")] = 0,
     tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
     to: Annotated[str, typer.Option(help="Answers in text, or in speech, which needs --recogniser")] = "text",
@@ -157,10 +157,10 @@ def questions(
     examples: list[Any] = []
     if shots and to == "text":
         encode_text, _ = text_encoder(tokenizer_name(tokenizer, opened.metadata))
-        examples = [(speech(q.units), text(encode_text(q.answers[0], False))) for q in spoken[:shots]]
+        examples = [(speech(q.speech_ids), text(encode_text(q.answers[0], False))) for q in spoken[:shots]]
     elif shots:
         say = choose_synthesiser(tts)
-        examples = [(speech(q.units), speech(_spoken_units(say, q.answers[0], encode))) for q in spoken[:shots]]
+        examples = [(speech(q.speech_ids), speech(_spoken_ids(say, q.answers[0], encode))) for q in spoken[:shots]]
     graded = answer_questions(
         opened.model(device=device), spoken[shots:], decode, examples=examples, to=to, transcribe=hear
     )
@@ -171,8 +171,8 @@ def questions(
 def speed(
     lst: Annotated[Path, typer.Argument(help="Configuration of an LST")],
     baseline: Annotated[Path, typer.Argument(help="Configuration of its unpatched baseline")],
-    prompt: Annotated[int, typer.Option(help="Speech units of each prompt")] = 250,
-    tokens: Annotated[int, typer.Option(help="Speech units of each response")] = 250,
+    prompt: Annotated[int, typer.Option(help="Speech tokens of each prompt")] = 250,
+    tokens: Annotated[int, typer.Option(help="Speech tokens of each response")] = 250,
     batch: Annotated[int, typer.Option(help="Prompts at once")] = 1,
     device: DEVICE = "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
@@ -188,7 +188,7 @@ def speed(
         model = random_model(load_config(path), device, DTYPES[dtype])
         found.append(measure(model, prompt, tokens, batch, fixed_shapes=fixed_shapes))
         del model
-    print(f"{lst} and {baseline}, {dtype} on {device}: {batch} prompts of {prompt} units, {tokens} tokens each")
+    print(f"{lst} and {baseline}, {dtype} on {device}: {batch} prompts of {prompt} speech tokens, {tokens} tokens each")
     print(table(*found))
 
 

@@ -37,7 +37,7 @@ def plain_visit(document: Document) -> Visit:
 
 def task_visit(document: Document, task: str) -> Visit:
     """`asr`: speech then text; `tts`: text then speech (SPEC 9)."""
-    text, speech = [TEXT, 0, len(document.token_ids)], [SPEECH, 0, len(document.units)]
+    text, speech = [TEXT, 0, len(document.token_ids)], [SPEECH, 0, len(document.speech_ids)]
     return Visit(document, np.array([speech, text] if task == "asr" else [text, speech], np.int64), whole=True)
 
 
@@ -53,7 +53,7 @@ def interleaved_visit(document: Document, config: SpanConfig, draws: np.ndarray)
     """
     bounds, speech = word_spans(len(document.word_frames), config, draws)
     begin, end = bounds[:-1], bounds[1:]
-    frame_of_word = np.append(document.word_frames[:, 0], len(document.units))
+    frame_of_word = np.append(document.word_frames[:, 0], len(document.speech_ids))
     frame_of_word[0] = 0
     piece_of_word = np.append(document.word_tokens[:, 0], len(document.token_ids))
     spans = np.empty((len(begin), 3), np.int64)

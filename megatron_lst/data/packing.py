@@ -156,7 +156,7 @@ class _Building:
             self._prompt = sum(map(len, self._tokens))
             self._single(vocabulary.text_marker if sort == TEXT else vocabulary.speech_marker)
         if sort == SPEECH:
-            self._tokens.append(document.units[begin : begin + count].astype(np.int32) + vocabulary.text_size)
+            self._tokens.append(document.speech_ids[begin : begin + count].astype(np.int32) + vocabulary.text_size)
             self._speech = True
             self._clipped += int(np.count_nonzero(patches.clipped))
         else:

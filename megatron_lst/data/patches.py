@@ -73,7 +73,7 @@ def measure_patches(documents: Sequence[Document], config: PatchingConfig) -> li
         if changed.granularity == "bpe" and not all(len(d.piece_frames) for d in spoken):
             continue
         patcher = Patcher(changed, 0, 0)
-        cut = [patcher.cut(how, d, 0, len(d.units)) for d in spoken]
+        cut = [patcher.cut(how, d, 0, len(d.speech_ids)) for d in spoken]
         length = np.concatenate([c.length for c in cut])
         word = np.concatenate([c.word for c in cut])
         clipped = int(sum(c.clipped.sum() for c in cut))

@@ -42,7 +42,7 @@ class DocumentList:
         count = len(self._documents)
         self.shard_first = np.append(np.arange(0, count, per_shard), count).astype(np.int64)
         self.raw_tokens = np.array([d.raw_tokens for d in self._documents], np.int64)
-        sizes = np.array([d.units.nbytes + d.token_ids.nbytes for d in self._documents], np.int64)
+        sizes = np.array([d.speech_ids.nbytes + d.token_ids.nbytes for d in self._documents], np.int64)
         self.shard_bytes = np.add.reduceat(sizes, self.shard_first[:-1])
 
     @property
@@ -50,7 +50,7 @@ class DocumentList:
         digest = xxhash.xxh3_64()
         for document in self._documents:
             digest.update(document.id.encode())
-            digest.update(np.ascontiguousarray(document.units).tobytes())
+            digest.update(np.ascontiguousarray(document.speech_ids).tobytes())
             digest.update(np.ascontiguousarray(document.token_ids).tobytes())
         return digest.hexdigest()
 

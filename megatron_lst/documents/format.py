@@ -35,7 +35,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class CodebookInfo:
-    """What a reader must know of the codebook that made the units."""
+    """What a reader must know of the codebook that made the speech tokens."""
 
     fingerprint: str
     size: int
@@ -62,7 +62,7 @@ def document_sizes(document: Document) -> tuple[int, int, int, int]:
     """The document's entries in SIZE_COLUMNS."""
     return (
         document.raw_tokens,
-        len(document.units),
+        len(document.speech_ids),
         len(document.token_ids),
         len(document.word_frames),
     )

@@ -1,7 +1,8 @@
 """Document: one recording, chapter, episode or text, as shards hold it (contract 1).
 
 A document is long (up to about 10 minutes of speech): attention stays inside documents, so short clips would
-leave long context untrained (SPEC 7).  Speech documents have units and words; text documents have token ids only.
+leave long context untrained (SPEC 7).  Speech documents have speech tokens and words; text documents have token ids
+only.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ SCHEMA_VERSION = 1
 """Raised whenever a column changes its meaning; readers refuse versions that they do not know."""
 
 FRAMES_PER_SECOND = 25
-"""Rate of speech units; every frame index in this project counts 1/25 s."""
+"""Rate of speech tokens; every frame index in this project counts 1/25 s."""
 
 COLUMNS: dict[str, str] = {
     "id": "str",
@@ -32,6 +33,8 @@ COLUMNS: dict[str, str] = {
 }
 """Columns and what they hold. In the file an array is its little-endian bytes (MDS refuses empty arrays), of shape
 [n, 2] for the spans and [n] for the others. No pickled column, ever."""
+_FIELDS = {"units": "speech_ids"}
+"""Columns whose field of Document has another name."""
 
 
 def _empty(dtype: type, *shape: int) -> np.ndarray:
@@ -40,13 +43,13 @@ def _empty(dtype: type, *shape: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Document:
-    """One document. F frames (= units), P text pieces, W words.
+    """One document. F frames (one speech token each), P text pieces, W words.
 
     Attributes:
         id: unique within its shard set.
         source, speaker, license: where it comes from and what may be done with it.
         text: the original text, untouched.
-        units: int16 [F], codebook ids in [0, S); empty for a text document.
+        speech_ids: int16 [F], codebook ids in [0, S); empty for a text document. The column `units`.
         token_ids: int32 [P], the tokenizer's ids of `text`, without BOS and EOS.
         word_frames: int32 [W, 2], half-open frame span of each word (SPEC 6 rounding); non-overlapping,
             increasing, never empty. Frames between words are silence.
@@ -62,7 +65,7 @@ class Document:
     token_ids: np.ndarray
     speaker: str = ""
     license: str = ""
-    units: np.ndarray = field(default_factory=lambda: _empty(np.int16, 0))
+    speech_ids: np.ndarray = field(default_factory=lambda: _empty(np.int16, 0))
     word_frames: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
     word_tokens: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
     word_chars: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
@@ -71,7 +74,7 @@ class Document:
 
     @property
     def has_speech(self) -> bool:
-        return len(self.units) > 0
+        return len(self.speech_ids) > 0
 
     @property
     def raw_tokens(self) -> int:
@@ -80,7 +83,7 @@ class Document:
         For speech this is an estimate of what an interleaved visit yields (2/3 of the words as text, 1/3 as
         speech); mixing itself counts realised tokens.
         """
-        return len(self.token_ids) if not self.has_speech else (2 * len(self.token_ids) + len(self.units)) // 3
+        return len(self.token_ids) if not self.has_speech else (2 * len(self.token_ids) + len(self.speech_ids)) // 3
 
     def check(self, speech_size: int | None = None, text_size: int | None = None) -> None:
         """Refuse a document that breaks the schema.
@@ -92,11 +95,11 @@ class Document:
         def refuse(what: str) -> None:
             raise DamagedDataError(f"document {self.id!r} of source {self.source!r}: {what}")
 
-        frames, pieces, words = len(self.units), len(self.token_ids), len(self.word_frames)
+        frames, pieces, words = len(self.speech_ids), len(self.token_ids), len(self.word_frames)
         if not pieces and not frames:
-            refuse("is empty: neither text pieces nor speech units")
+            refuse("is empty: neither text pieces nor speech tokens")
         if frames and not words:
-            refuse("has speech units but no aligned words")
+            refuse("has speech tokens but no aligned words")
         for name, expected in (
             ("word_frames", (words, 2)),
             ("word_tokens", (words, 2)),
@@ -114,15 +117,19 @@ class Document:
             begin, end = self.word_tokens[:, 0], self.word_tokens[:, 1]
             if begin[0] != 0 or end[-1] != pieces or (begin[1:] != end[:-1]).any() or (end <= begin).any():
                 refuse(f"word_tokens must cover [0, {pieces}) in order, every word at least one piece")
-        if speech_size is not None and frames and not (0 <= self.units.min() <= self.units.max() < speech_size):
-            refuse(f"units must be in [0, {speech_size}), found {self.units.min()}..{self.units.max()}")
+        if (
+            speech_size is not None
+            and frames
+            and not (0 <= self.speech_ids.min() <= self.speech_ids.max() < speech_size)
+        ):
+            refuse(f"speech_ids must be in [0, {speech_size}), found {self.speech_ids.min()}..{self.speech_ids.max()}")
         if text_size is not None and pieces and not (0 <= self.token_ids.min() <= self.token_ids.max() < text_size):
             refuse(f"token_ids must be in [0, {text_size})")
 
     def to_sample(self) -> dict[str, object]:
         """The MDS sample: one entry per name in COLUMNS."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        return {name: getattr(self, _FIELDS.get(name, name)) for name in COLUMNS}
 
     @classmethod
     def from_sample(cls, sample: dict[str, object]) -> "Document":
-        return cls(**{name: sample[name] for name in COLUMNS})  # type: ignore[arg-type]
+        return cls(**{_FIELDS.get(name, name): sample[name] for name in COLUMNS})  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def _patch_of(model: LatentSpeechTextModel, document: Document, word: int, befor
     begin, end = document.word_frames[word].tolist()
     from megatron_lst.evaluation.items import speech
 
-    target = speech(document.units[begin:end], [end - begin])
+    target = speech(document.speech_ids[begin:end], [end - begin])
     spans = [target] if context is None else [context, target]
     chunk = lay_out(spans, 0, model.vocabulary, model.patch_size, document.id).chunk
     return model.patch_embeddings(chunk)[-1]
@@ -149,7 +149,7 @@ def jitter(document: Document, frames: int, rng: np.random.Generator) -> Documen
     low[1::2] = 1  # a word keeps a frame at least
     for i in range(len(flat)):
         flat[i] = max(flat[i], (flat[i - 1] if i else 0) + low[i])
-    high = len(document.units)
+    high = len(document.speech_ids)
     for i in range(len(flat) - 1, -1, -1):
         flat[i] = min(flat[i], high)
         high = int(flat[i]) - int(low[i])

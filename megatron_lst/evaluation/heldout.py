@@ -75,7 +75,7 @@ def speech_bits(
     frames_of: np.ndarray | None = None,
     progress: Progress = lambda done, total: None,
 ) -> SpeechBits:
-    """Code length of the units of `BOS <s> units`, in windows of at most `max_seconds`, each cut at a word.
+    """Code length of the speech tokens of `BOS <s> speech`, in windows of at most `max_seconds`, each cut at a word.
 
     Args:
         frames_of: int [codebook], frames that each of its entries stands for; None: one. For unit BPE, the lengths of
@@ -90,9 +90,9 @@ def speech_bits(
         if not document.has_speech:
             continue
         for begin, end, count in word_windows(document, min(limit, (patching.units - 2) * patching.size), frames_of):
-            units = document.units[begin:end]
-            laid.append(lay_out([speech(units)], 0, vocabulary, patching.size, document.id))
-            frames = len(units) if frames_of is None else int(frames_of[units].sum())
+            ids = document.speech_ids[begin:end]
+            laid.append(lay_out([speech(ids)], 0, vocabulary, patching.size, document.id))
+            frames = len(ids) if frames_of is None else int(frames_of[ids].sum())
             seconds += frames / FRAMES_PER_SECOND
             words += count
     if not laid:
@@ -104,12 +104,12 @@ def speech_bits(
 
 
 def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = None) -> list[tuple[int, int, int]]:
-    """Consecutive stretches of whole words, each of at most `limit` frames: (first unit, end, words).
+    """Consecutive stretches of whole words, each of at most `limit` frames: (first token, end, words).
 
     A word longer than `limit` is left out. `frames_of`: see `speech_bits`.
     """
-    ends = np.append(document.word_frames[1:, 0], len(document.units))  # a gap belongs to the word before it
-    frames = np.ones(len(document.units), int) if frames_of is None else frames_of[document.units]
+    ends = np.append(document.word_frames[1:, 0], len(document.speech_ids))  # a gap belongs to the word before it
+    frames = np.ones(len(document.speech_ids), int) if frames_of is None else frames_of[document.speech_ids]
     passed = np.append(0, np.cumsum(frames))
     windows = []
     begin, first = 0, 0
@@ -133,11 +133,11 @@ def stretch(document: Document, begin: int, end: int, modality: str, aligned: bo
         characters = int(document.word_chars[end - 1, 1] - document.word_chars[begin, 0])
         return text(document.token_ids[first:last], characters)
     start = int(frames[begin, 0]) if begin else 0
-    stop = int(frames[end, 0]) if end < len(frames) else len(document.units)
+    stop = int(frames[end, 0]) if end < len(frames) else len(document.speech_ids)
     if not aligned:
-        return speech(document.units[start:stop])
+        return speech(document.speech_ids[start:stop])
     cuts = np.unique(np.concatenate([[start], frames[begin:end].ravel(), [stop]]))
-    return speech(document.units[start:stop], np.diff(cuts).tolist())
+    return speech(document.speech_ids[start:stop], np.diff(cuts).tolist())
 
 
 def continuation_choices(

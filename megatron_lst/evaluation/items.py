@@ -25,7 +25,7 @@ class Span:
     """A stretch of one modality.
 
     Attributes:
-        tokens: int32 [n], codebook units (not yet shifted into the joint vocabulary) or text ids.
+        tokens: int32 [n], speech ids (not yet shifted into the joint vocabulary) or text ids.
         patches: for aligned patching, the lengths of this span's patches (sum n); None: static. A boundary stands at
             the span's end, so that the prompt's states do not depend on the candidate.
         characters: characters of the text, for per-character scores; 0 where unknown.
@@ -37,8 +37,8 @@ class Span:
     characters: int = 0
 
 
-def speech(units: Sequence[int] | np.ndarray, patches: Sequence[int] | None = None) -> Span:
-    return Span("speech", np.asarray(units, np.int32), None if patches is None else tuple(patches))
+def speech(ids: Sequence[int] | np.ndarray, patches: Sequence[int] | None = None) -> Span:
+    return Span("speech", np.asarray(ids, np.int32), None if patches is None else tuple(patches))
 
 
 def text(ids: Sequence[int] | np.ndarray, characters: int = 0) -> Span:
@@ -97,7 +97,7 @@ class Laid:
     Attributes:
         chunk: tokens and units.
         scored: int64, positions whose *next* token is scored (log p stands at them).
-        frames: bool, of `scored`: the scored token is a speech unit.
+        frames: bool, of `scored`: the scored token is speech.
     """
 
     chunk: Chunk

@@ -38,9 +38,9 @@ def open_recogniser(spec: str, device: str = "cpu") -> Recognise:
     raise UserError(f"recogniser {spec!r}: neither a command with {{wav}} nor a folder with config.json")
 
 
-def of_units(recognise: Recognise, vocoder: Vocoder) -> Callable[[np.ndarray], str]:
-    """Codebook units [F] -> text, through a vocoder; no units say nothing."""
-    return lambda units: recognise(vocoder(units), vocoder.rate) if len(units) else ""
+def of_speech_ids(recognise: Recognise, vocoder: Vocoder) -> Callable[[np.ndarray], str]:
+    """Speech ids [F] -> text, through a vocoder; no ids say nothing."""
+    return lambda ids: recognise(vocoder(ids), vocoder.rate) if len(ids) else ""
 
 
 def _command(command: str) -> Recognise:

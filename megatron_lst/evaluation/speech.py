@@ -41,7 +41,7 @@ class ErrorRate:
 
     Attributes:
         rate: may exceed 1 (insertions).
-        edits, length: substitutions + insertions + deletions, and reference units.
+        edits, length: substitutions + insertions + deletions, and the reference's words or characters.
     """
 
     rate: float

@@ -95,14 +95,16 @@ def measure(
 ) -> Speed:
     """Speech to speech, `tokens` each after `batch` prompts. The fastest of `repeats`, after a warm-up.
 
-    The first prompt has `prompt` units and each of the others one more: patches are as far apart as in real batches.
+    The first prompt has `prompt` speech tokens and each of the others one more: patches are as far apart as in real
+    batches.
 
     Raises:
         UserError: nothing to measure: no prompt, or less than two tokens.
     """
     if batch < 1 or prompt < 0 or tokens < 2:
         raise UserError(
-            f"speed of {batch} prompts of {prompt} units, {tokens} tokens each: at least one prompt and two tokens"
+            f"speed of {batch} prompts of {prompt} speech tokens, {tokens} tokens each: at least one prompt and two "
+            f"tokens"
         )
     v = model.vocabulary
     ids = [[v.bos, v.speech_marker, *(v.text_size + (7 * i + b) % v.speech_size for i in range(prompt + b))]

@@ -19,7 +19,7 @@ from megatron_lst.inference import Generated, GenerationSettings, LatentSpeechTe
 Decode = Callable[[list[int]], str]
 Progress = Callable[[int, int], None]
 ASR_TOKENS, TTS_TOKENS = 400, 750
-"""Length caps: 400 pieces of text, 30 seconds of units."""
+"""Length caps: 400 pieces of text, 30 seconds of speech tokens."""
 
 
 @dataclass
@@ -45,12 +45,12 @@ class Synthesis:
     """TTS over documents.
 
     Attributes:
-        units: codebook units of each response, by document.
+        speech_ids: int32 ids of each response, by document.
         global_steps: of all responses; generated: their tokens.
         cer: of transcripts, where a recogniser was given.
     """
 
-    units: dict[str, np.ndarray]
+    speech_ids: dict[str, np.ndarray]
     global_steps: int
     generated: int
     cer: ErrorRate | None = None
@@ -109,7 +109,7 @@ def recognise(
     kept, prompts = _prompts(
         documents,
         context,
-        lambda d: [v.bos, v.speech_marker, *(v.text_size + d.units.astype(int)).tolist(), v.text_marker],
+        lambda d: [v.bos, v.speech_marker, *(v.text_size + d.speech_ids.astype(int)).tolist(), v.text_marker],
         refused,
     )
     settings = GenerationSettings(max_tokens=max_tokens, modality="text")
@@ -141,7 +141,7 @@ def synthesise(
     """Speak the documents' texts.
 
     Args:
-        transcribe: units -> text, for the character error rate (a vocoder and a recogniser such as Whisper).
+        transcribe: speech ids -> text, for the character error rate (a vocoder and a recogniser such as Whisper).
     """
     v = model.vocabulary
     refused: dict[str, str] = {}
@@ -150,19 +150,19 @@ def synthesise(
     )
     settings = GenerationSettings(max_tokens=max_tokens, modality="speech", temperature=temperature, seed=seed)
     results = _generate(model, prompts, settings, batch, progress)
-    units = {d.id: np.array([t - v.text_size for t in r.tokens], np.int32) for d, r in zip(kept, results, strict=True)}
+    ids = {d.id: np.array([t - v.text_size for t in r.tokens], np.int32) for d, r in zip(kept, results, strict=True)}
     cer = None
     if transcribe is not None:
-        cer = error_rate([d.text for d in kept], [transcribe(units[d.id]) for d in kept], "character")
-    return Synthesis(units, sum(r.units for r in results), sum(len(r.tokens) for r in results), cer, refused)
+        cer = error_rate([d.text for d in kept], [transcribe(ids[d.id]) for d in kept], "character")
+    return Synthesis(ids, sum(r.units for r in results), sum(len(r.tokens) for r in results), cer, refused)
 
 
 @dataclass(frozen=True)
 class SpokenQuestion:
-    """A question as units, and the answers that count."""
+    """A question as speech ids, and the answers that count."""
 
     id: str
-    units: np.ndarray
+    speech_ids: np.ndarray
     answers: tuple[str, ...]
 
 
@@ -192,7 +192,7 @@ def answer_questions(
     marker = [v.text_marker] if to == "text" else []
     prompts = []
     for question in questions:
-        spans = [span for pair in examples for span in pair] + [speech(question.units)]
+        spans = [span for pair in examples for span in pair] + [speech(question.speech_ids)]
         laid = lay_out(spans, len(spans), v, model.patch_size, question.id)
         prompts.append([*laid.chunk.tokens.tolist(), *marker])
     settings = GenerationSettings(max_tokens=max_tokens, modality="text" if to == "text" else "speech")

@@ -84,7 +84,7 @@ class World:
         return words
 
     def speak(self, rng: np.random.Generator, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Units int16 [F] and word spans int32 [W, 2] of spoken words."""
+        """Speech ids int16 [F] and word spans int32 [W, 2] of spoken words."""
         phones = self.pronunciations[words]
         gaps = np.where(rng.random(len(words)) < self.gap, rng.choice(GAP_FRAMES, len(words)), 0)
         lengths = np.concatenate([rng.choice(FRAMES_PER_PHONE, phones.shape), gaps[:, None]], 1)
@@ -105,14 +105,14 @@ class World:
         ids = (words + FIRST_WORD).astype(np.int32)
         if not spoken:
             return Document(id=name, source="text", text=" ".join(names), token_ids=ids)
-        units, spans = self.speak(rng, words)
+        speech_ids, spans = self.speak(rng, words)
         each = np.arange(len(words), dtype=np.int32)
         return Document(
             id=name,
             source="speech",
             text=" ".join(names),
             token_ids=ids,
-            units=units,
+            speech_ids=speech_ids,
             word_frames=spans,
             word_tokens=np.stack([each, each + 1], 1),
             word_chars=np.stack([4 * each, 4 * each + 3], 1),

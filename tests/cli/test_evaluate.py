@@ -44,7 +44,7 @@ def document(number: int, words: int = 40) -> Document:
     ordinal = np.arange(words, dtype=np.int32)[:, None]
     return Document(
         id=f"d{number}", source="s", text="abcd " * words, token_ids=rng.integers(3, 60, words).astype(np.int32),
-        units=rng.integers(0, 50, ends[-1]).astype(np.int16),
+        speech_ids=rng.integers(0, 50, ends[-1]).astype(np.int16),
         word_frames=np.stack([np.append(0, ends[:-1]), ends], 1).astype(np.int32),
         word_tokens=np.hstack([ordinal, ordinal + 1]), word_chars=np.hstack([5 * ordinal, 5 * ordinal + 4]),
         word_scores=np.ones(words, np.float32), license="CC0",

@@ -61,7 +61,7 @@ def test_every_word_is_in_one_span_and_every_frame_has_one_word(words: int, key:
     document = speech_document(key % 1000, words)
     visit = interleaved_visit(document, config, uniforms(draws_needed(words, config), 1, "test", key))
     assert (visit.spans[:, 2] > visit.spans[:, 1]).all()
-    frames = np.append(document.word_frames[:, 0], len(document.units))
+    frames = np.append(document.word_frames[:, 0], len(document.speech_ids))
     frames[0] = 0
     pieces = np.append(document.word_tokens[:, 0], len(document.token_ids))
     word = 0
@@ -122,14 +122,14 @@ def test_chunks_fit_and_lose_nothing(
 def everything(visit: Visit) -> list[int]:
     tokens: list[int] = []
     for sort, begin, end in visit.spans:
-        source = visit.document.units.astype(int) + TEXT if sort == SPEECH else visit.document.token_ids
+        source = visit.document.speech_ids.astype(int) + TEXT if sort == SPEECH else visit.document.token_ids
         tokens += source[begin:end].tolist()
     return tokens
 
 
 def test_the_rest_of_a_cut_document_begins_at_a_word_with_a_fresh_phase() -> None:
     document = speech_document(5, words=30)
-    visit = Visit(document, np.array([[SPEECH, 0, len(document.units)]]))
+    visit = Visit(document, np.array([[SPEECH, 0, len(document.speech_ids)]]))
     patcher = Patcher(PatchingConfig(), 0, 0)
     laid = lay(visit, start_of(visit), "static", Room(20, 200), patcher, VOCABULARY, True)
     assert laid is not None
@@ -144,7 +144,7 @@ def test_the_rest_of_a_cut_document_begins_at_a_word_with_a_fresh_phase() -> Non
 
 def test_a_word_longer_than_a_row_is_cut_at_a_unit_and_one_that_never_fits_is_refused() -> None:
     document = speech_document(3, words=4, longest_word=60)
-    visit = Visit(document, np.array([[SPEECH, 0, len(document.units)]]))
+    visit = Visit(document, np.array([[SPEECH, 0, len(document.speech_ids)]]))
     patcher = Patcher(PatchingConfig(), 0, 0)
     laid = lay(visit, start_of(visit), "static", Room(4, 12), patcher, VOCABULARY, True)
     assert laid is not None

@@ -119,7 +119,7 @@ def test_patches_are_measured_for_every_strategy_that_the_data_serves(config_fil
     assert len(separate.word) == len(merged.word) == words
     lengths = np.concatenate([d.word_frames[:, 1] - d.word_frames[:, 0] for d in SPEECH_DOCUMENTS])
     assert separate.summary()["mean of words"] == pytest.approx(lengths.mean())
-    assert merged.summary()["mean"] == pytest.approx(sum(len(d.units) for d in SPEECH_DOCUMENTS) / words)
+    assert merged.summary()["mean"] == pytest.approx(sum(len(d.speech_ids) for d in SPEECH_DOCUMENTS) / words)
     with pytest.raises(UserError, match="none of the documents has speech"):
         measure_patches(TEXT_DOCUMENTS, make_config().patching)
     out = tmp_path / "patches.png"

@@ -128,11 +128,11 @@ def test_every_document_once_in_each_of_two_epochs(cap: int | None) -> None:
 def _follows_the_document(name: str, visit: list[int]) -> None:
     """Every word exactly once, as text or as the frames up to the next word."""
     document = next(d for d in SPEECH_DOCUMENTS if d.id == name)
-    begins = np.append(document.word_frames[:, 0], len(document.units))
+    begins = np.append(document.word_frames[:, 0], len(document.speech_ids))
     begins[0] = 0
     rest = visit
     for word in range(len(document.word_frames)):
-        spoken = (document.units[begins[word] : begins[word + 1]].astype(int) + TEXT).tolist()
+        spoken = (document.speech_ids[begins[word] : begins[word + 1]].astype(int) + TEXT).tolist()
         a, b = document.word_tokens[word]
         written = document.token_ids[a:b].tolist()
         took = spoken if rest[: len(spoken)] == spoken else written

@@ -43,7 +43,7 @@ def test_only_the_response_is_learnt_and_no_example_is_cut(kind: str) -> None:
         for ordinal, (tokens, labels) in enumerate(chunks(row)):
             document = next(d for d in documents if d.id == row.document_ids[ordinal])
             seen.append(document.id)
-            speech = (document.units.astype(int) + TEXT).tolist()
+            speech = (document.speech_ids.astype(int) + TEXT).tolist()
             text = document.token_ids.tolist()
             prompt, response = (speech, text) if kind == "asr" else (text, speech)
             first, second = (v.speech_marker, v.text_marker) if kind == "asr" else (v.text_marker, v.speech_marker)

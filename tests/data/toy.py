@@ -35,7 +35,7 @@ def speech_document(i: int, words: int | None = None, longest_word: int = 12, pi
         id=f"speech-{i}",
         source="speech",
         text="w " * words,
-        units=rng.integers(0, SPEECH, frames).astype(np.int16),
+        speech_ids=rng.integers(0, SPEECH, frames).astype(np.int16),
         token_ids=rng.integers(3, TEXT, int(piece[-1])).astype(np.int32),
         word_frames=np.stack([begin, end], 1).astype(np.int32),
         word_tokens=np.stack([piece[:-1], piece[1:]], 1).astype(np.int32),

@@ -122,7 +122,7 @@ def test_every_case_is_counted_under_its_reason(prepared: tuple[PrepConfig, dict
 def test_the_good_ones_are_kept_and_equal(prepared: tuple[PrepConfig, dict]) -> None:
     documents = {d.id: d for d in ShardSet.open(Path(prepared[0].out) / "speech")}
     assert set(documents) == {name for name, (_, reason) in CASES.items() if reason is None}
-    assert (documents["good"].units == documents["inside ten hours"].units).mean() > 0.95
+    assert (documents["good"].speech_ids == documents["inside ten hours"].speech_ids).mean() > 0.95
     assert np.abs(documents["good"].word_frames - documents["stereo at 48 kHz"].word_frames).max() <= 3
 
 

@@ -76,9 +76,9 @@ def test_speech_documents_are_aligned_and_tokenised(prepared: tuple[PrepConfig, 
         words = [document.text[a:b] for a, b in document.word_chars]
         assert " ".join(words).split() == document.text.split()
         assert len(words) >= 0.98 * len(document.text.split())  # a word without a frame of its own joins another
-        spoken = (document.word_frames[:, 1] - document.word_frames[:, 0]).sum() / len(document.units)
+        spoken = (document.word_frames[:, 1] - document.word_frames[:, 0]).sum() / len(document.speech_ids)
         assert 0.5 < spoken < 0.99
-        assert len(np.unique(document.units)) > 20
+        assert len(np.unique(document.speech_ids)) > 20
     ids = {document.id for document in shards}
     assert {"librivox-sense-a", "librivox-sense-b"} <= ids
 
@@ -88,7 +88,7 @@ def test_pieces_of_one_recording_are_joined(prepared: tuple[PrepConfig, dict]) -
     document = next(d for d in ShardSet.open(Path(config.out) / "speech") if d.id == "librivox-sense-a")
     assert document.text.split()[:2] == ["And", "Mr."]
     assert document.text.split()[-1] == "ill-disposed:"
-    assert 14 < len(document.units) / 25 < 16
+    assert 14 < len(document.speech_ids) / 25 < 16
 
 
 def test_held_out_sentences_are_in_no_training_document(prepared: tuple[PrepConfig, dict]) -> None:

@@ -33,7 +33,7 @@ def speech(tmp_path: Path) -> ShardSet:
             id=str(i),
             source="toy",
             text="w " * 40,
-            units=np.concatenate(parts).astype(np.int16),
+            speech_ids=np.concatenate(parts).astype(np.int16),
             token_ids=pieces + 3,
             word_frames=np.array(spans, np.int32),
             word_tokens=np.stack([pieces, pieces + 1], 1),
@@ -50,9 +50,9 @@ def test_bpe_is_lossless_and_shorter(speech: ShardSet, tmp_path: Path) -> None:
     model = train(speech, tmp_path / "bpe.model", pieces=60)
     assert model.size == 60
     for document in speech:
-        pieces = model.encode(document.units)
-        assert len(pieces) < 0.65 * len(document.units)
-        np.testing.assert_array_equal(model.decode(pieces), document.units)
+        pieces = model.encode(document.speech_ids)
+        assert len(pieces) < 0.65 * len(document.speech_ids)
+        np.testing.assert_array_equal(model.decode(pieces), document.speech_ids)
     every = np.arange(20, dtype=np.int16)
     np.testing.assert_array_equal(model.decode(model.encode(every)), every)
 
@@ -66,9 +66,9 @@ def test_converted_shards_keep_words_apart(speech: ShardSet, tmp_path: Path) -> 
     lengths = np.array(manifest["unit_bpe"]["lengths"])
     for before, after in zip(speech, ShardSet.open(tmp_path / "speech-bpe"), strict=True):
         after.check(60, 100)
-        np.testing.assert_array_equal(model.decode(after.units), before.units)
-        assert lengths[after.units].sum() == len(before.units)
-        begins = [len(model.decode(after.units[:b])) for b in after.word_frames[:, 0]]
+        np.testing.assert_array_equal(model.decode(after.speech_ids), before.speech_ids)
+        assert lengths[after.speech_ids].sum() == len(before.speech_ids)
+        begins = [len(model.decode(after.speech_ids[:b])) for b in after.word_frames[:, 0]]
         assert begins == before.word_frames[:, 0].tolist()
 
 

@@ -29,7 +29,7 @@ def speech_document(i: int) -> Document:
         speaker="s",
         license="none",
         text="w " * words,
-        units=rng.integers(0, 20, int(frames[-1]) + 2).astype(np.int16),
+        speech_ids=rng.integers(0, 20, int(frames[-1]) + 2).astype(np.int16),
         token_ids=rng.integers(3, 100, int(pieces[-1])).astype(np.int32),
         word_frames=frames.reshape(words, 2),
         word_tokens=np.stack([pieces[:-1], pieces[1:]], 1),
@@ -63,8 +63,8 @@ def test_what_was_written_comes_back(tmp_path: Path, compression: str, cached: b
         found, expected = shards.get(int(i)), speech_document(int(i))
         for name, value in expected.to_sample().items():
             np.testing.assert_array_equal(found.to_sample()[name], value, err_msg=name)
-        assert found.units.dtype == np.int16
-        assert (shards.frames[i], shards.pieces[i]) == (len(expected.units), len(expected.token_ids))
+        assert found.speech_ids.dtype == np.int16
+        assert (shards.frames[i], shards.pieces[i]) == (len(expected.speech_ids), len(expected.token_ids))
         assert shards.raw_tokens[i] == expected.raw_tokens
         first = shards.shard_first[shards.shard_of(int(i))]
         assert first <= i < shards.shard_first[shards.shard_of(int(i)) + 1]
@@ -167,8 +167,8 @@ def test_a_set_cannot_name_files_outside_it(tmp_path: Path, name: str) -> None:
 
 def test_a_broken_document_is_never_written(tmp_path: Path) -> None:
     good = speech_document(0)
-    bad = Document(**{**good.to_sample(), "units": good.units + 100})  # type: ignore[arg-type]
-    with pytest.raises(DamagedDataError, match="units must be in"):
+    bad = Document(**{**vars(good), "speech_ids": good.speech_ids + 100})  # type: ignore[arg-type]
+    with pytest.raises(DamagedDataError, match="speech_ids must be in"):
         write_set(tmp_path / "set", [bad], "speech", TOKENIZER, CODEBOOK)
     assert not (tmp_path / "set" / "part-00000").exists()
 

@@ -47,7 +47,7 @@ def document(words: int = 24) -> Document:
         at += len(names[w % 4]) + 1
     ordinal = np.arange(words, dtype=np.int32)[:, None]
     return Document(
-        id="d", source="s", text=text, token_ids=np.full(words, 5, np.int32), units=np.array(frames, np.int16),
+        id="d", source="s", text=text, token_ids=np.full(words, 5, np.int32), speech_ids=np.array(frames, np.int16),
         word_frames=np.array(spans, np.int32), word_tokens=np.hstack([ordinal, ordinal + 1]),
         word_chars=np.array(chars, np.int32), word_scores=np.ones(words, np.float32),
     )  # fmt: skip

@@ -28,7 +28,7 @@ def spoken(name: str, words: int, first: int = 0) -> Document:
     ids = np.array([3 + (first + w) % 60 for w in range(words)], np.int32)
     ordinal = np.arange(words, dtype=np.int32)[:, None]
     document = Document(
-        id=name, source="s", text="x" * 5 * words, token_ids=ids, units=np.array(frames, np.int16),
+        id=name, source="s", text="x" * 5 * words, token_ids=ids, speech_ids=np.array(frames, np.int16),
         word_frames=np.array(spans, np.int32), word_tokens=np.hstack([ordinal, ordinal + 1]),
         word_chars=np.hstack([5 * ordinal, 5 * ordinal + 4]), word_scores=np.ones(words, np.float32),
     )  # fmt: skip
@@ -66,7 +66,7 @@ def test_bits_per_second_of_a_uniform_model() -> None:
         assert result.bits_per_token == pytest.approx(3)
         assert result.bits_per_second == pytest.approx(3 * 25)
         assert result.words == 41
-        assert result.seconds == pytest.approx(sum(len(d.units) for d in documents) / 25)
+        assert result.seconds == pytest.approx(sum(len(d.speech_ids) for d in documents) / 25)
         assert result.bits_per_word == pytest.approx(3 * result.seconds * 25 / 41)
     with pytest.raises(UserError, match="no document has speech"):
         speech_bits([], constant(1.0), V, Patching(4, 200))
@@ -76,14 +76,14 @@ def test_bits_per_second_of_unit_bpe_are_of_the_audio() -> None:
     """Pieces of 1 to 3 frames: a uniform model spends its bits on fewer tokens, over the same seconds."""
     documents = [spoken("a", 30), spoken("b", 11)]
     frames_of = np.arange(40) % 3 + 1
-    frames = sum(int(frames_of[d.units].sum()) for d in documents)
-    tokens = sum(len(d.units) for d in documents)
+    frames = sum(int(frames_of[d.speech_ids].sum()) for d in documents)
+    tokens = sum(len(d.speech_ids) for d in documents)
     result = speech_bits(documents, constant(np.log(8)), V, Patching(1, 200), frames_of=frames_of)
     assert result.seconds == pytest.approx(frames / 25)
     assert result.bits_per_second == pytest.approx(3 * tokens * 25 / frames)
     assert result.bits_per_second < speech_bits(documents, constant(np.log(8)), V, Patching(1, 200)).bits_per_second
     for begin, end, _ in word_windows(documents[0], 20, frames_of):
-        assert frames_of[documents[0].units[begin:end]].sum() <= 20
+        assert frames_of[documents[0].speech_ids[begin:end]].sum() <= 20
 
 
 def test_windows_hold_whole_words_and_lose_none() -> None:
@@ -91,7 +91,7 @@ def test_windows_hold_whole_words_and_lose_none() -> None:
     windows = word_windows(document, 20)
     assert sum(count for *_, count in windows) == 30
     assert windows[0][0] == 0
-    assert windows[-1][1] == len(document.units)
+    assert windows[-1][1] == len(document.speech_ids)
     assert all(a[1] == b[0] for a, b in zip(windows, windows[1:], strict=False))
     assert all(end - begin <= 20 for begin, end, _ in windows)
     assert word_windows(document, 3)[0][2] == 1, "words that do not fit are left out, the rest stay whole"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.recogniser import RATE, of_units, open_recogniser
+from megatron_lst.evaluation.recogniser import RATE, of_speech_ids, open_recogniser
 from megatron_lst.inference.vocoder import SpectralVocoder
 
 pytest.importorskip("transformers")
@@ -44,7 +44,7 @@ def test_units_are_heard_through_a_vocoder() -> None:
         heard.append((len(samples), rate))
         return "yes"
 
-    transcribe = of_units(hear, SpectralVocoder(np.zeros((4, 39))))
+    transcribe = of_speech_ids(hear, SpectralVocoder(np.zeros((4, 39))))
     assert transcribe(np.array([0, 1, 2, 3, 3])) == "yes"
     assert heard == [(5 * 640, RATE)]
     assert transcribe(np.zeros(0, int)) == ""

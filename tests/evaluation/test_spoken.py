@@ -28,7 +28,7 @@ BASELINE = replace(CONFIG, model=replace(CONFIG.model, kind="baseline"), patchin
 def document(name: str, frames: int) -> Document:
     return Document(
         id=name, source="s", text="abc", token_ids=np.array([5, 6, 7], np.int32),
-        units=np.arange(frames, dtype=np.int16) % 9, word_frames=np.array([[0, frames]], np.int32),
+        speech_ids=np.arange(frames, dtype=np.int16) % 9, word_frames=np.array([[0, frames]], np.int32),
         word_tokens=np.array([[0, 3]], np.int32), word_chars=np.array([[0, 3]], np.int32),
         word_scores=np.ones(1, np.float32),
     )  # fmt: skip
@@ -54,8 +54,8 @@ def test_recognition_counts_context_and_errors_and_refuses_by_id() -> None:
 def test_synthesis_takes_a_quarter_of_the_steps_and_is_graded_by_a_recogniser() -> None:
     model = random_model(CONFIG, "cpu", torch.float32)
     result = synthesise(model, [document("a", 8), document("b", 8)], max_tokens=24, transcribe=lambda units: "abc")
-    assert all((u >= 0).all() and (u < 9).all() for u in result.units.values())
-    assert result.generated == sum(map(len, result.units.values()))
+    assert all((u >= 0).all() and (u < 9).all() for u in result.speech_ids.values())
+    assert result.generated == sum(map(len, result.speech_ids.values()))
     assert result.global_steps <= result.generated / 4
     assert result.cer is not None
     assert result.cer.rate == 0.0

@@ -171,7 +171,7 @@ def document(pieces: bool = True) -> Document:
         source="books",
         text="a bc",
         token_ids=np.array([5, 6, 7], np.int32),
-        units=np.zeros(20, np.int16),
+        speech_ids=np.zeros(20, np.int16),
         word_frames=np.array([[2, 8], [11, 18]], np.int32),
         word_tokens=np.array([[0, 1], [1, 3]], np.int32),
         piece_frames=np.array([[2, 8], [11, 14], [14, 18]] if pieces else np.zeros((0, 2)), np.int32),
@@ -188,7 +188,7 @@ def test_segments_are_clipped_to_the_span() -> None:
 def test_a_document_without_the_needed_alignment_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"d7.*books.*text pieces"):
         segments_of(document(pieces=False), "bpe", 0, 20)
-    bare = Document(id="d8", source="books", text="a", token_ids=np.array([5]), units=np.zeros(9, np.int16))
+    bare = Document(id="d8", source="books", text="a", token_ids=np.array([5]), speech_ids=np.zeros(9, np.int16))
     with pytest.raises(UserError, match=r"d8.*no aligned words"):
         Patcher(PatchingConfig(strategy="aligned"), 0, 0).cut(ALIGNED, bare, 0, 9)
     assert Patcher(PatchingConfig(), 0, 0).cut(STATIC, bare, 0, 9).length.tolist() == [4, 4, 1]

@@ -1,6 +1,6 @@
 """From a benchmark's texts and audio to a prepared task: tokenise, synthesise, encode (SPEC 9).
 
-Prompt and candidates are synthesised apart and joined as units, as in the paper, so that the prompt's units are the
+Prompt and candidates are synthesised apart and joined as speech tokens, as in the paper, so that the prompt's are the
 same for every candidate.
 """
 
@@ -19,7 +19,7 @@ from megatron_lst.evaluation.benchmarks.prepared import PreparedItem, PreparedTa
 from megatron_lst.evaluation.benchmarks.readers import RawPiece, RawTask
 
 EncodeAudio = Callable[[Path], np.ndarray]
-"""Audio file -> int units [F]."""
+"""Audio file -> int speech ids [F]."""
 
 PRESETS = {
     "espeak-ng": "espeak-ng -v en-us -f {text} -w {wav}",
@@ -86,7 +86,7 @@ def prepare(
     task = PreparedTask(raw.name, [], dict(raw.refused), {**metadata, "tts": tts})
 
     def side(piece: RawPiece, continuing: bool, wav: Path) -> Side:
-        ids, units = None, None
+        ids, spoken = None, None
         if piece.text and encode_text is not None:
             ids = encode_text(piece.text, continuing)
         if encode_audio is not None and (piece.audio is not None or (tts is not None and piece.text)):
@@ -96,12 +96,12 @@ def prepare(
                 assert piece.text
                 synthesise(tts, piece.text, wav)
                 audio = wav
-            units = encode_audio(audio).tolist()
-            if not units:
-                raise UserError("the audio is shorter than one unit")
-        if ids is None and units is None:
+            spoken = encode_audio(audio).tolist()
+            if not spoken:
+                raise UserError("the audio is shorter than one speech token")
+        if ids is None and spoken is None:
             raise UserError("neither text nor speech could be prepared")
-        return Side(ids, len(piece.text or ""), units)
+        return Side(ids, len(piece.text or ""), spoken)
 
     with tempfile.TemporaryDirectory() as folder:
         for number, item in enumerate(raw.items):

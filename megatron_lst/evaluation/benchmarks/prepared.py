@@ -1,12 +1,13 @@
-"""A prepared task: ids and units on disk, so that a benchmark is synthesised and encoded once.
+"""A prepared task: text and speech ids on disk, so that a benchmark is synthesised and encoded once.
 
 FOLDER/task.json     name, fingerprints of tokenizer and codebook, how speech was made, what was refused
-FOLDER/items.jsonl   one item a line: id, answer, prompt, candidates; each side {"ids", "characters", "units"}
+FOLDER/items.jsonl   one item a line: id, answer, prompt, candidates; each side {"ids", "characters", "units"}, of
+                     which `units` are speech ids
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,20 @@ class Side:
 
     ids: list[int] | None = None
     characters: int = 0
-    units: list[int] | None = None
+    speech_ids: list[int] | None = None
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Side":
+        """What items.jsonl holds of it."""
+        return cls(record["ids"], record["characters"], record["units"])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"ids": self.ids, "characters": self.characters, "units": self.speech_ids}
 
     def span(self, modality: str) -> Span | None:
         if modality == "S":
-            return None if self.units is None else speech(self.units)
+            return None if self.speech_ids is None else speech(self.speech_ids)
         return None if self.ids is None else text(self.ids, self.characters)
 
 
@@ -91,7 +101,10 @@ def write_prepared(folder: Path, task: PreparedTask) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "items.jsonl").open("w") as file:
         for item in task.items:
-            file.write(json.dumps(asdict(item)) + "\n")
+            prompt = None if item.prompt is None else item.prompt.record
+            candidates = [side.record for side in item.candidates]
+            record = {"id": item.id, "prompt": prompt, "candidates": candidates, "answer": item.answer}
+            file.write(json.dumps(record) + "\n")
     content = {
         "format": FORMAT, "name": task.name, "items": len(task.items), "refused": task.refused, **task.metadata,
     }  # fmt: skip
@@ -117,8 +130,8 @@ def read_prepared(folder: Path) -> PreparedTask:
     try:
         for line in (folder / "items.jsonl").read_text().splitlines():
             record = json.loads(line)
-            prompt = Side(**record["prompt"]) if record["prompt"] is not None else None
-            candidates = tuple(Side(**c) for c in record["candidates"])
+            prompt = Side.of(record["prompt"]) if record["prompt"] is not None else None
+            candidates = tuple(Side.of(c) for c in record["candidates"])
             items.append(PreparedItem(record["id"], prompt, candidates, record["answer"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedDataError(f"{folder / 'items.jsonl'}: item {len(items)} cannot be read ({error!r})") from None
