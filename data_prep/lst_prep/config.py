@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from megatron_lst.errors import UserError
+from megatron_lst.files import expanded
 
 MAX_UNITS = 32768
 """Entries that a codebook may have: shards hold units as int16."""
@@ -187,6 +188,7 @@ class PrepConfig:
     jobs: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
+        self._expand_paths()
         if self.cutting.by not in ("none", "vad", "energy"):
             raise UserError(f"cutting.by: {self.cutting.by!r} is not one of none, vad, energy")
         if not 0 < 2 * self.cutting.shortest_seconds <= self.cutting.longest_seconds <= self.cutting.over_seconds:
@@ -214,3 +216,20 @@ class PrepConfig:
         for source in self.text:
             if source.split not in ("train", "heldout"):
                 raise UserError(f"text source {source.name!r}: split {source.split!r} is not train or heldout")
+
+    def _expand_paths(self) -> None:
+        """Fill in `~` and `$VAR`, before anything is opened or made."""
+        sections = ((self, "", ("tokenizer", "out")), (self.audio, "audio.", ("root",)))
+        sections += ((self.units, "units.", ("model", "codebook")), (self.align, "align.", ("model",)))
+        for section, prefix, names in sections:
+            for name in names:
+                setattr(section, name, expanded(getattr(section, name), f"{prefix}{name}"))
+        for section, prefix, name in (
+            (self, "", "manifests"),
+            (self, "", "heldout"),
+            (self.align, "align.", "pronunciations"),
+        ):
+            paths = getattr(section, name)
+            setattr(section, name, tuple(expanded(path, f"{prefix}{name}[{i}]") for i, path in enumerate(paths)))
+        for i, source in enumerate(self.text):
+            source.path = expanded(source.path, f"text[{i}].path")

@@ -30,6 +30,7 @@ from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
 from megatron_lst.files import replacing, write_bytes
+from megatron_lst.machine import usable_cores
 
 
 class Preparation:
@@ -259,7 +260,7 @@ class Preparation:
     def _stage(
         self, name: str, items: int, factory: Any, *arguments: Any, check: Callable[[], None] = lambda: None
     ) -> None:
-        workers = self.config.jobs.workers or os.cpu_count() or 1
+        workers = self.config.jobs.workers or usable_cores()
         run_stage(
             Stage(name, items, factory, arguments),
             self.layout.work,

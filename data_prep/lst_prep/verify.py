@@ -1,7 +1,6 @@
 """Re-read shard sets: hashes, schema, sizes, and that no training document holds a held-out sentence."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +14,7 @@ from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet, verify_shard
 from megatron_lst.errors import DamagedDataError, LstError, UserError
+from megatron_lst.machine import usable_cores
 
 
 def find_sets(paths: Sequence[Path]) -> list[Path]:
@@ -42,7 +42,7 @@ def verify_sets(paths: Sequence[Path], say: Callable[[str], None], workers: int 
     """
     faults: list[str] = []
     _opened.cache_clear()  # what this process has verified before may have changed
-    with _pool(workers or os.cpu_count() or 1) as map_shards:
+    with _pool(workers or usable_cores()) as map_shards:
         for path in find_sets(paths):
             try:
                 shards = range(ShardSet.open(path).shards)

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_lst.machine import usable_cores
+
 MINIMUM_SHM_GB = 1.0
 MINIMUM_DISK_GB = 10.0
 
@@ -134,12 +136,11 @@ def _machine() -> list[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     disk = shutil.disk_usage(Path.cwd())
     findings = [
         Finding("python", f"{platform.python_version()} ({sys.executable})", "everything", required=True),
         Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}", "everything"),
-        Finding("cores", str(cores), "loader workers, preparation"),
+        Finding("cores", str(usable_cores()), "loader workers, preparation"),
         Finding("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free", "everything"),
         Finding(
             "disk here",

@@ -49,6 +49,16 @@ def check_slices(command: Sequence[str]) -> None:
 
 
 @contextmanager
+def _going_on() -> Iterator[None]:
+    """Ctrl-C ends a command with a sentence: nothing that is finished is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is finished stays, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
 def _stage(config: Path, overrides: list[str] | None, items: str | None, quiet: bool) -> "Iterator[Preparation]":
     """The preparation, with its folder locked: for itself, or shared with the other slices of an array job."""
     prepared = _config(config, overrides)
@@ -56,7 +66,7 @@ def _stage(config: Path, overrides: list[str] | None, items: str | None, quiet: 
     from lst_prep.layout import Layout
     from lst_prep.pipeline import Preparation
 
-    with lock(Layout(prepared.out).lock, shared=items is not None), full_disk_is_the_users():
+    with _going_on(), lock(Layout(prepared.out).lock, shared=items is not None), full_disk_is_the_users():
         yield Preparation(prepared, quiet, items)
 
 
@@ -66,7 +76,8 @@ def run(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -
     from lst_prep import pipeline
 
     prepared = _config(config, overrides)
-    summary = pipeline.run(prepared, quiet)
+    with _going_on():
+        summary = pipeline.run(prepared, quiet)
     typer.echo(_table(summary))
     typer.echo(f"shards and report: {prepared.out}")
 

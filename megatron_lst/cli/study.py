@@ -21,11 +21,10 @@ def study(
 
     Goes on where it was stopped. Prints what was measured, with intervals, and what that can and cannot show.
     """
-    import os
-
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from megatron_lst.machine import usable_cores
     from megatron_lst.study.arms import Plan
     from megatron_lst.study.reporting import report
     from megatron_lst.study.running import run_study
@@ -33,7 +32,7 @@ def study(
     budget = units_budget or (QUICK_BUDGET if quick else Plan.units_budget)
     plan = Plan(seeds=seeds, units_budget=budget)
     folder = out or Path("runs/study-quick" if quick else "runs/study")
-    results = run_study(plan, folder, jobs or os.cpu_count() or 1)
+    results = run_study(plan, folder, jobs or usable_cores())
     page = report(plan, results, folder)
     Console().print(Markdown(page))
     for what, name in (("tables", "study.md"), ("all figures", "study.json"), ("emergence curves", "curves.png")):

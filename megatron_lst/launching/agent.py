@@ -25,6 +25,7 @@ from types import FrameType
 import psutil
 
 from megatron_lst.errors import UserError
+from megatron_lst.machine import usable_cores
 
 _KNOWN_CODES = (2, 3, 4)
 _TAIL_LINES = 20
@@ -165,7 +166,7 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // options.processes)))
     interface = interface_towards(options.address) if options.nodes > 1 else None
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -1,0 +1,62 @@
+"""What of this machine a process may use."""
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy: its affinity, and the CPU time that its control group allows.
+
+    `os.cpu_count()` is the whole machine, of which a batch job or a container often has a small part.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    quota = _cgroup_cores()
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def _cgroup_cores(root: Path = _CGROUP, own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The smallest CPU quota of this process's control group and those above it, in cores; None: there is none."""
+    found: list[float] = []
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:  # version 2
+            base, read = root, _quota_v2
+        elif "cpu" in controllers.split(","):
+            base, read = root / "cpu", _quota_v1
+        else:
+            continue
+        folder = base / path.strip("/")
+        # Inside a container the path may name a group of the host that is not visible: its own group is the root then.
+        for place in [folder, *folder.parents]:
+            if not place.is_relative_to(base):
+                break
+            if (cores := read(place)) is not None:
+                found.append(cores)
+    return min(found, default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
