@@ -18,7 +18,7 @@ from megatron_lst.errors import UserError
 from megatron_lst.inference.export import MODEL_TYPE
 from megatron_lst.inference.generation import GenerationSettings
 from megatron_lst.inference.generation import generate as generate_tokens
-from megatron_lst.inference.model import LatentSpeechTextModel, State
+from megatron_lst.inference.model import Cache, LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
 
@@ -90,7 +90,7 @@ class LatentSpeechTextForCausalLM(PreTrainedModel):
         keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         counters = self.inner.counters(len(input_ids))
         parts = [c.add(ids[k].tolist()) for c, ids, k in zip(counters, input_ids.cpu(), keep.cpu(), strict=True)]
-        outputs = self.inner.advance(parts, State(self.inner.config, len(parts), transient=True))
+        outputs = self.inner.advance(parts, Cache(self.inner.config, len(parts), one_call=True))
         flat = outputs.logits(np.arange(outputs.count)).clone()  # no inference tensor leaves this method
         logits = torch.zeros(*input_ids.shape, flat.shape[-1], dtype=flat.dtype, device=flat.device)
         logits[keep.to(flat.device)] = flat

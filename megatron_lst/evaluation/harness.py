@@ -16,7 +16,7 @@ from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import score_laid
 from megatron_lst.evaluation.items import Laid, lay_out, text
 from megatron_lst.inference import GenerationSettings, generate, load_export
-from megatron_lst.inference.model import LatentSpeechTextModel, State
+from megatron_lst.inference.model import Cache, LatentSpeechTextModel
 
 Encode = Callable[[str, bool], list[int]]
 Decode = Callable[[list[int]], str]
@@ -98,7 +98,7 @@ class TextScorer:
     def _is_greedy(self, laid: Laid) -> bool:
         tokens, scored = laid.chunk.tokens, laid.scored
         counter = self.model.counters(1)[0]
-        outputs = self.model.advance([counter.add(tokens)], State(self.model.config, 1, transient=True))
+        outputs = self.model.advance([counter.add(tokens)], Cache(self.model.config, 1, one_call=True))
         best = outputs.logits(scored).argmax(-1).cpu().numpy()
         return bool((best == tokens[scored + 1]).all())
 

@@ -1,8 +1,8 @@
 """What people run: the exported model in plain torch with KV caches, generation and a vocoder; no Megatron here.
 
 arithmetic  the row-wise operations and interval attention, batched for speed or row by row for proof
-cache       key/value stores of a batch of sequences
-plan        which tokens and units a call adds to each sequence, from a row's maps or from a patch counter
+cache       keys and values of a batch of sequences
+inputs      which tokens and units a call adds to each sequence, from a row's maps or from a patch counter
 modules     blocks with the canonical weight names
 model       LatentSpeechTextModel: advance a batch of sequences, score rows
 generation  the decoding loop (SPEC 9)

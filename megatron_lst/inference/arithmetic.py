@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from megatron_lst.inference.cache import AnyStore, SlotStore, Store
+from megatron_lst.inference.cache import KVCache, LayerCache, StaticKVCache
 
 
 @dataclass(frozen=True)
-class Queries:
+class Intervals:
     """Who sees what: the queries of each sequence and the interval of that sequence's keys that each may read.
 
     Attributes:
@@ -40,8 +40,8 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class SlotQueries:
-    """The same in fixed shapes: one query of each of b sequences, over a `SlotStore`.
+class SlotMask:
+    """The same in fixed shapes: one query of each of b sequences, over a `StaticKVCache`.
 
     Attributes:
         places: int64 [b], the slots of the entries that come with the queries; None: none come.
@@ -91,7 +91,7 @@ class Batched:
     """All rows at once."""
 
     block = 512
-    """Queries that share one masked attention call; bounds the mask to block x (block + window)."""
+    """Intervals that share one masked attention call; bounds the mask to block x (block + window)."""
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return linear(x, weight)
@@ -110,13 +110,13 @@ class Batched:
         kind = np.ceil(np.log2(lengths)).astype(int)
         return [np.flatnonzero(kind == value) for value in np.unique(kind)]
 
-    def attend(self, q: Tensor, queries: Queries | SlotQueries, store: AnyStore) -> Tensor:
+    def attend(self, q: Tensor, queries: Intervals | SlotMask, store: LayerCache) -> Tensor:
         """Attention of each sequence's queries over its own keys in `store`. q [n, heads, hd] -> [n, heads * hd]."""
-        if isinstance(store, SlotStore):
-            assert isinstance(queries, SlotQueries), "slots are read through a mask"
+        if isinstance(store, StaticKVCache):
+            assert isinstance(queries, SlotMask), "slots are read through a mask"
             return self.attend_padded(q[:, None], store.keys, store.values, queries.mask)[:, 0]
-        assert isinstance(queries, Queries), "a growing store is read in intervals"
-        if self.block > 1 and isinstance(store, Store) and sum(queries.counts) > 1 and max(queries.counts) == 1:
+        assert isinstance(queries, Intervals), "a growing store is read in intervals"
+        if self.block > 1 and isinstance(store, KVCache) and sum(queries.counts) > 1 and max(queries.counts) == 1:
             return self._attend_one_each(q, queries, store)
         out = torch.empty_like(q)
         offset = 0
@@ -137,7 +137,7 @@ class Batched:
             offset += count
         return out.flatten(1)
 
-    def _attend_one_each(self, q: Tensor, queries: Queries, store: Store) -> Tensor:
+    def _attend_one_each(self, q: Tensor, queries: Intervals, store: KVCache) -> Tensor:
         """One query of each of several sequences, over their caches padded to the longest interval."""
         rows = [sequence for sequence, count in enumerate(queries.counts) if count]
         first = np.array([store.first[sequence] for sequence in rows])

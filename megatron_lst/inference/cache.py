@@ -1,8 +1,8 @@
 """Key/value stores of a batch of sequences that grow at different speeds.
 
 A store keeps [batch, capacity, kv_heads, hd]; capacity doubles when it is full.  A windowed store drops what no later
-query can see, so that local attention costs a constant amount of memory however long a sequence grows.  A `SlotStore`
-never grows: its caller says which slot an entry takes.
+query can see, so that local attention costs a constant amount of memory however long a sequence grows.  A
+`StaticKVCache` never grows: its caller says which slot an entry takes.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Places = Sequence[int] | Tensor
-"""Where new entries go: how many to each sequence, or for a `SlotStore` the slot of each."""
+"""Where new entries go: how many to each sequence, or for a `StaticKVCache` the slot of each."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Keys:
     first: int
 
 
-class Store:
+class KVCache:
     """Keys and values of one attention layer.
 
     Args:
@@ -116,7 +116,7 @@ class Store:
             setattr(self, name, new)
 
 
-class Transient:
+class OneCallKVCache:
     """The same for a single call without a past: keys and values stay packed as they were computed."""
 
     def __init__(self) -> None:
@@ -125,8 +125,8 @@ class Transient:
         self.values: Tensor | None = None
 
     def extend(self, counts: Places, keys: Tensor, values: Tensor) -> None:
-        assert self.keys is None, "a transient store takes one call"
-        assert not isinstance(counts, Tensor), "a transient store takes counts"
+        assert self.keys is None, "a cache of one call takes one call"
+        assert not isinstance(counts, Tensor), "a cache of one call takes counts"
         self.keys, self.values = keys, values
         for count in counts:
             self.offsets.append(self.offsets[-1] + count)
@@ -141,7 +141,7 @@ class Transient:
         pass
 
 
-class SlotStore:
+class StaticKVCache:
     """Keys and values [batch, slots, kv_heads, hd] that never move: what a CUDA graph can write to.
 
     Args:
@@ -153,7 +153,7 @@ class SlotStore:
         self.keys, self.values = (like.new_zeros(batch, slots, heads, head_size) for _ in range(2))
         self.rows = torch.arange(batch, device=like.device)
 
-    def take_over(self, store: "Store", ring: int) -> None:
+    def take_over(self, store: "KVCache", ring: int) -> None:
         """Move the newest `ring` entries of every sequence here, entry i to slot i % ring, and empty the store."""
         if store.keys is None or store.values is None:
             return
@@ -180,4 +180,4 @@ class SlotStore:
         return 2 * self.keys.numel() * self.keys.element_size()
 
 
-AnyStore = Store | Transient | SlotStore
+LayerCache = KVCache | OneCallKVCache | StaticKVCache

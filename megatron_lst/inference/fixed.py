@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_lst.inference.arithmetic import SlotQueries
-from megatron_lst.inference.cache import AnyStore, SlotStore, Store
-from megatron_lst.inference.model import LatentSpeechTextModel, LocalAxis, State
+from megatron_lst.inference.arithmetic import SlotMask
+from megatron_lst.inference.cache import KVCache, LayerCache, StaticKVCache
+from megatron_lst.inference.inputs import PatchCounter, SequenceInput
+from megatron_lst.inference.model import Cache, LatentSpeechTextModel, LocalAxis
 from megatron_lst.inference.modules import Axis
-from megatron_lst.inference.plan import Part, PatchCounter
 
 _NEVER = -(1 << 60)
 """Position of a slot that holds nothing."""
 
 
 class FixedDecoder:
-    """Goes on from where `state` is, one token a sequence at a time, and takes its caches over.
+    """Goes on from where `cache` is, one token a sequence at a time, and takes its caches over.
 
     Args:
-        counters: of the sequences, having seen what `state` has.
+        counters: of the sequences, having seen what `cache` has.
         room: units that each sequence may still get.
         wanted: ids [A] whose logits are given; None: all.
     """
@@ -38,14 +38,14 @@ class FixedDecoder:
     def __init__(
         self,
         model: LatentSpeechTextModel,
-        state: State,
+        cache: Cache,
         counters: Sequence[PatchCounter],
         room: int,
         wanted: Tensor | None = None,
     ) -> None:
         config, device, b = model.config, model.device, len(counters)
         like = model.embedding.weight
-        self.model, self.state = model, state
+        self.model, self.cache = model, cache
         self.lst = config.kind == "lst"
         self.direct = self.lst and config.text_path == "direct"
         # Of each sequence: token, whether there is one, whether it first closes a shorter patch, whether it closes one.
@@ -53,22 +53,22 @@ class FixedDecoder:
         self._closing = torch.zeros(b, dtype=torch.bool, device=device)
         vocabulary = model.vocabulary
         self.is_speech = torch.from_numpy(vocabulary.is_speech(np.arange(vocabulary.padded_size))).to(device)
-        self.position, self.units = (torch.tensor(n, device=device) for n in (state.tokens, state.units))
+        self.position, self.units = (torch.tensor(n, device=device) for n in (cache.tokens, cache.units))
 
         tables = [model.decoder.head if self.lst else model.head, *([model.text_head] if self.direct else [])]
         self.heads = [table.weight if wanted is None else table.weight[wanted] for table in tables]
         self.logits = like.new_zeros(b, len(self.heads[0]))
         self.g = like.new_zeros(b, config.hidden)
-        self.capacity = -(-(max(state.units) + room) // 8) * 8
+        self.capacity = -(-(max(cache.units) + room) // 8) * 8
         size = config.hidden // config.heads
-        self.world = _slots(state.world, b, self.capacity, 1, config.global_kv_heads, size, like)
+        self.global_layers = _slots(cache.global_layers, b, self.capacity, 1, config.global_kv_heads, size, like)
         if self.lst:
             heads, size = config.local_heads, config.local_hidden // config.local_heads
             self.cross_slots = config.decoder_window_units * config.queries
-            self.cross = _slots(state.cross, b, self.cross_slots, config.queries, heads, size, like)
+            self.cross = _slots(cache.cross, b, self.cross_slots, config.queries, heads, size, like)
             self.encoder, self.decoder = (
                 _Window(axes, _slots(stores, b, config.window, 1, heads, size, like))
-                for axes, stores in ((state.encoder_axis, state.encoder), (state.decoder_axis, state.decoder))
+                for axes, stores in ((cache.encoder_axis, cache.encoder), (cache.decoder_axis, cache.decoder))
             )
             self._take_open_patches(counters)
         self._encode, self._close, self._read = (_replayed(f, device) for f in (self.encode, self.close, self.read))
@@ -80,28 +80,28 @@ class FixedDecoder:
         self.open = like.new_zeros(len(counters), self.model.patch_size + 1, self.model.config.local_hidden)
         self.open_count = torch.tensor([len(counter.open) for counter in counters], device=device)
         self.first_token = torch.tensor([(counter.open or [0])[0] for counter in counters], device=device)
-        for row, held in zip(self.open, self.state.open, strict=True):
+        for row, held in zip(self.open, self.cache.open, strict=True):
             if held is not None:
                 row[: len(held)] = held
 
     @torch.inference_mode()
-    def advance(self, parts: Sequence[Part]) -> Tensor:
+    def advance(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """One token of each sequence, or none.
 
         Returns:
             Logits [b, V], or [b, A] of the wanted ids; rows without a token mean nothing. The next call overwrites it.
         """
-        assert all(len(part.tokens) <= 1 for part in parts), "fixed shapes take one token a sequence"
-        units = [len(part.lengths) for part in parts]
-        most = max(have + new for have, new in zip(self.state.units, units, strict=True))
+        assert all(len(new.tokens) <= 1 for new in inputs), "fixed shapes take one token a sequence"
+        units = [len(new.lengths) for new in inputs]
+        most = max(have + new for have, new in zip(self.cache.units, units, strict=True))
         assert most <= self.capacity, f"room for {self.capacity} units, not for {most}"
-        tokens = [int(part.tokens[0]) if len(part.tokens) else 0 for part in parts]
+        tokens = [int(new.tokens[0]) if len(new.tokens) else 0 for new in inputs]
         # Two units close where a token that is not speech first ends the patch that was open.
         late, closes = [n > 1 for n in units], [n > 0 for n in units]
         # A new tensor each time: the host may come here again before the device has read the one before, and PyTorch
         # gives pinned memory away again only when it has.
         plan = torch.tensor(
-            [tokens, [len(part.tokens) for part in parts], late, closes],
+            [tokens, [len(new.tokens) for new in inputs], late, closes],
             dtype=torch.int64,
             pin_memory=self._inputs.is_cuda,
         )
@@ -115,10 +115,10 @@ class FixedDecoder:
             self._closing.copy_(self._inputs[3])
             self._close()
         self._read()
-        for i, (part, closed) in enumerate(zip(parts, units, strict=True)):
-            self.state.tokens[i] += len(part.tokens)
-            self.state.units[i] += closed
-            self.state.global_steps[i] += closed
+        for i, (new, closed) in enumerate(zip(inputs, units, strict=True)):
+            self.cache.tokens[i] += len(new.tokens)
+            self.cache.units[i] += closed
+            self.cache.global_steps[i] += closed
         return self.logits
 
     @property
@@ -144,8 +144,8 @@ class FixedDecoder:
         e = self._patches() if self.lst else model.embedding(self._inputs[0])
         # Whoever closes no unit writes where the next one will: it is overwritten before anyone sees it.
         mask = torch.arange(self.capacity + 1, device=closing.device) <= self.units[:, None]
-        axis = Axis(SlotQueries(self.units, mask), model.global_rotation(self.units))
-        g = model.global_transformer(e, axis, self.world, model.math)
+        axis = Axis(SlotMask(self.units, mask), model.global_rotation(self.units))
+        g = model.global_transformer(e, axis, self.global_layers, model.math)
         self.g.copy_(torch.where(closing[:, None], g, self.g))
         if self.lst:
             k = model.config.queries
@@ -184,7 +184,7 @@ class FixedDecoder:
         turn = model.local_rotation(self.units - 1) if config.cross_rope else None
         x = model.decoder.embedding(tokens) if config.decoder_input == "embedding" else self.h
         x = model.decoder.states(
-            x, local, Axis(SlotQueries(None, mask), turn), self.cross, self.decoder.stores, model.math
+            x, local, Axis(SlotMask(None, mask), turn), self.cross, self.decoder.stores, model.math
         )
         logits = model.math.linear(x, self.heads[0])
         if self.direct:
@@ -195,7 +195,12 @@ class FixedDecoder:
 
     def cache_bytes(self) -> dict[str, int]:
         """Bytes held by the caches of each module."""
-        groups: dict[str, Sequence[SlotStore]] = {"encoder": [], "global": self.world, "decoder": [], "cross": []}
+        groups: dict[str, Sequence[StaticKVCache]] = {
+            "encoder": [],
+            "global": self.global_layers,
+            "decoder": [],
+            "cross": [],
+        }
         if self.lst:
             groups |= {"encoder": self.encoder.stores, "decoder": self.decoder.stores, "cross": self.cross}
         return {name: sum(store.allocated_bytes for store in stores) for name, stores in groups.items()}
@@ -204,7 +209,7 @@ class FixedDecoder:
 class _Window:
     """The newest entries of a local attention, all layers: where they stand, and where the next one goes."""
 
-    def __init__(self, axes: Sequence[LocalAxis], stores: Sequence[SlotStore]) -> None:
+    def __init__(self, axes: Sequence[LocalAxis], stores: Sequence[StaticKVCache]) -> None:
         rows = stores[0].rows
         self.stores, self.rows, self.size = stores, rows, stores[0].keys.shape[1] - 1
         count = [axis.dropped + len(axis.positions) for axis in axes]  # entries that each sequence ever had
@@ -216,24 +221,24 @@ class _Window:
             torch.from_numpy(positions).to(rows.device),
         )
 
-    def add(self, position: Tensor, runs: Tensor) -> SlotQueries:
+    def add(self, position: Tensor, runs: Tensor) -> SlotMask:
         """An entry at `position` [b] for each sequence that `runs` [b]: where it goes, and what it sees."""
         slot = torch.where(runs, self.count % self.size, self.size)
         self.positions[self.rows, slot] = torch.where(runs, position, _NEVER)
         self.count += runs
         mask = self.positions > position[:, None] - self.size
         mask[:, -1] = ~runs  # whoever does nothing sees the spare slot: no softmax is empty
-        return SlotQueries(slot, mask)
+        return SlotMask(slot, mask)
 
 
 def _slots(
-    stores: Sequence[AnyStore], batch: int, size: int, spare: int, heads: int, head_size: int, like: Tensor
-) -> list[SlotStore]:
+    stores: Sequence[LayerCache], batch: int, size: int, spare: int, heads: int, head_size: int, like: Tensor
+) -> list[StaticKVCache]:
     """Each store's newest `size` entries, in slots; `spare` more for sequences that have nothing to write."""
     result = []
     for store in stores:
-        assert isinstance(store, Store), "a transient store has no past to go on from"
-        result.append(SlotStore(batch, size + spare, heads, head_size, like))
+        assert isinstance(store, KVCache), "a cache of one call has no past to go on from"
+        result.append(StaticKVCache(batch, size + spare, heads, head_size, like))
         result[-1].take_over(store, size)
     return result
 

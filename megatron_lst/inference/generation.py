@@ -16,8 +16,8 @@ from torch import Tensor
 
 from megatron_lst.errors import UserError
 from megatron_lst.inference.fixed import FixedDecoder
-from megatron_lst.inference.model import LatentSpeechTextModel, State
-from megatron_lst.inference.plan import EMPTY, PatchCounter
+from megatron_lst.inference.inputs import EMPTY, PatchCounter
+from megatron_lst.inference.model import Cache, LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
 Finish = Literal["eos", "marker", "length"]
@@ -207,7 +207,7 @@ def stream(
         check_prompt(prompt, vocabulary, settings, index)
     began = time.perf_counter()
     sampler = Sampler(settings, vocabulary, model.device)
-    state, counters = State(model.config, count), model.counters(count)
+    cache, counters = Cache(model.config, count), model.counters(count)
     results[:] = [Generated() for _ in range(count)]
     pending: list[Sequence[int]] = list(prompts)
     active = list(range(count))
@@ -216,24 +216,24 @@ def stream(
     while active:
         if fixed and timing.tokens and decoder is None:
             started = time.perf_counter()
-            decoder = FixedDecoder(model, state, counters, _room(model, settings), sampler.wanted)
+            decoder = FixedDecoder(model, cache, counters, _room(model, settings), sampler.wanted)
             timing.prepared = time.perf_counter() - started
         moving = _moving(counters, pending, active) if timing.tokens and settings.modality == "speech" else active
-        parts = [counters[i].add(pending[i]) if i in moving else EMPTY for i in range(count)]
+        inputs = [counters[i].add(pending[i]) if i in moving else EMPTY for i in range(count)]
         if decoder is None:
-            last = np.cumsum([len(p.tokens) for p in parts])[moving] - 1
-            logits = model.advance(parts, state).logits(last, sampler.wanted)
+            last = np.cumsum([len(p.tokens) for p in inputs])[moving] - 1
+            logits = model.advance(inputs, cache).logits(last, sampler.wanted)
         else:
-            logits = decoder.advance(parts)
+            logits = decoder.advance(inputs)
             logits = logits if len(moving) == count else logits[moving]
         steps = [len(results[i].tokens) for i in moving]
         tokens, scores = sampler.draw(logits, moving, steps)
         if not timing.tokens:
             timing.first_token = time.perf_counter() - began
             for i, result in enumerate(results):
-                result.prompt_units = state.global_steps[i]
+                result.prompt_units = cache.global_steps[i]
         else:
-            timing.global_passes += any(len(part.lengths) for part in parts)
+            timing.global_passes += any(len(new.lengths) for new in inputs)
         timing.tokens += len(tokens)
         emitted = {}
         for place, (i, token) in enumerate(zip(moving, tokens, strict=True)):
@@ -249,10 +249,10 @@ def stream(
                 room = settings.context is None or len(prompts[i]) + len(result.tokens) < settings.context
                 if len(result.tokens) < settings.max_tokens and room:
                     pending[i] = (token,)
-            result.units = state.global_steps[i] - result.prompt_units
+            result.units = cache.global_steps[i] - result.prompt_units
         active = [i for i in active if pending[i]]
         timing.seconds = time.perf_counter() - began
-        timing.cache_bytes = decoder.cache_bytes() if decoder else state.cache_bytes()
+        timing.cache_bytes = decoder.cache_bytes() if decoder else cache.cache_bytes()
         yield emitted
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import ModelConfig
-from megatron_lst.inference.arithmetic import Batched, Queries, Rotation, SlotQueries, rotate
-from megatron_lst.inference.cache import AnyStore, Places
+from megatron_lst.inference.arithmetic import Batched, Intervals, Rotation, SlotMask, rotate
+from megatron_lst.inference.cache import LayerCache, Places
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Axis:
         rotation: RoPE of each entry; None where nothing is rotated.
     """
 
-    queries: Queries | SlotQueries
+    queries: Intervals | SlotMask
     rotation: Rotation | None
 
 
@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
             self.q_norm = Norm(self.head_size, eps)
             self.k_norm = Norm(self.head_size, eps)
 
-    def forward(self, x: Tensor, axis: Axis, store: AnyStore, math: Batched) -> Tensor:
+    def forward(self, x: Tensor, axis: Axis, store: LayerCache, math: Batched) -> Tensor:
         q = self.q_proj(x, math).unflatten(-1, (self.heads, self.head_size))
         k = self.k_proj(x, math).unflatten(-1, (self.kv_heads, self.head_size))
         v = self.v_proj(x, math).unflatten(-1, (self.kv_heads, self.head_size))
@@ -116,7 +116,7 @@ class Block(nn.Module):
         self.post_attention_norm = Norm(size, eps)
         self.mlp = SwiGLU(size, ffn)
 
-    def forward(self, x: Tensor, axis: Axis, store: AnyStore, math: Batched) -> Tensor:
+    def forward(self, x: Tensor, axis: Axis, store: LayerCache, math: Batched) -> Tensor:
         x = x + self.attention(self.input_norm(x, math), axis, store, math)
         return x + self.mlp(self.post_attention_norm(x, math), math)
 
@@ -157,7 +157,7 @@ class PatchPooling(nn.Module):
         self.cross_attention = CrossAttention(d, config.local_heads, eps)
         self.output_proj = Projection(k * d, config.hidden) if k * d != config.hidden else None
 
-    def states(self, x: Tensor, axis: Axis, stores: Sequence[AnyStore], math: Batched) -> Tensor:
+    def states(self, x: Tensor, axis: Axis, stores: Sequence[LayerCache], math: Batched) -> Tensor:
         """Token embeddings [n, d_l] -> H [n, d_l]."""
         for layer, store in zip(self.layers, stores, strict=True):
             x = layer(x, axis, store, math)
@@ -211,14 +211,14 @@ class DecoderLayer(Block):
         super().__init__(d, heads, config.local_ffn_size, config.norm_eps)
         self.cross_attention = CrossAttention(d, heads, config.norm_eps)
 
-    def push(self, source: Tensor, by: Rotation | None, places: Places, store: AnyStore, math: Batched) -> None:
+    def push(self, source: Tensor, by: Rotation | None, places: Places, store: LayerCache, math: Batched) -> None:
         """Keys and values of newly closed units. source [m * k, d_l], rotated with `cross_rope`."""
         k, v = self.cross_attention.keys_values(source, math)
         if by is not None:
             k = rotate(k, by)
         store.extend(places, k, v)
 
-    def look(self, x: Tensor, over_units: Axis, residual: int, store: AnyStore, math: Batched) -> Tensor:
+    def look(self, x: Tensor, over_units: Axis, residual: int, store: LayerCache, math: Batched) -> Tensor:
         """residual * x + cross-attention of tokens x [n, d_l] to the units that each may see."""
         q = self.cross_attention.queries(x, math)
         if over_units.rotation is not None:
@@ -246,8 +246,8 @@ class Decoder(nn.Module):
         x: Tensor,
         local: Axis,
         over_units: Axis,
-        cross: Sequence[AnyStore],
-        stores: Sequence[AnyStore],
+        cross: Sequence[LayerCache],
+        stores: Sequence[LayerCache],
         math: Batched,
     ) -> Tensor:
         """What enters the decoder [n, d_l] -> final hidden states [n, d_l], normed."""
@@ -258,7 +258,7 @@ class Decoder(nn.Module):
             units.trim()
         return self.norm(x, math)
 
-    def push(self, g: Tensor, by: Rotation | None, places: Places, cross: Sequence[AnyStore], math: Batched) -> None:
+    def push(self, g: Tensor, by: Rotation | None, places: Places, cross: Sequence[LayerCache], math: Batched) -> None:
         """Project newly closed units [m, d_g] once and hand their keys and values to every layer."""
         source = self.unit_proj(g, math).view(-1, self.norm.weight.shape[0])
         for layer, store in zip(self.layers, cross, strict=True):
@@ -283,7 +283,7 @@ class GlobalTransformer(nn.Module):
             for _ in range(config.layers)
         )
 
-    def forward(self, e: Tensor, axis: Axis, stores: Sequence[AnyStore], math: Batched) -> Tensor:
+    def forward(self, e: Tensor, axis: Axis, stores: Sequence[LayerCache], math: Batched) -> Tensor:
         for layer, store in zip(self.layers, stores, strict=True):
             e = layer(e, axis, store, math)
         return e

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from megatron_lst.inference import LatentSpeechTextModel
 from megatron_lst.inference.fixed import FixedDecoder
-from megatron_lst.inference.model import State
-from megatron_lst.inference.plan import PatchCounter
+from megatron_lst.inference.inputs import PatchCounter
+from megatron_lst.inference.model import Cache
 from tests.inference.test_generation import VARIANTS, V, model_of
 
 PROMPTS = [[V.bos, V.speech_marker, 25, 26, 27], [V.bos, 5, 6, V.speech_marker, 28]]
@@ -47,15 +47,15 @@ def devices_of(step: Callable[[], object]) -> set[str]:
     return mode.devices
 
 
-def started(model: LatentSpeechTextModel, prompts: list[list[int]] = PROMPTS) -> tuple[State, list[PatchCounter]]:
-    state, counters = State(model.config, len(prompts)), model.counters(len(prompts))
-    model.advance([counter.add(prompt) for counter, prompt in zip(counters, prompts, strict=True)], state)
-    return state, counters
+def started(model: LatentSpeechTextModel, prompts: list[list[int]] = PROMPTS) -> tuple[Cache, list[PatchCounter]]:
+    cache, counters = Cache(model.config, len(prompts)), model.counters(len(prompts))
+    model.advance([counter.add(prompt) for counter, prompt in zip(counters, prompts, strict=True)], cache)
+    return cache, counters
 
 
 def opened(model: LatentSpeechTextModel, room: int = 40) -> tuple[FixedDecoder, list[PatchCounter]]:
-    state, counters = started(model)
-    return FixedDecoder(model, state, counters, room), counters
+    cache, counters = started(model)
+    return FixedDecoder(model, cache, counters, room), counters
 
 
 def addresses(thing: object) -> dict[str, int]:
@@ -64,7 +64,7 @@ def addresses(thing: object) -> dict[str, int]:
     for name, value in vars(thing).items():
         if isinstance(value, torch.Tensor):
             found[name] = value.data_ptr()
-        elif name in ("world", "cross", "stores", "encoder", "decoder"):
+        elif name in ("global_layers", "cross", "stores", "encoder", "decoder"):
             for i, part in enumerate(value if isinstance(value, list) else [value]):
                 found |= {f"{name}.{i}.{inner}": at for inner, at in addresses(part).items()}
     return found
@@ -114,21 +114,21 @@ def tokens_of(rng: np.random.Generator, count: int) -> list[int]:
 def test_any_tokens_give_the_logits_of_ragged_decoding(options: dict[str, object]) -> None:
     _, model = model_of(**options)
     decoder, counters = opened(model, room=90)
-    state, others = started(model)
+    cache, others = started(model)
     rng = np.random.default_rng(4)
     for first, second in zip(tokens_of(rng, 80), tokens_of(rng, 80), strict=True):
         found = decoder.advance([c.add([t]) for c, t in zip(counters, (first, second), strict=True)])
-        parts = [c.add([t]) for c, t in zip(others, (first, second), strict=True)]
-        right = model.advance(parts, state).logits(np.arange(2))
+        inputs = [c.add([t]) for c, t in zip(others, (first, second), strict=True)]
+        right = model.advance(inputs, cache).logits(np.arange(2))
         torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
-    assert decoder.cache_bytes().keys() == state.cache_bytes().keys()
+    assert decoder.cache_bytes().keys() == cache.cache_bytes().keys()
 
 
 def test_nobody_ever_sees_nothing() -> None:
     """Under `direct` text skips the encoder: whoever has no entry for it sees a spare slot, were all others empty."""
     _, model = model_of(text_path="direct")
-    state, counters = started(model, [[V.bos, 5], [V.bos, V.speech_marker, 27]])
-    encoder = FixedDecoder(model, state, counters, 4).encoder
+    cache, counters = started(model, [[V.bos, 5], [V.bos, V.speech_marker, 27]])
+    encoder = FixedDecoder(model, cache, counters, 4).encoder
     with torch.inference_mode():
         for runs in ([False, False], [False, True], [True, False]):
             queries = encoder.add(torch.tensor([2, 3]), torch.tensor(runs))
@@ -143,9 +143,9 @@ def test_a_step_that_reads_a_value_is_found() -> None:
 
 def test_ragged_decoding_is_not() -> None:
     _, model = model_of()
-    state, counters = started(model)
+    cache, counters = started(model)
     calls = [
-        calls_of(lambda token=token: model.advance([c.add([token]) for c in counters], state))  # type: ignore[misc]
+        calls_of(lambda token=token: model.advance([c.add([token]) for c in counters], cache))  # type: ignore[misc]
         for token in (26, 27)
     ]
     assert calls[0] != calls[1]
@@ -215,12 +215,12 @@ def test_captured_graphs_say_what_ragged_decoding_says(options: dict[str, object
     widths = {"hidden": 128, "ffn": 192, "local_hidden": 64, "local_ffn": 96, "init_std": 0.1}
     model = on_the_gpu({**options, **widths}, dtype)
     decoders = [opened(model, room) for room in (60, 90)]
-    state, others = started(model)
+    cache, others = started(model)
     rng = np.random.default_rng(4)
     for first, second in zip(tokens_of(rng, 60), tokens_of(rng, 60), strict=True):
         found = [d.advance([c.add([t]) for c, t in zip(cs, (first, second), strict=True)]) for d, cs in decoders]
-        parts = [c.add([t]) for c, t in zip(others, (first, second), strict=True)]
-        right = model.advance(parts, state).logits(np.arange(2)).float()
+        inputs = [c.add([t]) for c, t in zip(others, (first, second), strict=True)]
+        right = model.advance(inputs, cache).logits(np.arange(2)).float()
         largest = right.abs().max().clamp(min=1)
         for logits in found:
             assert (logits.float() - right).abs().max() <= (5e-2 if dtype == torch.bfloat16 else 1e-4) * largest

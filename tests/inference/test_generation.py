@@ -199,9 +199,9 @@ def test_stops_at_a_marker_at_eos_at_the_cap_and_at_the_context() -> None:
     saved = head.clone()
     head.zero_()
     head[:8] = torch.eye(8, dtype=torch.float64)
-    from megatron_lst.inference.model import State
+    from megatron_lst.inference.model import Cache
 
-    hidden = model.advance([model.counters(1)[0].add(prompt)], State(model.config, 1)).logits(np.array([2]))[0, :8]
+    hidden = model.advance([model.counters(1)[0].add(prompt)], Cache(model.config, 1)).logits(np.array([2]))[0, :8]
     for token, finish in ((V.eos, "eos"), (V.text_marker, "marker")):
         push(token)
         (result,), _ = generate(model, [prompt], GenerationSettings(max_tokens=5, stop_at_marker=True))

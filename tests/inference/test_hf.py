@@ -16,7 +16,7 @@ import megatron_lst.hf
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.inference import LatentSpeechTextModel, write_export
-from megatron_lst.inference.model import State
+from megatron_lst.inference.model import Cache
 from megatron_lst.inference.warm_start import warm_start
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.vocabulary import Vocabulary
@@ -68,7 +68,7 @@ def test_auto_model_gives_the_models_logits_and_generates(tmp_path: Path, kind: 
     labels = ids.masked_fill(mask == 0, -100)
     result = model(input_ids=ids, attention_mask=mask, labels=labels)
     parts = [c.add(p) for c, p in zip(own.counters(2), PROMPTS, strict=True)]
-    expected = own.advance(parts, State(own.config, 2, transient=True))
+    expected = own.advance(parts, Cache(own.config, 2, one_call=True))
     torch.testing.assert_close(result.logits[mask.bool()], expected.logits(np.arange(expected.count)))
     assert (result.logits[mask == 0] == 0).all()
     flat = result.logits[:, :-1].flatten(0, 1)
@@ -130,7 +130,7 @@ def test_warm_started_text_logits_equal_the_language_models(
     size = 1 if config.kind == "baseline" else 3
     model = LatentSpeechTextModel.from_weights(config, V, {n: w.double() for n, w in weights.items()}, size)
     tokens = [1, 5, 9, 3, 20, 11, 5]
-    outputs = model.advance([model.counters(1)[0].add(tokens)], State(config, 1, transient=True))
+    outputs = model.advance([model.counters(1)[0].add(tokens)], Cache(config, 1, one_call=True))
     # Their norms and RoPE run in float32 whatever the weights' dtype.
     with torch.no_grad():
         expected = theirs.double()(torch.tensor([tokens])).logits[0]

@@ -12,8 +12,8 @@ from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import UserError
 from megatron_lst.inference import LatentSpeechTextModel
 from megatron_lst.inference.arithmetic import RowByRow
-from megatron_lst.inference.model import State
-from megatron_lst.inference.plan import PatchCounter
+from megatron_lst.inference.inputs import PatchCounter
+from megatron_lst.inference.model import Cache
 from megatron_lst.patching.row import Row, assemble_row
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.reference.causality import Kind, random_chunk
@@ -77,11 +77,11 @@ def test_equals_the_oracle_on_packed_rows(option: str, seed: int, kind: Kind) ->
 
 def incremental(model: LatentSpeechTextModel, tokens: list[int], steps: list[int]) -> torch.Tensor:
     """Logits of every token, fed in pieces of the given sizes."""
-    state, counter, rows = State(model.config, 1), PatchCounter(V, model.patch_size), []
+    cache, counter, rows = Cache(model.config, 1), PatchCounter(V, model.patch_size), []
     begin = 0
     for step in steps:
         part = counter.add(tokens[begin : begin + step])
-        rows.append(model.advance([part], state).logits(np.arange(len(part.tokens))))
+        rows.append(model.advance([part], cache).logits(np.arange(len(part.tokens))))
         begin += step
     assert begin == len(tokens)
     return torch.cat(rows)
@@ -125,15 +125,15 @@ def test_a_batch_of_different_lengths_equals_each_alone(option: str) -> None:
     _, model = pair(option)
     documents = [random_chunk(rng, V, "static", model.patch_size, n).tokens.tolist() for n in (25, 9, 33)]
     alone = [incremental(model, d, [1] * len(d)) for d in documents]
-    state, counters = State(model.config, 3), model.counters(3)
+    cache, counters = Cache(model.config, 3), model.counters(3)
     collected: list[list[torch.Tensor]] = [[], [], []]
     begin = [0, 0, 0]
     while any(b < len(d) for b, d in zip(begin, documents, strict=True)):
         steps = [min(int(rng.integers(0, 3)), len(d) - b) for b, d in zip(begin, documents, strict=True)]
-        parts = [c.add(d[b : b + s]) for c, d, b, s in zip(counters, documents, begin, steps, strict=True)]
+        inputs = [c.add(d[b : b + s]) for c, d, b, s in zip(counters, documents, begin, steps, strict=True)]
         if not sum(steps):
             continue
-        logits = model.advance(parts, state).logits(np.arange(sum(steps)))
+        logits = model.advance(inputs, cache).logits(np.arange(sum(steps)))
         for i, mine in enumerate(logits.split(steps)):
             collected[i].append(mine)
         begin = [b + s for b, s in zip(begin, steps, strict=True)]
@@ -153,12 +153,12 @@ def test_t4_catches_units_that_close_at_another_token() -> None:
 
 def test_global_steps_are_units_and_caches_are_bounded() -> None:
     _, model = pair("default")
-    state, counter = State(model.config, 1), PatchCounter(V, SIZE)
+    cache, counter = Cache(model.config, 1), PatchCounter(V, SIZE)
     tokens = [V.bos, V.speech_marker] + [V.text_size] * 300
     for token in tokens:
-        model.advance([counter.add([token])], state)
-    assert state.global_steps == [2 + 100] == [counter.units]
-    held = state.cache_bytes()
+        model.advance([counter.add([token])], cache)
+    assert cache.global_steps == [2 + 100] == [counter.units]
+    held = cache.cache_bytes()
     entry = 8 * 2 * 8  # local hidden, key and value, float64
     assert held["decoder"] <= 2 * 2 * BASE.window * entry
     assert held["cross"] <= 2 * 2 * BASE.queries * entry

@@ -1,6 +1,6 @@
 """What one call adds to each sequence of a batch: tokens, the units that close, and c(t). Plain numpy, on the host.
 
-A sequence is one document.  Its plan comes either from a row's maps (teacher forcing, any strategy) or from a
+A sequence is one document.  Its inputs come either from a row's maps (teacher forcing, any strategy) or from a
 `PatchCounter`, which decides static patches as tokens come and so is what generation uses (SPEC 9).
 """
 
@@ -16,7 +16,7 @@ from megatron_lst.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Part:
+class SequenceInput:
     """One sequence's share of a call.
 
     Attributes:
@@ -35,7 +35,7 @@ class Part:
     first_token: np.ndarray
 
 
-EMPTY = Part(*(np.zeros(0, np.int64) for _ in range(5)))
+EMPTY = SequenceInput(*(np.zeros(0, np.int64) for _ in range(5)))
 
 
 class PatchCounter:
@@ -62,7 +62,7 @@ class PatchCounter:
         """Whether the patch stays open after this token, so that no unit closes."""
         return bool(self.vocabulary.is_speech(np.array([token]))[0]) and len(self.open) + 1 < self.size
 
-    def add(self, tokens: Sequence[int] | np.ndarray) -> Part:
+    def add(self, tokens: Sequence[int] | np.ndarray) -> SequenceInput:
         """Take the next tokens.
 
         Raises:
@@ -92,12 +92,12 @@ class PatchCounter:
         self.open = joined[int(lengths[:done].sum()) :].tolist()
         self.units += done
         self.tokens += len(new)
-        return Part(
+        return SequenceInput(
             new, base + unit[held:], base + closed[held:].astype(np.int64), lengths[:done], joined[starts[:done]]
         )
 
 
-def parts_of(row: Row, pad: int) -> list[tuple[slice, Part]]:
+def inputs_of(row: Row, pad: int) -> list[tuple[slice, SequenceInput]]:
     """The documents of a row, padding left out: (token positions in the row, part)."""
     starts = np.flatnonzero(np.diff(row.document, prepend=-1))
     ends = np.append(starts[1:], len(row.document))
@@ -112,7 +112,7 @@ def parts_of(row: Row, pad: int) -> list[tuple[slice, Part]]:
         result.append(
             (
                 place,
-                Part(
+                SequenceInput(
                     tokens=tokens,
                     unit=row.unit[place].astype(np.int64) - first,
                     closed=row.closed[place].astype(np.int64) - first,
