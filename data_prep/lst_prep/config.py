@@ -1,5 +1,6 @@
 """What a data preparation is: every choice, its default and its meaning. Built from YAML by the strict loader."""
 
+import codecs
 from dataclasses import dataclass, field
 
 from megatron_lst.errors import UserError
@@ -13,6 +14,7 @@ _ABOVE_0 = {
     "align": ("max_words_per_second", "piece_seconds", "batch_seconds"),
     "text_options": ("max_pieces",),
     "shards": ("size_limit", "part_pieces", "max_document_seconds"),
+    "reading": ("attempts",),
     "jobs": ("item_pieces", "attempts"),
 }
 
@@ -117,13 +119,17 @@ class TextSource:
     name: str
     """Goes into every document's `source`."""
     path: str
-    """A file, a folder or a glob of .txt, .jsonl or .parquet, the first two also as .zst, .xz or .gz."""
+    """A file, a folder or a pattern of .txt, .jsonl (.ndjson, .json) or .parquet, all but the last also as .zst, .xz,
+    .gz or .bz2."""
     license: str = ""
     """Goes into every document's `license`."""
     text_key: str = "text"
     """jsonl, parquet: the field that holds the text."""
     split: str = "train"
     """`train` or `heldout`; a record's own field `split` overrides it."""
+    encoding: str = "utf-8"
+    """Of .txt and JSON. `utf-8` also takes a file with a UTF-16 byte order mark; what is of no such encoding is
+    rejected, never guessed."""
 
 
 @dataclass
@@ -148,6 +154,19 @@ class ShardConfig:
     """Manifest lines in one part of a set, the granularity of writing shards."""
     max_document_seconds: float = 600.0
     """Consecutive pieces of one recording are joined into documents of at most this."""
+
+
+@dataclass
+class ReadingConfig:
+    """What is done about inputs that cannot be read now. Changes nothing in the results."""
+
+    attempts: int = 4
+    """An input that cannot be read now (gone, EIO, ESTALE, EACCES, a time-out) is tried this often, then its item of
+    work fails, and the next run does it."""
+    pause_seconds: float = 2.0
+    """Pause before the second attempt; it doubles with each further one."""
+    max_unreadable: float = 0.05
+    """A stage stops when more than this share of the files that it tried cannot be read, of at least 100."""
 
 
 @dataclass
@@ -179,12 +198,16 @@ class PrepConfig:
     """Output folder."""
     seed: int = 0
     """Of the codebook's sample and initialisation."""
+    give_up: tuple[str, ...] = ()
+    """Files and ids that are gone for good: they become rejections, counted as `given_up`, and no run waits for them.
+    `lst prep give-up` adds to them without a change of the configuration."""
     audio: AudioConfig = field(default_factory=AudioConfig)
     cutting: CuttingConfig = field(default_factory=CuttingConfig)
     units: UnitsConfig = field(default_factory=UnitsConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     text_options: TextConfig = field(default_factory=TextConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
     jobs: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
@@ -203,6 +226,10 @@ class PrepConfig:
             raise UserError("align.model: the ctc aligner needs a local path or a hub name")
         if self.align.numbers not in ("spell", "reject"):
             raise UserError(f"align.numbers: {self.align.numbers!r} is not one of spell, reject")
+        if self.reading.pause_seconds < 0:
+            raise UserError(f"reading.pause_seconds: {self.reading.pause_seconds} is below 0")
+        if not 0 <= self.reading.max_unreadable <= 1:
+            raise UserError(f"reading.max_unreadable: {self.reading.max_unreadable} is no share between 0 and 1")
         if self.jobs.workers < 0:
             raise UserError(f"jobs.workers: {self.jobs.workers} is below 0")
         if self.units.codebook_size > MAX_UNITS:
@@ -214,6 +241,12 @@ class PrepConfig:
                 if (value := getattr(getattr(self, section), name)) <= 0:
                     raise UserError(f"{section}.{name}: {value} is not above 0")
         for source in self.text:
+            try:
+                codecs.lookup(source.encoding)
+            except LookupError:
+                raise UserError(
+                    f"text source {source.name!r}: encoding {source.encoding!r} is none that Python knows"
+                ) from None
             if source.split not in ("train", "heldout"):
                 raise UserError(f"text source {source.name!r}: split {source.split!r} is not train or heldout")
 

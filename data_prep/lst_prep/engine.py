@@ -23,17 +23,65 @@ from pathlib import Path
 from typing import Any
 
 from lst_prep.progress import StageProgress
+from lst_prep.reading import CannotRead, listed
 from megatron_lst.errors import LstError, UserError
-from megatron_lst.files import read_json, write_bytes
+from megatron_lst.files import write_bytes
 
 Work = Callable[[int], dict[str, Any]]
 Factory = Callable[..., Work]
 
 
 class JobFault(LstError):
-    """Items that could not be done: their workers died again and again."""
+    """Items that could not be done: their workers died again and again, or their inputs cannot be read now."""
 
     exit_code = 4
+
+
+class _Unread:
+    """Keeps account of the inputs of a stage that cannot be read, and stops it when they are too many.
+
+    Args:
+        stage: its name.
+        most: the largest share of the files tried that may fail, once they are `_ENOUGH`.
+        log: where the names go, one a line, for `lst prep give-up --list`; removed where there are none.
+    """
+
+    def __init__(self, stage: str, most: float, log: Path) -> None:
+        self._stage, self._most, self._log = stage, most, log
+        self._items, self._tried = 0, 0
+        self._files: dict[str, str] = {}
+
+    def well(self, result: dict[str, Any]) -> None:
+        """An item is done."""
+        self._tried += int(result.get("files_read", 1))
+
+    def failed(self, files: dict[str, str], tried: int) -> None:
+        """An item cannot be done now. Raises JobFault when the share is too large."""
+        self._files |= files
+        self._items += 1
+        self._tried += max(tried, len(files))
+        if self._tried >= _ENOUGH and len(self._files) > self._most * self._tried:
+            self._raise(
+                f"stage {self._stage} stops: {len(self._files):,} of the {self._tried:,} files that it tried cannot be "
+                f"read (reading.max_unreadable: {self._most:g})"
+            )
+
+    def end(self) -> None:
+        """Raises JobFault when an item failed."""
+        self._log.unlink(missing_ok=True)
+        if self._items:
+            self._raise(f"stage {self._stage}: {self._items:,} items could not be done; everything else is")
+
+    def _raise(self, what: str) -> None:
+        write_bytes(self._log, "".join(f"{path}\n" for path in self._files).encode(errors="surrogateescape"))
+        raise JobFault(
+            f"{what}. {listed(self._files)}. All are named in {self._log}. Run the same command again when they can be "
+            f"read; what is gone for good: `lst prep give-up`"
+        )
+
+
+_ENOUGH = 100
+"""Files that a stage tries before the share of the unreadable ones stops it."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +112,8 @@ class Receipts:
 
     def read(self, item: int) -> dict[str, Any] | None:
         """The item's result, or None when it has to be done (again)."""
-        try:
-            receipt = json.loads(self._path(item).read_text())
-        except (OSError, ValueError):
-            return None
-        if receipt.get("plan") != self._plan or receipt.get("item") != item:
+        receipt = self._load(self._path(item))
+        if receipt is None or receipt.get("plan") != self._plan or receipt.get("item") != item:
             return None
         for name, size in receipt["result"].get("files", {}).items():
             file = self._root / name
@@ -76,10 +121,18 @@ class Receipts:
                 return None
         return dict(receipt["result"])
 
+    def _load(self, path: Path) -> dict[str, Any] | None:
+        """None: there is none, or half of one. Any other error is raised: a receipt is not made twice unseen."""
+        try:
+            found = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def any(self, key: str) -> Any:
         """What some finished item's result has under `key`, found without looking at all of them; None: none has it."""
         for path in self._folder.glob("*/*.json"):
-            receipt = read_json(path)
+            receipt = self._load(path)
             if receipt is not None and receipt.get("plan") == self._plan and receipt["result"].get(key) is not None:
                 return receipt["result"][key]
         return None
@@ -146,6 +199,7 @@ def run_stage(
     part: str | None = None,
     quiet: bool = False,
     check: Callable[[], None] = lambda: None,
+    max_unreadable: float = 0.05,
 ) -> None:
     """Do every item of a stage that has no receipt.
 
@@ -156,10 +210,12 @@ def run_stage(
         attempts: how often an item whose worker dies is tried.
         part: the slice of items to do, see `slice_items`.
         check: called once before the first item, if there is one to do; raises what speaks against it.
+        max_unreadable: the stage stops when a larger share of the files that it tried cannot be read (of 100 or more).
 
     Raises:
         UserError: raised by an item (for instance a full disk), or by `check`.
-        JobFault: items whose workers died `attempts` times; everything else is done by then.
+        JobFault: items whose workers died `attempts` times, or whose inputs cannot be read now; everything else is done
+            by then, but when too many cannot.
         RuntimeError: a bug in an item, with the worker's traceback.
     """
     receipts = Receipts(work, stage.name, plan)
@@ -171,18 +227,37 @@ def run_stage(
         if not todo:
             return
 
+        name = f"unreadable-{stage.name}{'-' + part.replace('/', '-of-') if part else ''}.txt"
+        unread = _Unread(stage.name, max_unreadable, work / name)
+
         def finished(result: dict[str, Any]) -> None:
+            unread.well(result)
             progress.advance(1, float(result.get("audio_seconds", 0.0)), str(result.get("note", "")))
 
         if workers == 1:
             function = stage.factory(*stage.arguments)
             for item in todo:
-                with full_disk_is_the_users():
-                    result = function(item)
-                    receipts.write(item, result)
-                finished(result)
+                kind, payload = _do(function, receipts, item)
+                if kind == "done":
+                    finished(payload)
+                else:
+                    unread.failed(*payload)
         else:
-            _Pool(stage, receipts, min(workers, len(todo)), attempts).run(todo, finished)
+            _Pool(stage, receipts, min(workers, len(todo)), attempts).run(todo, finished, unread.failed)
+        unread.end()
+
+
+def _do(function: Work, receipts: Receipts, item: int) -> tuple[str, Any]:
+    """Do one item: ("done", result), or ("unread", ({file: why}, files tried)) without a receipt."""
+    try:
+        with full_disk_is_the_users():
+            result = function(item)
+            receipts.write(item, result)
+    except CannotRead as error:
+        return "unread", (error.files, error.tried)
+    except OSError as error:  # of the work folder, or of an input that is not opened by `Inputs`
+        return "unread", ({str(error.filename or f"item {item}"): error.strerror or str(error)}, 1)
+    return "done", result
 
 
 def _quiet() -> Any:
@@ -203,6 +278,21 @@ def full_disk_is_the_users() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def faults_of_files_are_said() -> Iterator[None]:
+    """Around a command: raises UserError for a full disk, JobFault in place of every other error of a file."""
+    try:
+        with full_disk_is_the_users():
+            yield
+    except OSError as error:
+        raise JobFault(_said(error)) from error
+
+
+def _said(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; the same command goes on where this one ended"
+
+
 def _worker(connection: Connection, stage: Stage, receipts: Receipts) -> None:
     """Body of a worker process: items come in, (item, kind, payload) goes out. Ends when the parent does."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -211,14 +301,13 @@ def _worker(connection: Connection, stage: Stage, receipts: Receipts) -> None:
         connection.send((-1, "ready", None))
         while True:
             item = connection.recv()
-            with full_disk_is_the_users():
-                result = function(item)
-                receipts.write(item, result)
-            connection.send((item, "done", result))
+            connection.send((item, *_do(function, receipts, item)))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
     except UserError as error:
         connection.send((-1, "user", str(error)))
+    except OSError as error:  # while it starts, before the first item
+        connection.send((-1, "fault", _said(error)))
     except LstError as error:
         connection.send((-1, "fault", str(error)))
     except BaseException:
@@ -243,7 +332,12 @@ class _Pool:
         theirs.close()
         self._alive[ours] = (process, None)
 
-    def run(self, todo: list[int], finished: Callable[[dict[str, Any]], None]) -> None:
+    def run(
+        self,
+        todo: list[int],
+        finished: Callable[[dict[str, Any]], None],
+        unread: Callable[[dict[str, str], int], None],
+    ) -> None:
         waiting, tries, lost = deque(todo), dict.fromkeys(todo, 0), list[int]()
         try:
             for _ in range(self._size):
@@ -263,11 +357,13 @@ class _Pool:
                     if kind == "user":
                         raise UserError(payload)
                     if kind == "fault":
-                        raise LstError(payload)
+                        raise JobFault(payload)
                     if kind == "bug":
                         raise RuntimeError(f"stage {self._stage.name}, item {item}:\n{payload}")
                     if kind == "done":
                         finished(payload)
+                    if kind == "unread":
+                        unread(*payload)
                     self._feed(connection, process, waiting)
         finally:
             for connection in list(self._alive):

@@ -13,7 +13,8 @@ import numpy as np
 
 from lst_prep.config import PrepConfig
 from lst_prep.manifest import Entry
-from lst_prep.text import source_files
+from lst_prep.reading import Inputs
+from lst_prep.text_files import source_files
 from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.files import replacing, write_bytes
@@ -95,7 +96,16 @@ class Layout:
         self.summary = self.out / "summary.json"
         self.pieces = Table(self.work / "entries.jsonl", self.work / "items.npy")
         self.recordings = Table(self.work / "recordings.jsonl", self.work / "recordings.npy")
+        self.given_up = self.out / "given-up.txt"
         self.manifest_rejections = self.work / "manifest-rejections.jsonl"
+
+    def inputs(self, config: PrepConfig) -> Inputs:
+        """What opens the inputs of one item of work: nothing that is given up by name is waited for."""
+        try:
+            more = self.given_up.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            more = []
+        return Inputs(config.reading, [*config.give_up, *more])
 
     def item(self, stage: str, item: int, suffix: str) -> Path:
         """An item's output file."""
@@ -106,13 +116,21 @@ class Layout:
         return self.out / name / f"part-{item:05d}"
 
 
+_ADDED = {"encoding": "utf-8"}
+"""Keys of text sources that plans of version 1 did not have, with what they did: not written where they are that."""
+
+
 def plan_of(config: PrepConfig) -> dict[str, Any]:
     """Everything that the results depend on: the config without where and how fast, and the inputs' hashes."""
     choices = asdict(config)
-    for name in ("out", "jobs"):
+    for name in ("out", "jobs", "reading", "give_up"):
         choices.pop(name)
     for section in ("units", "align"):
         choices[section].pop("device")
+    for source in choices["text"]:
+        for name, default in _ADDED.items():
+            if source[name] == default:
+                source.pop(name)
     choices["item_pieces"] = config.jobs.item_pieces
     inputs: dict[str, Any] = {}
     for path in [*config.manifests, *config.heldout, *config.align.pronunciations]:
@@ -121,7 +139,9 @@ def plan_of(config: PrepConfig) -> dict[str, Any]:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     for source in config.text:  # items are numbered by file; terabytes of text are known by their sizes
-        inputs |= {str(path): f"{path.stat().st_size} bytes" for path in source_files(source)}
+        opener = Inputs(config.reading)
+        for file in source_files(source, opener):
+            inputs[str(file)] = f"{opener.retry(file, file.stat).st_size} bytes"
     return {"version": 1, "config": choices, "inputs": inputs}
 
 

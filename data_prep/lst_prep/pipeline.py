@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep import manifest, stages, text, text_stages
+from lst_prep import manifest, stages, text_files, text_stages
 from lst_prep.config import PrepConfig
-from lst_prep.engine import Receipts, Stage, full_disk_is_the_users, lock, run_stage
+from lst_prep.engine import Receipts, Stage, faults_of_files_are_said, lock, run_stage
 from lst_prep.layout import SETS, Layout, check_plan
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
 from lst_prep.rejection import Rejection
@@ -212,7 +212,12 @@ class Preparation:
     # -- text ---------------------------------------------------------------------------------------------------
 
     def _text_items(self) -> list[text_stages.TextItem]:
-        return [(asdict(source), str(path)) for source in self.config.text for path in text.source_files(source)]
+        inputs = self.layout.inputs(self.config)
+        return [
+            (asdict(source), str(path))
+            for source in self.config.text
+            for path in text_files.source_files(source, inputs)
+        ]
 
     def text(self) -> None:
         """Text -> parts of the text sets; identical documents are dropped over all files."""
@@ -270,6 +275,7 @@ class Preparation:
             self.part,
             self.quiet,
             check,
+            self.config.reading.max_unreadable,
         )
 
     def results(self, name: str, items: int) -> Iterator[dict[str, Any] | None]:
@@ -379,7 +385,7 @@ def run(config: PrepConfig, quiet: bool = False) -> dict[str, Any]:
         UserError: bad config or input as a whole, another plan or another run in the folder, no space left.
     """
     layout = Layout(config.out)
-    with lock(layout.lock), full_disk_is_the_users():
+    with lock(layout.lock), faults_of_files_are_said():
         _clean(layout)
         preparation = Preparation(config, quiet)
         preparation.manifest()

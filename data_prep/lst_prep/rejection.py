@@ -1,7 +1,9 @@
 """Why a piece of input was not used: one exception, one list of reasons, counted and reported, never fatal."""
 
 REASONS: dict[str, str] = {
-    "unreadable_audio": "the file is missing, corrupt or of an unknown format",
+    "given_up": "cannot be read, and given up by name (give_up, or `lst prep give-up`)",
+    "ignored_file": "a file of a kind that the source does not read",
+    "unreadable_audio": "the file is corrupt or of an unknown format",
     "empty_audio": "no samples",
     "too_short": "shorter than one word could be (audio.min_seconds)",
     "too_long": "longer than audio.max_seconds",
@@ -34,14 +36,16 @@ class Rejection(Exception):
     Attributes:
         reason: a key of REASONS.
         detail: what exactly, for the log of rejections.
+        lost_bytes: of the input, where it breaks off: what was not looked at.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", lost_bytes: int = 0) -> None:
         if reason not in REASONS:
             raise ValueError(f"unknown rejection reason {reason!r}")
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+        self.lost_bytes = lost_bytes
 
-    def __reduce__(self) -> tuple[type["Rejection"], tuple[str, str]]:
-        return Rejection, (self.reason, self.detail)
+    def __reduce__(self) -> tuple[type["Rejection"], tuple[str, str, int]]:
+        return Rejection, (self.reason, self.detail, self.lost_bytes)

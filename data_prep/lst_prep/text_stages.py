@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep import text
+from lst_prep import text, text_files
 from lst_prep.config import PrepConfig, TextSource
 from lst_prep.engine import Work
 from lst_prep.layout import Layout
@@ -21,16 +21,19 @@ TextItem = tuple[dict[str, Any], str]
 """(TextSource as a dict, file): one item of the text stages."""
 
 
-def _records(item: TextItem, on_reject: Callable[[str, Rejection], None]) -> Iterator[text.TextRecord]:
-    return text.read_records(TextSource(**item[0]), Path(item[1]), on_reject)
+def _records(
+    config: PrepConfig, item: TextItem, on_reject: Callable[[str, Rejection], None]
+) -> Iterator[text_files.TextRecord]:
+    inputs = Layout(config.out).inputs(config)
+    return text_files.read_records(TextSource(**item[0]), Path(item[1]), on_reject, inputs)
 
 
 def text_heldout_factory(config: PrepConfig, items: list[TextItem]) -> Work:
     """Hashes of the held-out sentences of a file. Records that cannot be read are counted by a later stage."""
 
     def work(item: int) -> dict[str, Any]:
-        heldout = HeldOut()
-        for held in text.heldout_texts(TextSource(**items[item][0]), Path(items[item][1])):
+        heldout, inputs = HeldOut(), Layout(config.out).inputs(config)
+        for held in text_files.heldout_texts(TextSource(**items[item][0]), Path(items[item][1]), inputs):
             heldout.add(held)
         return {"hashes": sorted(heldout.hashes)}
 
@@ -44,7 +47,7 @@ def text_hashes_factory(config: PrepConfig, items: list[TextItem]) -> Work:
     def work(item: int) -> dict[str, Any]:
         hashes = [
             text.document_hash(record.text)
-            for record in _records(items[item], lambda *_: None)
+            for record in _records(config, items[item], lambda *_: None)
             if record.split == "train"
         ]
         files = save_arrays(layout.item("text-hashes", item, ".npz"), {"hashes": np.array(hashes, np.uint64)})
@@ -65,7 +68,7 @@ def text_shards_factory(config: PrepConfig, items: list[TextItem]) -> Work:
         keep_file = layout.item("text-keep", item, ".npz")
         keep = arrays(keep_file)["keep"] if keep_file.exists() else None
         removed = trained = 0
-        for record in _records(items[item], lambda where, why: rejections.add(where, source.name, why)):
+        for record in _records(config, items[item], lambda where, why: rejections.add(where, source.name, why)):
             if record.split == "train":
                 trained += 1
                 if keep is not None and not keep[trained - 1]:

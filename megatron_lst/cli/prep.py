@@ -62,11 +62,11 @@ def _going_on() -> Iterator[None]:
 def _stage(config: Path, overrides: list[str] | None, items: str | None, quiet: bool) -> "Iterator[Preparation]":
     """The preparation, with its folder locked: for itself, or shared with the other slices of an array job."""
     prepared = _config(config, overrides)
-    from lst_prep.engine import full_disk_is_the_users, lock
+    from lst_prep.engine import faults_of_files_are_said, lock
     from lst_prep.layout import Layout
     from lst_prep.pipeline import Preparation
 
-    with _going_on(), lock(Layout(prepared.out).lock, shared=items is not None), full_disk_is_the_users():
+    with _going_on(), lock(Layout(prepared.out).lock, shared=items is not None), faults_of_files_are_said():
         yield Preparation(prepared, quiet, items)
 
 

@@ -14,7 +14,8 @@ import zstandard
 from lst_prep.config import PrepConfig, TextSource
 from lst_prep.pipeline import run
 from lst_prep.rejection import Rejection
-from lst_prep.text import chunk, document_hash, heldout_texts, read_records, source_files
+from lst_prep.text import chunk, document_hash
+from lst_prep.text_files import heldout_texts, read_records, source_files
 from lst_prep.tokenizer import load_tokenizer
 from megatron_lst.documents.shards import ShardSet, verify
 from megatron_lst.errors import UserError
@@ -85,7 +86,7 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
     assert read(tmp_path / "x.parquet") == read(tmp_path / "x.jsonl")
     write_parquet(tmp_path / "y.parquet", [{"content": "One."}, {"content": None}, {"content": "Two."}])
     found, rejected = read(tmp_path / "y.parquet", text_key="content", split="heldout")
-    assert found == [("y-1", "One.", "heldout"), ("y-3", "Two.", "heldout")]
+    assert found == [("toy/y-1", "One.", "heldout"), ("toy/y-3", "Two.", "heldout")]
     assert rejected == [f"{tmp_path}/y.parquet:2: bad_text_line: no string 'content'"]
 
 

@@ -1,0 +1,288 @@
+"""Files of text: which ones a source has, and the records in them. What is bad is named, counted and skipped."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from lst_prep import packed
+from lst_prep.config import TextSource
+from lst_prep.manifest import is_unicode
+from lst_prep.reading import Inputs, left_of
+from lst_prep.rejection import Rejection
+from megatron_lst.errors import UserError
+
+OnReject = Callable[[str, Rejection], None]
+"""Called with `path:line` (or the path) and the rejection of what cannot be used."""
+
+_KINDS = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """One text as its source has it."""
+
+    id: str
+    text: str
+    split: str
+
+
+def _kind(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if len(suffixes) > 1 and suffixes[-1] in packed.SUFFIXES:
+        kind = _KINDS.get(suffixes[-2])
+        return None if kind == "parquet" else kind
+    return _KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def _candidates(source: TextSource, inputs: Inputs) -> list[Path]:
+    """A path that is there is that file or folder, brackets in it or not; else it is a pattern."""
+    path = Path(source.path)
+    if path.is_dir():
+        return list(inputs.walk(path))
+    if path.exists():
+        return [path]
+    return [found for found in inputs.expand(source.path) if not found.is_dir()]
+
+
+def source_files(source: TextSource, inputs: Inputs | None = None) -> list[Path]:
+    """The files of a source, sorted; folders that are links are followed.
+
+    Raises:
+        UserError: there are none.
+        CannotRead: a folder cannot be listed.
+    """
+    files = sorted(path for path in _candidates(source, inputs or Inputs()) if _kind(path))
+    if not files:
+        raise UserError(
+            f"text source {source.name!r}: no .txt, .jsonl, .ndjson, .json or .parquet file at {source.path}"
+        )
+    return files
+
+
+def ignored_files(source: TextSource, inputs: Inputs | None = None) -> list[Path]:
+    """What lies there too and is of no kind that is read, sorted."""
+    return sorted(path for path in _candidates(source, inputs or Inputs()) if not _kind(path))
+
+
+def name_of(source: TextSource, path: Path) -> str:
+    """What texts without an id of their own are called after: source, and place of the file in it."""
+    root = source.path
+    for index, part in enumerate(Path(root).parts):
+        if any(ch in part for ch in "*?[") and not Path(root).exists():
+            root = os.path.join(*Path(root).parts[:index] or (".",))
+            break
+    inside = os.path.relpath(path, root) if Path(root).is_dir() else path.name
+    folder, _, name = inside.rpartition("/")
+    return "/".join(part for part in (source.name, folder, name.split(".")[0]) if part)
+
+
+def open_text(path: Path, inputs: Inputs | None = None, encoding: str = "utf-8") -> IO[str]:
+    """Open a text file, unpacked by its suffix. Bytes that are not of the encoding become halves of surrogate pairs.
+
+    A byte order mark decides between UTF-8 and UTF-16, and is no part of the text. Lines end at \\n, \\r\\n or \\r.
+    """
+    return _text(packed.unpacked((inputs or Inputs()).open(path), path), encoding)
+
+
+def _text(binary: BinaryIO, encoding: str) -> IO[str]:
+    buffered = io.BufferedReader(binary, 1 << 16) if not hasattr(binary, "peek") else binary  # type: ignore[type-var]
+    mark = buffered.peek(4)[:4]
+    if encoding == "utf-8" and mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return io.TextIOWrapper(buffered, encoding="utf-16")  # type: ignore[type-var]
+    name = "utf-8-sig" if encoding == "utf-8" else encoding
+    return io.TextIOWrapper(buffered, encoding=name, errors="surrogateescape")  # type: ignore[type-var]
+
+
+def heldout_texts(source: TextSource, path: Path, inputs: Inputs | None = None) -> Iterator[str]:
+    """The held-out texts of one file; where none is, most of it is skipped."""
+    for record in read_records(source, path, lambda *_: None, inputs, skim=source.split == "train"):
+        if record.split == "heldout":
+            yield record.text
+
+
+def read_records(
+    source: TextSource, path: Path, on_reject: OnReject, inputs: Inputs | None = None, skim: bool = False
+) -> Iterator[TextRecord]:
+    """Every text of one file. What is not as the format says is given to `on_reject`, never fatal.
+
+    Args:
+        inputs: opens the file.
+        skim: leave out records that cannot name a split of their own.
+
+    Raises:
+        CannotRead: the file cannot be read now.
+        UserError: parquet without the text column, or without pyarrow.
+    """
+    inputs, kind, stem = inputs or Inputs(), _kind(path), name_of(source, path)
+    if kind == "txt" and skim:
+        return
+    try:
+        file = inputs.open(path)
+    except Rejection as rejection:
+        on_reject(str(path), rejection)
+        return
+    with file:
+        try:
+            if kind == "parquet":
+                yield from _read_parquet(source, file, path, stem, on_reject, skim)
+                return
+            with _text(packed.unpacked(file, path), source.encoding) as lines:
+                if kind == "txt":
+                    yield from _read_txt(source, lines.read(), path, stem, on_reject)
+                else:
+                    wanted = filter(_may_name_split, lines) if skim and kind == "jsonl" else lines
+                    yield from _read_jsonl(source, wanted, path, stem, on_reject)
+        except UserError:
+            raise  # a ValueError, too
+        except Exception as error:
+            if not packed.is_damage(error):
+                raise
+            left, size = left_of(file)
+            what = f"the file breaks off: {error}; {left:,} of its {size:,} bytes were not looked at"
+            on_reject(str(path), Rejection("bad_text_line", what, left))
+
+
+def _read_txt(source: TextSource, text: str, path: Path, stem: str, on_reject: OnReject) -> Iterator[TextRecord]:
+    if is_unicode(text):
+        yield TextRecord(stem, text, source.split)
+    else:
+        on_reject(str(path), Rejection("bad_text_line", f"not {source.encoding}: {_first_bad(text)}; see `encoding`"))
+
+
+def _first_bad(text: str) -> str:
+    at = next(index for index, ch in enumerate(text) if "\ud800" <= ch <= "\udfff")
+    line = text.count("\n", 0, at) + 1
+    return f"byte {ord(text[at]) & 0xFF:#x} in line {line}, behind {text[max(at - 20, 0) : at]!r}"
+
+
+def _read_jsonl(
+    source: TextSource, lines: Iterable[str], path: Path, stem: str, on_reject: OnReject
+) -> Iterator[TextRecord]:
+    for number, value in _json_values(source, lines, path, on_reject):
+        text = value.get(source.text_key) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))
+            continue
+        if not is_unicode(text) or not is_unicode(str(value.get("id"))):
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", "holds half a surrogate pair"))
+            continue
+        yield _record(source, f"{stem}-{number}", text, value)
+
+
+def _json_values(
+    source: TextSource, lines: Iterable[str], path: Path, on_reject: OnReject
+) -> Iterator[tuple[int, Any]]:
+    """(line, value) of JSON lines; (number, value) of a .json file that is one array."""
+    whole = _kind(path) == "json"
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if not is_unicode(line):
+            what = f"not {source.encoding}: {_first_bad(line)}; see `encoding`"
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", what))
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if whole:  # no JSON lines: one value over many
+                yield from _one_value(line + "".join(lines), path, on_reject)
+                return
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", f"not JSON ({error})"))
+            continue
+        if whole and isinstance(value, list):
+            yield from enumerate(value, start=1)
+        else:
+            yield number, value
+        whole = False
+
+
+def _one_value(text: str, path: Path, on_reject: OnReject) -> Iterator[tuple[int, Any]]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        on_reject(str(path), Rejection("bad_text_line", f"neither JSON nor JSON lines ({error})"))
+        return
+    yield from enumerate(value if isinstance(value, list) else [value], start=1)
+
+
+def _may_name_split(line: str) -> bool:
+    """Without parsing it; a writer may escape any letter."""
+    return '"split"' in line or "\\u00" in line
+
+
+def _record(source: TextSource, name: str, text: str, value: dict[str, Any]) -> TextRecord:
+    """A text with its own `id` and `split` where the record has them."""
+    split, own = value.get("split"), value.get("id")
+    return TextRecord(
+        name if own is None or own == "" else str(own), text, split if split in ("train", "heldout") else source.split
+    )
+
+
+def _read_parquet(
+    source: TextSource, handle: BinaryIO, path: Path, stem: str, on_reject: OnReject, skim: bool
+) -> Iterator[TextRecord]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from error
+    with parquet.ParquetFile(handle) as file:
+        there = file.schema_arrow.names
+        if source.text_key not in there:
+            raise UserError(f"{path}: no column {source.text_key!r}; it has {', '.join(there)}")
+        if skim and "split" not in there:
+            return
+        columns = [name for name in (source.text_key, "id", "split") if name in there]
+        first = 1
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            number = first - 1
+            try:
+                for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
+                    for value in zip(*(_cells(batch.column(name)) for name in columns), strict=True):
+                        number += 1
+                        yield from _row(source, dict(zip(columns, value, strict=True)), number, path, stem, on_reject)
+            except (ArrowException, OSError) as error:
+                if not packed.is_damage(error):
+                    raise
+                lost = f"rows {number + 1} to {first + rows - 1} cannot be decoded: {error}"
+                on_reject(f"{path}:{number + 1}", Rejection("bad_text_line", lost))
+            first += rows
+
+
+def _cells(column: Any) -> list[Any]:
+    """The values of a column; of strings their bytes, so that one that is not UTF-8 costs no other."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pyarrow.types.is_string(column.type):
+        column = column.cast(pyarrow.binary())
+    elif pyarrow.types.is_large_string(column.type):
+        column = column.cast(pyarrow.large_binary())
+    return list(column.to_pylist())
+
+
+def _row(
+    source: TextSource, value: dict[str, Any], number: int, path: Path, stem: str, on_reject: OnReject
+) -> Iterator[TextRecord]:
+    try:
+        found = {name: cell.decode() if isinstance(cell, bytes) else cell for name, cell in value.items()}
+    except UnicodeDecodeError as error:
+        on_reject(f"{path}:{number}", Rejection("bad_text_line", f"not UTF-8 ({error})"))
+        return
+    text = found[source.text_key]
+    if isinstance(text, str):
+        yield _record(source, f"{stem}-{number}", text, found)
+    else:
+        on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))
