@@ -194,10 +194,10 @@ def speed(
 
 def warm_start(
     config: Annotated[Path, typer.Argument(help="Configuration of the model to be trained")],
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a Llama-family checkpoint (safetensors)")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a Llama, Mistral or Qwen3 checkpoint (safetensors)")],
     out: Annotated[Path, typer.Argument(help="Export to write; name it in training.init_from")],
 ) -> None:
-    """Fresh weights with the global transformer (and text tables) of a Llama-family checkpoint."""
+    """Fresh weights with the global transformer (and text tables) of a Llama, Mistral or Qwen3 checkpoint."""
     from megatron_lst.config.load import load_config
     from megatron_lst.inference.export import write_export
     from megatron_lst.inference.warm_start import warm_start as take
@@ -205,7 +205,7 @@ def warm_start(
 
     settings = load_config(config)
     weights = dict(ReferenceModel(settings.model, settings.vocabulary, settings.training.seed).state_dict())
-    result = take(checkpoint, weights, settings.model, settings.vocabulary)
+    result = take(checkpoint, weights, settings.model, settings.vocabulary, settings.data.units)
     write_export(out, weights, settings, {"step": 0, "warm_start": str(checkpoint)})
     print(result.report())
     print(f"{out}: train with training.init_from={out}")

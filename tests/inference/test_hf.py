@@ -1,4 +1,4 @@
-"""transformers: round trip through Auto classes, generation, and warm starts from tiny local checkpoints."""
+"""transformers: round trip through Auto classes, and generation."""
 
 import subprocess
 import sys
@@ -10,14 +10,13 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import megatron_lst.hf
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
-from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.errors import UserError
 from megatron_lst.inference import LatentSpeechTextModel, write_export
 from megatron_lst.inference.model import Cache
-from megatron_lst.inference.warm_start import warm_start
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.vocabulary import Vocabulary
 
@@ -102,63 +101,3 @@ def test_imports_neither_megatron_nor_streaming(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def llama(tmp_path: Path, **changes: object) -> tuple[Path, LlamaForCausalLM]:
-    torch.manual_seed(0)
-    config = LlamaConfig(**{
-        "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, **changes,
-    })  # fmt: skip
-    model = LlamaForCausalLM(config)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.data.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama", model
-
-
-@pytest.mark.parametrize("options", [{"text_path": "direct"}, {"kind": "baseline"}])
-@pytest.mark.parametrize("tied", [False, True])
-def test_warm_started_text_logits_equal_the_language_models(
-    tmp_path: Path, options: dict[str, object], tied: bool
-) -> None:
-    folder, theirs = llama(tmp_path, tie_word_embeddings=tied)
-    config = replace(TINY, **options)  # type: ignore[arg-type]
-    weights = dict(ReferenceModel(config, V).state_dict())
-    result = warm_start(folder, weights, config, V)
-    size = 1 if config.kind == "baseline" else 3
-    model = LatentSpeechTextModel.from_weights(config, V, {n: w.double() for n, w in weights.items()}, size)
-    tokens = [1, 5, 9, 3, 20, 11, 5]
-    outputs = model.advance([model.counters(1)[0].add(tokens)], Cache(config, 1, one_call=True))
-    # Their norms and RoPE run in float32 whatever the weights' dtype.
-    with torch.no_grad():
-        expected = theirs.double()(torch.tensor([tokens])).logits[0]
-    torch.testing.assert_close(outputs.logits(np.arange(len(tokens)))[:, :24], expected, rtol=1e-4, atol=5e-6)
-    assert all(not n.startswith("global_transformer.") for n in result.fresh)
-    assert not result.unused
-
-
-def test_the_patch_path_takes_the_layers_and_reports_the_rest(tmp_path: Path) -> None:
-    folder, theirs = llama(tmp_path)
-    weights = dict(ReferenceModel(TINY, V).state_dict())
-    before = weights["encoder.pool_proj.weight"].clone()
-    result = warm_start(folder, weights, TINY, V)
-    assert torch.equal(
-        weights["global_transformer.layers.1.mlp.up_proj.weight"], theirs.model.layers[1].mlp.up_proj.weight
-    )
-    assert torch.equal(weights["encoder.pool_proj.weight"], before)
-    assert set(result.unused) == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    assert "fresh: decoder.layers.*.cross_attention.q_proj.weight" in result.report()
-
-
-def test_refuses_other_architectures_and_incomplete_checkpoints(tmp_path: Path) -> None:
-    folder, _ = llama(tmp_path, rope_theta=500.0, num_hidden_layers=3)
-    with pytest.raises(UserError, match=r"(?s)model.layers: 2 here, 3 there.*model.rope_theta: 10000.0 here, 500.0"):
-        warm_start(folder, dict(ReferenceModel(TINY, V).state_dict()), TINY, V)
-    with pytest.raises(UserError, match=r"no config\.json"):
-        warm_start(tmp_path, {}, TINY, V)
-    folder, _ = llama(tmp_path)
-    (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(DamagedDataError, match=r"model\.safetensors"):
-        warm_start(folder, dict(ReferenceModel(TINY, V).state_dict()), TINY, V)
