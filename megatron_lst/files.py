@@ -3,15 +3,12 @@
 import errno
 import json
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-from megatron_lst.errors import UserError
 
 
 @contextmanager
@@ -89,20 +86,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def expanded(path: str, key: str) -> str:
-    """A path of a configuration with `~` and `$VAR` filled in.
-
-    Args:
-        key: where it stands, for the message.
-
-    Raises:
-        UserError: a variable that is not set, or a user that is not known.
-    """
-    found = os.path.expanduser(os.path.expandvars(path))
-    if left := re.search(r"\$(\w+|\{\w*\})", found):
-        raise UserError(f"{key}: {path!r}: the variable {left[0]} is not set")
-    if found.startswith("~"):
-        raise UserError(f"{key}: {path!r}: no home folder is known for {found.split('/')[0]}")
-    return found

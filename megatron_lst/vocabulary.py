@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lst.errors import UserError
+from megatron_lst.values import Count, CountOr0
 
 IGNORE = -100
 """The label that no loss counts (row end, document end, PAD)."""
@@ -31,11 +32,11 @@ class Vocabulary:
         multiple: the embedding table's rows are rounded up to a multiple of this.
     """
 
-    text_size: int = 32000
-    speech_size: int = 501
-    bos: int = 1
-    eos: int = 2
-    multiple: int = 256
+    text_size: Count = 32000
+    speech_size: Count = 501
+    bos: CountOr0 = 1
+    eos: CountOr0 = 2
+    multiple: Count = 256
 
     def __post_init__(self) -> None:
         if self.text_size < 1 or self.speech_size < 1 or self.multiple < 1:

@@ -2,40 +2,32 @@
 
 import codecs
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from megatron_lst.errors import UserError
-from megatron_lst.files import expanded
+from megatron_lst.values import Count, CountOr0, NotNegative, PathText, PathTextOrEmpty, Positive, Range, Share
 
 MAX_UNITS = 32768
 """Entries that a codebook may have: shards hold units as int16."""
-
-_ABOVE_0 = {
-    "units": ("codebook_size", "fit_frames", "batch_seconds", "piece_seconds"),
-    "align": ("max_words_per_second", "piece_seconds", "batch_seconds"),
-    "text_options": ("max_pieces",),
-    "shards": ("size_limit", "part_pieces", "max_document_seconds"),
-    "reading": ("attempts",),
-    "jobs": ("item_pieces", "attempts"),
-}
 
 
 @dataclass
 class AudioConfig:
     """What audio is accepted."""
 
-    root: str = ""
+    root: PathTextOrEmpty = ""
     """Audio must lie under this folder, or its line is rejected as `outside_corpus`: for manifests that others made.
     Empty: relative paths must stay under their manifest's folder, absolute ones are taken as they are."""
-    min_seconds: float = 0.3
+    min_seconds: NotNegative = 0.3
     """Shorter pieces are rejected as `too_short`."""
-    max_seconds: float = 7200.0
+    max_seconds: Positive = 7200.0
     """Longer pieces are rejected as `too_long`; memory grows by about 0.5 MB a second of the longest piece. Longer
     recordings can be cut, see `cutting`."""
-    min_rate: int = 16000
+    min_rate: CountOr0 = 16000
     """Files recorded below this rate are rejected as `low_rate_audio`; 8000 accepts telephone speech."""
-    min_peak: float = 1e-3
+    min_peak: Share = 1e-3
     """Pieces that never exceed this amplitude are rejected as `silent_audio`."""
-    max_clipped: float = 0.05
+    max_clipped: Share = 0.05
     """Rejected as `clipped_audio` when a larger share of the samples is at full scale."""
 
 
@@ -47,11 +39,11 @@ class CuttingConfig:
     """`none`: manifest lines are taken as they are. `vad`: cut where silero-vad hears no speech; stretches without any
     are left out. `energy`: cut in the quietest places. Recordings with a transcript are cut in the pauses between words
     that the alignment finds, whichever of the two is chosen."""
-    over_seconds: float = 600.0
+    over_seconds: Positive = 600.0
     """Recordings up to this length stay whole."""
-    shortest_seconds: float = 10.0
+    shortest_seconds: Positive = 10.0
     """Pieces are no shorter, but where a stretch of speech is."""
-    longest_seconds: float = 30.0
+    longest_seconds: Positive = 30.0
     """Pieces are no longer."""
 
 
@@ -61,25 +53,25 @@ class UnitsConfig:
 
     extractor: str = "mfcc"
     """`mfcc` (needs nothing) or `hubert` (transformers HubertModel)."""
-    model: str = ""
+    model: PathTextOrEmpty = ""
     """hubert: local path or hub name, for instance slprl/mhubert-base-25hz."""
-    layer: int = 11
+    layer: CountOr0 = 11
     """hubert: which hidden layer is clustered (0 is the convolutional front end's projection)."""
-    padding: int = 40
+    padding: CountOr0 = 40
     """hubert: zero samples added on each side of the waveform; 40 gives the published 25 Hz model its frame count."""
-    codebook: str = ""
+    codebook: PathTextOrEmpty = ""
     """Path of a codebook (.safetensors or .npz) or of a published k-means pickle; empty: fitted on the corpus."""
-    codebook_size: int = 501
+    codebook_size: Annotated[int, Range(1, MAX_UNITS)] = 501
     """Number of k-means clusters when fitting."""
-    fit_frames: int = 1_000_000
+    fit_frames: Count = 1_000_000
     """Frames sampled for fitting."""
     device: str = "auto"
     """hubert: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`..."""
     precision: str = "auto"
     """hubert: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16`."""
-    batch_seconds: float = 320.0
+    batch_seconds: Positive = 320.0
     """hubert: seconds of audio in one batch; only pieces of equal length share a batch."""
-    piece_seconds: float = 30.0
+    piece_seconds: Positive = 30.0
     """hubert: longer audio is cut at its quietest places into pieces of at most this."""
 
 
@@ -89,22 +81,22 @@ class AlignConfig:
 
     aligner: str = "pocketsphinx"
     """`pocketsphinx` (English, CPU) or `ctc` (transformers Wav2Vec2ForCTC)."""
-    model: str = ""
+    model: PathTextOrEmpty = ""
     """ctc: local path or hub name, for instance facebook/wav2vec2-base-960h. pocketsphinx: empty, its own."""
-    pronunciations: tuple[str, ...] = ()
+    pronunciations: tuple[PathText, ...] = ()
     """pocketsphinx: tables of words that its dictionary lacks, lines `word<TAB>PHONES`."""
     flite: bool = True
     """pocketsphinx: ask flite, where it is installed, for words that no table has."""
-    min_score: float = -1e9
+    min_score: Annotated[float, Range(-1e9)] = -1e9
     """Pieces whose mean word score is lower are rejected as `low_score`."""
     numbers: str = "spell"
     """Digits in transcripts: `spell` them in English, or `reject`."""
-    max_words_per_second: float = 7.0
+    max_words_per_second: Positive = 7.0
     """Pieces with more are rejected as `words_too_fast`."""
-    piece_seconds: float = 12.0
+    piece_seconds: Positive = 12.0
     """pocketsphinx: longer audio is aligned in windows of this length, each cut back to its last pause. ctc: length of
     the pieces that the acoustic model sees; the alignment itself runs over the whole."""
-    batch_seconds: float = 320.0
+    batch_seconds: Positive = 320.0
     """ctc: as units.batch_seconds."""
     device: str = "auto"
     """ctc: as units.device."""
@@ -118,7 +110,7 @@ class TextSource:
 
     name: str
     """Goes into every document's `source`."""
-    path: str
+    path: PathText
     """A file, a folder or a pattern of .txt, .jsonl (.ndjson, .json) or .parquet, all but the last also as .zst, .xz,
     .gz or .bz2."""
     license: str = ""
@@ -136,7 +128,7 @@ class TextSource:
 class TextConfig:
     """How text becomes documents."""
 
-    max_pieces: int = 2000
+    max_pieces: Count = 2000
     """Longer documents are cut at sentence or paragraph ends into chunks of at most this many pieces."""
     deduplicate: bool = True
     """Drop documents whose normalised text was there before."""
@@ -146,13 +138,13 @@ class TextConfig:
 class ShardConfig:
     """How shards are written."""
 
-    size_limit: int = 1 << 26
+    size_limit: Annotated[int, Range(1, 2**40)] = 1 << 26
     """Bytes of one shard before compression."""
     compression: str = "zstd:3"
     """Any that MDS knows, or empty for none."""
-    part_pieces: int = 4096
+    part_pieces: Count = 4096
     """Manifest lines in one part of a set, the granularity of writing shards."""
-    max_document_seconds: float = 600.0
+    max_document_seconds: Positive = 600.0
     """Consecutive pieces of one recording are joined into documents of at most this."""
 
 
@@ -160,12 +152,12 @@ class ShardConfig:
 class ReadingConfig:
     """What is done about inputs that cannot be read now. Changes nothing in the results."""
 
-    attempts: int = 4
+    attempts: Count = 4
     """An input that cannot be read now (gone, EIO, ESTALE, EACCES, a time-out) is tried this often, then its item of
     work fails, and the next run does it."""
-    pause_seconds: float = 2.0
+    pause_seconds: NotNegative = 2.0
     """Pause before the second attempt; it doubles with each further one."""
-    max_unreadable: float = 0.05
+    max_unreadable: Share = 0.05
     """A stage stops when more than this share of the files that it tried cannot be read, of at least 100."""
 
 
@@ -173,11 +165,11 @@ class ReadingConfig:
 class JobConfig:
     """How the work is spread."""
 
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Processes on this machine; 0: one a core (one a GPU for GPU stages)."""
-    item_pieces: int = 16
+    item_pieces: Count = 16
     """Manifest lines in one item of work, the granularity of resuming."""
-    attempts: int = 3
+    attempts: Count = 3
     """An item whose worker dies this often is given up and named."""
 
 
@@ -185,18 +177,18 @@ class JobConfig:
 class PrepConfig:
     """One data preparation: manifest and text in, shard sets out."""
 
-    manifests: tuple[str, ...] = ()
+    manifests: tuple[PathText, ...] = ()
     """JSONL manifests of recorded speech."""
     text: tuple[TextSource, ...] = ()
     """Sources of text."""
-    heldout: tuple[str, ...] = ()
+    heldout: tuple[PathText, ...] = ()
     """Further held-out lists (heldout.json of earlier runs) whose sentences are removed too."""
-    tokenizer: str = "mistral-v1"
+    tokenizer: PathText = "mistral-v1"
     """`mistral-v1` (32,000 SentencePiece pieces, ships with mistral-common), a SentencePiece .model, or an HF tokenizer
     (a folder or a tokenizer.json)."""
-    out: str = "data/prep"
+    out: PathText = "data/prep"
     """Output folder."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Of the codebook's sample and initialisation."""
     give_up: tuple[str, ...] = ()
     """Files and ids that are gone for good: they become rejections, counted as `given_up`, and no run waits for them.
@@ -211,7 +203,6 @@ class PrepConfig:
     jobs: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
-        self._expand_paths()
         if self.cutting.by not in ("none", "vad", "energy"):
             raise UserError(f"cutting.by: {self.cutting.by!r} is not one of none, vad, energy")
         if not 0 < 2 * self.cutting.shortest_seconds <= self.cutting.longest_seconds <= self.cutting.over_seconds:
@@ -226,20 +217,6 @@ class PrepConfig:
             raise UserError("align.model: the ctc aligner needs a local path or a hub name")
         if self.align.numbers not in ("spell", "reject"):
             raise UserError(f"align.numbers: {self.align.numbers!r} is not one of spell, reject")
-        if self.reading.pause_seconds < 0:
-            raise UserError(f"reading.pause_seconds: {self.reading.pause_seconds} is below 0")
-        if not 0 <= self.reading.max_unreadable <= 1:
-            raise UserError(f"reading.max_unreadable: {self.reading.max_unreadable} is no share between 0 and 1")
-        if self.jobs.workers < 0:
-            raise UserError(f"jobs.workers: {self.jobs.workers} is below 0")
-        if self.units.codebook_size > MAX_UNITS:
-            raise UserError(
-                f"units.codebook_size: {self.units.codebook_size} is more than {MAX_UNITS}, what int16 holds"
-            )
-        for section, names in _ABOVE_0.items():
-            for name in names:
-                if (value := getattr(getattr(self, section), name)) <= 0:
-                    raise UserError(f"{section}.{name}: {value} is not above 0")
         for source in self.text:
             try:
                 codecs.lookup(source.encoding)
@@ -249,20 +226,3 @@ class PrepConfig:
                 ) from None
             if source.split not in ("train", "heldout"):
                 raise UserError(f"text source {source.name!r}: split {source.split!r} is not train or heldout")
-
-    def _expand_paths(self) -> None:
-        """Fill in `~` and `$VAR`, before anything is opened or made."""
-        sections = ((self, "", ("tokenizer", "out")), (self.audio, "audio.", ("root",)))
-        sections += ((self.units, "units.", ("model", "codebook")), (self.align, "align.", ("model",)))
-        for section, prefix, names in sections:
-            for name in names:
-                setattr(section, name, expanded(getattr(section, name), f"{prefix}{name}"))
-        for section, prefix, name in (
-            (self, "", "manifests"),
-            (self, "", "heldout"),
-            (self.align, "align.", "pronunciations"),
-        ):
-            paths = getattr(section, name)
-            setattr(section, name, tuple(expanded(path, f"{prefix}{name}[{i}]") for i, path in enumerate(paths)))
-        for i, source in enumerate(self.text):
-            source.path = expanded(source.path, f"text[{i}].path")

@@ -30,7 +30,7 @@ def _config(path: Path, overrides: list[str] | None) -> "PrepConfig":
         raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 
-    return build(PrepConfig, merge(read_yaml(path), parse_overrides(overrides or [])), "")
+    return build(PrepConfig, merge(read_yaml(path), parse_overrides(overrides or [], PrepConfig)), "")
 
 
 def check_slices(command: Sequence[str]) -> None:

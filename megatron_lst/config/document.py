@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_lst.config.load import to_plain
 from megatron_lst.config.schema import Config
+from megatron_lst.values import Place
 
 HEADER = """# Configuration
 
@@ -27,9 +28,16 @@ lst train configs/lst-1b.yaml training.steps=1000 run.dir=runs/try parallel.tens
 
 - A file may name others in `base:` (one or a list, relative to itself); later files win, then `key=value` on the
   command line. Mappings merge, lists and values replace.
-- Values on the command line are YAML: `parallel.split=[12,13]`, `model.kv_heads=null`, `training.lr=4e-4`.
-- An unknown key, a wrong type, a key that stands twice and contradictions between keys are refused, with the nearest
-  right thing. The run folder keeps the resolved configuration in `config.yaml`.
+- On the command line the key's type says how a value is read. A text is taken as it stands, whatever is in it:
+  `run.dir=my run #3`. A number, true or false is one: `training.lr=4e-4`. A list or a mapping is YAML:
+  `parallel.split=[12,13]`. `null` is null where the key takes it: `model.kv_heads=null`.
+- Numbers are finite and written in decimal: `10`, `25_000`, `0.5`, `4e-4`. `010`, `0x10` and `1:30` are refused, in
+  files as well; a text key takes them as text. A whole number ends at 2^31 - 1 where no other end is given.
+- In a path `~` at its start and `$NAME` are filled in as the configuration is read, here and in files: `run.dir=~/a`,
+  `data.cache: $SCRATCH/cache`. A variable that is not set is refused. The run folder's `config.yaml` has the result.
+- An unknown key, a number out of its range, a wrong type, a key that stands twice and contradictions between
+  keys are refused, with file, line and the nearest right thing. The run folder keeps the
+  resolved configuration in `config.yaml`.
 """
 
 
@@ -51,6 +59,10 @@ def field_texts(cls: type) -> dict[str, str]:
 def type_name(kind: Any) -> str:
     """A type as people write it in YAML."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        if any(isinstance(rule, Place) for rule in args[1:]):
+            return "path"
+        return f"{type_name(args[0])} ({', '.join(map(str, args[1:]))})"
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if a is type(None) else type_name(a) for a in args)
     if origin is typing.Literal:
@@ -76,7 +88,7 @@ def sections(cls: type, prefix: str = "") -> list[tuple[str, type]]:
 
 
 def _hints(cls: type) -> list[Any]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return [hints[field.name] for field in dataclasses.fields(cls)]
 
 

@@ -1,17 +1,20 @@
 """Strict YAML into dataclasses: unknown keys, wrong types and duplicate keys are refused with the nearest right one.
 
-A file may name others in `base:` (relative to itself); later files win, then `key=value` overrides.
+A file may name others in `base:` (relative to itself); later files win, then `key=value` overrides, whose type says how
+they are read: text as it stands, numbers in decimal notation, lists and mappings as YAML.
 """
 
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 
@@ -36,8 +39,45 @@ def _places(values: Mapping[Any, Any]) -> dict[Any, str]:
     return values.places if isinstance(values, Located) else {}
 
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_WHOLE = re.compile(r"^[-+]?(0|[1-9][0-9]*|[1-9][0-9]{0,2}(_[0-9]{3})+)$")
+_DECIMAL = re.compile(
+    r"^([-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))"
+    r"|\.(nan|NaN|NAN))$"
+)
+_NOTATION = "numbers are written in decimal, such as 10, 25_000, 0.5 or 4e-4"
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 1e-3 as the number that it is."""
+    """SafeLoader that refuses duplicate keys, and takes for a number what everybody reads as that number: 1e-3 is one;
+    010 (octal in YAML 1.1), 1:30 (90 there), 0x10 and dates stay text."""
+
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
+        first: [(tag, pattern) for tag, pattern in found if tag not in (_INT, _FLOAT, "tag:yaml.org,2002:timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class _StrictDumper(yaml.SafeDumper):
+    """SafeDumper that quotes every text that `_StrictLoader` would take for something else."""
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
+    text = node.value
+    if _WHOLE.match(text):
+        try:
+            return int(text.replace("_", ""))
+        except ValueError:  # thousands of digits: Python refuses to read them, and no key takes them
+            return str(text)
+    if _DECIMAL.match(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    raise yaml.constructor.ConstructorError(None, None, f"{text!r} is not a number; {_NOTATION}", node.start_mark)
+
+
+for _tag, _pattern in ((_INT, _WHOLE), (_FLOAT, _DECIMAL)):
+    _StrictLoader.add_constructor(_tag, _number)
+    for _class in (_StrictLoader, _StrictDumper):
+        _class.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -55,9 +95,6 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def parse_yaml(text: str, name: str = "<string>") -> Any:
@@ -113,18 +150,52 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """`["parallel.tensor=2"]` -> {"parallel": {"tensor": 2}}; values are YAML."""
+def parse_overrides(overrides: Iterable[str], cls: type) -> dict[str, Any]:
+    """`["parallel.tensor=2"]` -> {"parallel": {"tensor": 2}}, read as the keys of `cls` want it.
+
+    A text is taken as it stands, `#`, `~` and blanks included; `null` is null where the key takes it; a list or a
+    mapping is YAML.
+
+    Raises:
+        UserError: no `key=value`, bytes that are not text, or not YAML.
+    """
     result: dict[str, Any] = {}
     for item in overrides:
-        key, equals, value = item.partition("=")
+        key, equals, text = item.partition("=")
         if not equals or not key:
             raise UserError(f"override {item!r}: expected key=value, such as parallel.tensor=2")
-        nested: Any = parse_yaml(value, f"override {key}")
+        try:
+            item.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"override {item!r}: not text in UTF-8") from None
+        nested = _read_override(_kind_of(cls, key.split(".")), text, f"override {item!r}")
         for part in reversed(key.split(".")):
             nested = Located({part: nested}, {part: f"override {item!r}"})
         result = merge(result, nested)
     return result
+
+
+def _kind_of(cls: Any, parts: list[str]) -> Any:
+    """The type of a key; text where there is no such key, which `build` refuses by name."""
+    for part in parts:
+        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        cls = hints.get(part, str)
+    return cls
+
+
+def _read_override(kind: Any, text: str, place: str) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if text == "null":
+            return None
+        kind = next(inner for inner in typing.get_args(kind) if inner is not type(None))
+    if kind is str or typing.get_origin(kind) is typing.Literal:
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+            raise UserError(f"{place}: the text is taken as it stands; leave out the quotation marks around it")
+        return text
+    if kind in (int, float, bool):
+        tag = _StrictLoader("").resolve(yaml.ScalarNode, text, (True, False))
+        return text if tag.endswith(":null") else _StrictLoader("").construct_object(yaml.ScalarNode(tag, text))
+    return parse_yaml(text, place)
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "", place: str = "") -> T:
@@ -138,7 +209,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", place: str =
         UserError: names the place (where the values know it), the key, what was found and what would be right. What
             the dataclass itself refuses is told with the place of every key that it names.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
     places = _places(values)
@@ -204,6 +275,14 @@ def _convert(kind: Any, value: Any, where: str, place: str) -> Any:
     def refuse(expected: str) -> typing.NoReturn:
         raise _mistake(place, f"{where}: expected {expected}, got {value!r}")
 
+    if origin is Annotated:
+        value = _convert(args[0], value, where, place)
+        for rule in args[1:]:
+            try:
+                value = rule.settle(value)
+            except ValueError as error:
+                raise _mistake(place, f"{where}: {error}") from None
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -237,13 +316,15 @@ def _convert(kind: Any, value: Any, where: str, place: str) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
+        return float(value) if abs(value) <= sys.float_info.max else math.inf if value > 0 else -math.inf
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         return int(value)
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return refuse(names.get(kind, getattr(kind, "__name__", str(kind))))
+    expected = names.get(kind, getattr(kind, "__name__", str(kind)))
+    other = kind in (int, float) and isinstance(value, str) and any(map(str.isdigit, value))
+    return refuse(f"{expected} ({_NOTATION})" if other else expected)
 
 
 def to_plain(config: Any) -> Any:
@@ -258,7 +339,7 @@ def to_plain(config: Any) -> Any:
 
 
 def dump_yaml(config: Any) -> str:
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_plain(config), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Any:
@@ -270,7 +351,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Any:
     from megatron_lst.config.checks import check
     from megatron_lst.config.schema import Config
 
-    values = merge(read_yaml(path), parse_overrides(overrides))
+    values = merge(read_yaml(path), parse_overrides(overrides, Config))
     config = build(Config, values)
     with telling_places(Config, values):
         check(config)

@@ -5,8 +5,20 @@ that nothing reads is a bug.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from megatron_lst.values import (
+    LARGEST_COUNT,
+    Count,
+    CountOr0,
+    NotNegative,
+    PathText,
+    Positive,
+    Range,
+    Seconds,
+    Seed,
+    Share,
+)
 from megatron_lst.vocabulary import Vocabulary
 
 
@@ -21,36 +33,36 @@ class ModelConfig:
 
     kind: Literal["lst", "baseline"] = "lst"
     """`lst`: patch encoder, global transformer, patch decoder. `baseline`: the same trunk without patches."""
-    hidden: int = 2048
+    hidden: Count = 2048
     """d_g, width of the global transformer."""
-    layers: int = 25
+    layers: Count = 25
     """L_g, layers of the global transformer."""
-    heads: int = 16
+    heads: Count = 16
     """Attention heads of the global transformer."""
-    kv_heads: int | None = None
+    kv_heads: Count | None = None
     """Key/value heads of the global transformer (grouped-query attention); null: as many as `heads`."""
-    ffn: int | None = None
+    ffn: Count | None = None
     """SwiGLU width of the global transformer; null: 8/3 of `hidden`, rounded up to 256."""
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys in the global transformer."""
-    local_hidden: int = 1024
+    local_hidden: Count = 1024
     """d_l, width of the patch encoder and decoder."""
-    local_heads: int = 16
+    local_heads: Count = 16
     """Attention heads of the patch encoder and decoder."""
-    local_ffn: int | None = None
+    local_ffn: Count | None = None
     """SwiGLU width of the local modules; null: 8/3 of `local_hidden`, rounded up to 256."""
-    encoder_layers: int = 1
+    encoder_layers: Count = 1
     """L_e, layers of the patch encoder."""
-    decoder_layers: int = 9
+    decoder_layers: Count = 9
     """L_d, layers of the patch decoder."""
-    queries: int = 2
+    queries: Count = 2
     """k, query vectors a patch in the encoder's cross-attention; `queries * local_hidden` is mapped to `hidden`
     by a linear layer only where the two differ."""
     pooling: Literal["max", "mean"] = "max"
     """How a patch's token states become its queries."""
-    window: int = 512
+    window: Count = 512
     """W, tokens that local self-attention sees, itself included."""
-    decoder_window_units: int = 1
+    decoder_window_units: Count = 1
     """W_u, newest closed units that the decoder's cross-attention sees."""
     cross_rope: bool = False
     """RoPE on the unit index in the decoder's cross-attention; of use only with more than one visible unit."""
@@ -60,11 +72,11 @@ class ModelConfig:
     """What the decoder starts from: the encoder's token states, or token embeddings of its own."""
     text_path: Literal["patch", "direct"] = "patch"
     """`patch`: text tokens are patches of length 1. `direct`: text skips encoder and decoder (SPEC 2)."""
-    rope_theta: float = 500_000.0
+    rope_theta: Annotated[float, Range(1)] = 500_000.0
     """Base of the rotary position embedding, in all three modules."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     """Epsilon of every RMSNorm."""
-    init_std: float = 0.02
+    init_std: Positive = 0.02
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 * layers)."""
 
     @property
@@ -86,21 +98,21 @@ class PatchingConfig:
 
     strategy: Literal["none", "bpe", "static", "aligned", "mixed", "curriculum"] = "static"
     """`none` and `bpe` are the baselines' (patches of one token; `bpe` expects shards of unit-BPE pieces)."""
-    size: int = 4
+    size: Count = 4
     """p, speech tokens in a static patch."""
     granularity: Literal["word", "bpe"] = "word"
     """Aligned patches follow words, or text pieces where the shards have their spans."""
     silence: Literal["separate", "merged"] = "separate"
     """Aligned: a gap is a patch of its own, or joins the preceding word."""
-    max_length: int = 32
+    max_length: Count = 32
     """L_max: longer aligned patches are split left to right."""
-    aligned_lag: int = 0
+    aligned_lag: Annotated[int, Range(0, 1)] = 0
     """1: aligned patches close one token late, so that no boundary is known in advance (SPEC 4)."""
-    mixed_probability: float = 0.5
+    mixed_probability: Share = 0.5
     """`mixed`: share of documents that are aligned."""
-    tau1: int | None = None
+    tau1: Annotated[int, Range(0, 2**62)] | None = None
     """`curriculum`: global row index until which every document is aligned; null: a third of the run."""
-    tau2: int | None = None
+    tau2: Annotated[int, Range(0, 2**62)] | None = None
     """`curriculum`: global row index from which every document is static; null: two thirds of the run."""
     draw: Literal["document", "row"] = "document"
     """Whether the strategy of `mixed` and `curriculum` is drawn for each document or once a row."""
@@ -115,9 +127,9 @@ class SourceConfig:
     kind: Literal["interleaved", "text", "asr", "tts"]
     """`interleaved`: speech documents with words, visited as alternating text and speech spans. `text`: text alone.
     `asr`, `tts`: adaptation, speech then text or text then speech, with a loss on the response only (SPEC 9)."""
-    shards: tuple[str, ...]
+    shards: tuple[PathText, ...]
     """Folders of shard sets, local or remote (s3://, gs://, ...)."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Share of the mixture in raw tokens before patching, relative to the other sources."""
 
 
@@ -128,17 +140,17 @@ class SpanConfig:
     kind: Literal["log_uniform", "uniform"] = "log_uniform"
     """`log_uniform`: speech spans log-uniform over [speech_min, speech_max], text twice as long by the ratio.
     `uniform`: text uniform over [text_min, text_max], speech half of it."""
-    speech_min: int = 5
+    speech_min: Count = 5
     """Shortest speech span."""
-    speech_max: int = 120
+    speech_max: Count = 120
     """Longest speech span."""
-    text_min: int = 10
+    text_min: Count = 10
     """`uniform`: shortest text span."""
-    text_max: int = 30
+    text_max: Count = 30
     """`uniform`: longest text span."""
-    text_ratio: float = 2.0
+    text_ratio: Positive = 2.0
     """Words in text spans for every word in speech spans."""
-    speech_first: float = 1 / 3
+    speech_first: Share = 1 / 3
     """Probability that a document begins with speech."""
 
 
@@ -150,26 +162,26 @@ class DataConfig:
     """What is trained on; weights are in raw tokens."""
     validation: tuple[SourceConfig, ...] = ()
     """Held-out sources, never trained on."""
-    units: int = 4096
+    units: Count = 4096
     """U, units in a row (a row is one packed training sequence)."""
-    tokens: int | None = None
+    tokens: Count | None = None
     """N_cap, most tokens in a row; null: 3 U."""
-    workers: int = 2
+    workers: Annotated[int, Range(0, 1024)] = 2
     """Processes that build rows ahead of training, on each rank; 0 builds them in the training process."""
-    seed: int = 0
+    seed: Seed = 0
     """Key of every random draw in the data."""
-    streams: int | None = None
+    streams: Count | None = None
     """S, logical streams; null: the global batch. Fixed for a run, independent of the number of ranks."""
     spans: SpanConfig = field(default_factory=SpanConfig)
     """How documents with speech alternate between text and speech."""
     on_damage: Literal["stop", "skip"] = "stop"
     """A corrupt or missing shard stops the run, or is skipped and counted."""
-    stall_seconds: float = 300.0
+    stall_seconds: Seconds = 300.0
     """A loader that yields nothing for this long stops the run with an error instead of hanging."""
-    cache: str | None = None
+    cache: PathText | None = None
     """Folder for downloaded and decompressed shards, best on a local disk; null: `cache/` beside the run folder, and
     local sets below 1 GiB are decompressed in memory instead."""
-    cache_gigabytes: float | None = None
+    cache_gigabytes: Positive | None = None
     """Limit of that folder; the least recently used shards go first. null: no limit."""
 
     @property
@@ -181,15 +193,15 @@ class DataConfig:
 class ParallelConfig:
     """How the model is laid out over ranks; data parallelism is what remains of the world size."""
 
-    tensor: int = 1
+    tensor: Count = 1
     """Tensor-parallel ranks."""
-    pipeline: int = 1
+    pipeline: Count = 1
     """Pipeline stages."""
-    virtual: int = 1
+    virtual: Count = 1
     """Interleaved model chunks a stage (1: plain 1F1B)."""
     sequence: bool = False
     """Sequence parallelism within the tensor-parallel group."""
-    split: tuple[int, ...] | None = None
+    split: tuple[CountOr0, ...] | None = None
     """Global layers of each stage (virtual stages in order); null: computed from FLOPs."""
 
 
@@ -203,11 +215,11 @@ class EngineConfig:
     """megatron: shard the optimizer's state over the data-parallel ranks."""
     overlap: bool = True
     """megatron: overlap gradient reduction and parameter gathering with compute."""
-    zero_stage: int = 1
+    zero_stage: Annotated[int, Range(0, 3)] = 1
     """deepspeed: ZeRO stage, 0 to 3."""
     offload_optimizer: bool = False
     """deepspeed: keep the optimizer's state in host memory."""
-    deepspeed_config: str | None = None
+    deepspeed_config: PathText | None = None
     """deepspeed: a JSON file of its own, merged over what is derived from this configuration."""
     attention: str = "auto"
     """Attention implementation: auto, or a name that `lst doctor` lists. A missing explicit choice is an error."""
@@ -221,7 +233,7 @@ class EngineConfig:
     fp8_recipe: Literal["auto", "tensorwise", "blockwise", "mxfp8"] = "auto"
     """Numbers that share a scale: `tensorwise` a whole tensor, `blockwise` 128 (weights: 128 x 128), `mxfp8` 32.
     `auto`: mxfp8 where the device has it (Blackwell), tensorwise elsewhere (Ada, Hopper)."""
-    loss_chunk: int = 4096
+    loss_chunk: CountOr0 = 4096
     """Tokens whose logits may live at once. A micro-batch with more goes through the loss in chunks, whose logits the
     backward pass computes again; one with fewer keeps them. 0: always keeps them."""
 
@@ -230,53 +242,53 @@ class EngineConfig:
 class TrainingConfig:
     """Optimisation (SPEC 8)."""
 
-    steps: int = 200_000
+    steps: Count = 200_000
     """Optimiser steps of the whole run."""
-    global_batch: int = 128
+    global_batch: Count = 128
     """Rows a step, over all data-parallel ranks."""
-    micro_batch: int = 4
+    micro_batch: Count = 4
     """Rows that go through the model at once on one rank."""
-    lr: float = 4e-4
+    lr: Positive = 4e-4
     """Peak learning rate."""
-    min_lr_ratio: float = 0.01
+    min_lr_ratio: Share = 0.01
     """The cosine ends at this share of the peak."""
-    warmup_steps: int = 2000
-    """Linear warm-up."""
-    beta1: float = 0.9
+    warmup_steps: CountOr0 = 2000
+    """Steps of linear warm-up; 0: none."""
+    beta1: Annotated[float, Range(0, 1, below=True)] = 0.9
     """AdamW."""
-    beta2: float = 0.95
+    beta2: Annotated[float, Range(0, 1, below=True)] = 0.95
     """AdamW."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
     """AdamW."""
-    weight_decay: float = 0.1
-    """On matrices and embeddings; never on 1-D parameters."""
-    clip: float = 1.0
-    """Largest norm of the global gradient."""
+    weight_decay: NotNegative = 0.1
+    """On matrices and embeddings; never on 1-D parameters. 0: none."""
+    clip: NotNegative = 1.0
+    """Largest norm of the global gradient; 0: it is never scaled, only measured."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 keeps fp32 master weights, which begin with the values as drawn or loaded, and fp32 gradient reduction; loss
     scaling is not needed."""
-    seed: int = 0
+    seed: Seed = 0
     """Initial weights."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the global transformer."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """An exported model to start from (fork, adapt, extend); null: random weights."""
-    freeze_global_steps: int = 0
+    freeze_global_steps: CountOr0 = 0
     """Steps at the start during which what `lst warm-start` takes from a language model stands still: the global
     transformer, and the text rows of tables and heads where the architecture has a place for them."""
-    max_bad_steps: int = 5
+    max_bad_steps: Count = 5
     """Steps in a row with a loss or gradient that is not finite (each skipped) before the run stops."""
-    hang_seconds: float = 1800.0
+    hang_seconds: Seconds = 1800.0
     """A step that takes longer dumps the stacks of all ranks and stops the run."""
-    spike_window: int = 128
+    spike_window: Annotated[int, Range(8, LARGEST_COUNT)] = 128
     """Losses that each new one is compared with."""
-    spike_threshold: float = 8.0
+    spike_threshold: NotNegative = 8.0
     """A loss so many robust standard deviations above that window's median is an event; 0: never."""
-    max_rollbacks: int = 0
+    max_rollbacks: CountOr0 = 0
     """So often a loss spike sends the run back to its last checkpoint, past the data that it came from."""
-    straggler_every: int = 100
+    straggler_every: CountOr0 = 100
     """Steps between comparisons of the ranks' own speed; 0: never."""
-    straggler_ratio: float = 1.5
+    straggler_ratio: Annotated[float, Range(1)] = 1.5
     """A rank so many times slower than the median rank is named in events.log."""
 
 
@@ -284,15 +296,15 @@ class TrainingConfig:
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    every: int = 1000
+    every: Count = 1000
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 3
+    keep: CountOr0 = 3
     """Newest checkpoints that are kept; 0 keeps all."""
     asynchronous: bool = True
     """Write while training goes on."""
-    retries: int = 2
+    retries: CountOr0 = 2
     """More tries, with a pause, when a checkpoint cannot be written."""
-    max_failures: int = 2
+    max_failures: CountOr0 = 2
     """Checkpoints in a row that may fail, retries included, before the run stops."""
     verify: Literal["hashes", "sizes"] = "hashes"
     """What must be as it was written before a checkpoint is loaded. `hashes`: every byte; each rank reads its share of
@@ -303,13 +315,13 @@ class CheckpointConfig:
 class EvaluationConfig:
     """Evaluation during training."""
 
-    every: int = 0
+    every: CountOr0 = 0
     """Steps between held-out evaluations; 0: only at the end, by `lst eval`."""
-    rows: int = 32
+    rows: Count = 32
     """Held-out rows of each validation source."""
     directions: tuple[Literal["S->S", "T->T", "S->T", "T->S"], ...] = ()
     """Choices between held-out continuations that are scored during training as well, such as [S->S, T->T]."""
-    items: int = 200
+    items: Count = 200
     """Items of each of these choices."""
 
 
@@ -317,9 +329,9 @@ class EvaluationConfig:
 class RunConfig:
     """Where everything of a run is written."""
 
-    dir: str = "runs/default"
+    dir: PathText = "runs/default"
     """The run folder: config.yaml, metrics.jsonl, events.log, checkpoints/, tensorboard/, plots/, logs/."""
-    stale_seconds: float = 300.0
+    stale_seconds: Seconds = 300.0
     """A run on another machine that has given no sign of life for this long has lost its folder."""
 
 

@@ -72,7 +72,7 @@ def start(layout: ParallelLayout, seed: int = 0) -> ParallelState:
         layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed % 2**62)  # it adds to the seed, which has to stay 64 bits
     in_embedding_group = layout.pipeline > 1 and (
         parallel_state.get_pipeline_model_parallel_rank() in (0, layout.pipeline - 1)
     )

@@ -172,7 +172,7 @@ def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["model.heads", "=3", "--tensor"])
 def test_an_override_without_a_value_is_refused(override: str) -> None:
     with pytest.raises(UserError, match="key=value"):
-        parse_overrides([override])
+        parse_overrides([override], Config)
 
 
 def test_an_override_of_an_unknown_key_is_refused(tmp_path: Path) -> None:

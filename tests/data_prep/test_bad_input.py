@@ -14,10 +14,11 @@ import pytest
 import soundfile
 
 from lst_prep.audio import load
-from lst_prep.config import AlignConfig, AudioConfig, JobConfig, PrepConfig, TextConfig, TextSource, UnitsConfig
+from lst_prep.config import AlignConfig, AudioConfig, JobConfig, PrepConfig, TextSource, UnitsConfig
 from lst_prep.engine import lock
 from lst_prep.pipeline import Preparation, run
 from lst_prep.rejection import REASONS, Rejection
+from megatron_lst.config.load import build
 from megatron_lst.documents.shards import ShardSet, verify
 from megatron_lst.errors import UserError
 
@@ -240,12 +241,12 @@ def test_an_output_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "why"),
     [
-        ({"jobs": JobConfig(workers=-1)}, r"jobs\.workers: -1"),
-        ({"jobs": JobConfig(item_pieces=0)}, r"jobs\.item_pieces: 0 is not above 0"),
-        ({"text_options": TextConfig(max_pieces=0)}, r"text_options\.max_pieces"),
-        ({"units": UnitsConfig(codebook_size=40000)}, "32768"),
+        ({"jobs": {"workers": -1}}, r"jobs\.workers: must be between 0 and 1,024, got -1"),
+        ({"jobs": {"item_pieces": 0}}, r"jobs\.item_pieces: must be at least 1, got 0"),
+        ({"text_options": {"max_pieces": 0}}, r"text_options\.max_pieces"),
+        ({"units": {"codebook_size": 40000}}, "32,768"),
     ],
 )
 def test_impossible_numbers_are_refused(section: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=why):
-        PrepConfig(**section)
+        build(PrepConfig, section)

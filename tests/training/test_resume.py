@@ -11,7 +11,8 @@ from megatron_lst.training.resume import continue_config, resolve
 
 
 def config(*overrides: str) -> Config:
-    return build(Config, merge({}, parse_overrides(["training.steps=90", "training.global_batch=10", *overrides])))
+    wanted = parse_overrides(["training.steps=90", "training.global_batch=10", *overrides], Config)
+    return build(Config, merge({}, wanted))
 
 
 STORED = to_plain(resolve(config()))

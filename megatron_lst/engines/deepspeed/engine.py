@@ -144,7 +144,8 @@ class DeepSpeedEngine:
         if not self._zero.is_zero:
             norm = self._norm_without_zero()
             finite = loss_is_finite and bool(np.isfinite(norm))
-            shrink = min(1.0, self.config.training.clip / (norm + 1e-6)) if finite else 1.0
+            clip = self.config.training.clip
+            shrink = min(1.0, clip / (norm + 1e-6)) if clip and finite else 1.0
             for parameter in self._chunk.parameters():
                 if not finite:
                     parameter.grad = None  # AdamW passes over parameters without a gradient

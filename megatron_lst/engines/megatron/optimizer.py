@@ -86,7 +86,7 @@ class Optimizer:
                 group["weight_decay"] = 0.0 if stands_still else self._weight_decay * group.get("wd_mult", 1.0)
             for part in self.core.chained_optimizers:
                 parameters = part.get_parameters()
-                if parameters and not getattr(part, "is_stub_optimizer", False):
+                if self._clip and parameters and not getattr(part, "is_stub_optimizer", False):
                     core_optimizer.optimizer.clip_grad_by_total_norm_fp32(
                         parameters, max_norm=self._clip, total_norm=norm
                     )

@@ -1,0 +1,105 @@
+"""What a configuration key takes beyond its type, written beside it: `steps: Annotated[int, Range(1)]`.
+
+A rule gives a value as it is used (`settle`), or says why it cannot be; a range stands in the documentation as text.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+LARGEST_COUNT = 2**31 - 1
+LARGEST_SEED = 2**64 - 1
+_NAMED = {LARGEST_COUNT: "2^31 - 1", LARGEST_SEED: "2^64 - 1"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a key takes; never NaN or infinity.
+
+    Attributes:
+        least, most: the ends.
+        above, below: the end itself is not taken.
+    """
+
+    least: float
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def settle(self, value: float) -> float:
+        """The number itself.
+
+        Raises:
+            ValueError: it is not in the range; says what would be.
+        """
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"must be a finite number, got {value}")
+        low = value <= self.least if self.above else value < self.least
+        high = value >= self.most if self.below else value > self.most
+        if low or (high and self.most not in (math.inf, LARGEST_COUNT)):
+            raise ValueError(f"must be {self}, got {value}")
+        if high:
+            raise ValueError(f"must be at most {_written(self.most)}, got {value}")
+        return value
+
+    def __str__(self) -> str:
+        if self.most in (math.inf, LARGEST_COUNT):
+            return f"{'above' if self.above else 'at least'} {_written(self.least)}"
+        if self.above or self.below:
+            low, high = "above" if self.above else "at least", "below" if self.below else "at most"
+            return f"{low} {_written(self.least)} and {high} {_written(self.most)}"
+        return f"between {_written(self.least)} and {_written(self.most)}"
+
+
+def _written(end: float) -> str:
+    return _NAMED.get(int(end), f"{end:,}" if isinstance(end, int) else f"{end:g}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path or URL; `~` at its start and `$NAME` in it are filled in as the configuration is read.
+
+    Attributes:
+        optional: empty text is a value of its own.
+    """
+
+    optional: bool = False
+
+    def settle(self, value: str) -> str:
+        """The path as it is used.
+
+        Raises:
+            ValueError: says why it is none.
+        """
+        if not value and not self.optional:
+            raise ValueError("must not be empty")
+        if "\0" in value:
+            raise ValueError(f"no path holds a null character, got {value!r}")
+        found = os.path.expanduser(os.path.expandvars(value))
+        if left := re.search(r"\$(\w+|\{\w*\})", found):
+            raise ValueError(f"{value!r}: the variable {left[0]} is not set")
+        if found.startswith("~"):
+            raise ValueError(f"{value!r}: no home folder is known for {found.split('/')[0]}")
+        return found
+
+
+Count = Annotated[int, Range(1, LARGEST_COUNT)]
+"""A whole number of at least 1."""
+CountOr0 = Annotated[int, Range(0, LARGEST_COUNT)]
+"""A whole number of at least 0; the key's meaning says what 0 does."""
+Seed = Annotated[int, Range(0, LARGEST_SEED)]
+"""64 bits."""
+Positive = Annotated[float, Range(0, above=True)]
+"""Above 0 and finite."""
+NotNegative = Annotated[float, Range(0)]
+"""At least 0 and finite; the key's meaning says what 0 does."""
+Share = Annotated[float, Range(0, 1)]
+"""From 0 to 1, both included."""
+Seconds = Annotated[float, Range(0, 10**9, above=True)]
+"""A time limit: clocks of the operating system end above it."""
+PathText = Annotated[str, Place()]
+"""A path or URL."""
+PathTextOrEmpty = Annotated[str, Place(optional=True)]
+"""A path, or empty; the key's meaning says what that does."""
