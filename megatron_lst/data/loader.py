@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
+
 import megatron_lst
 from megatron_lst import errors
 from megatron_lst.config.schema import Config
@@ -27,6 +29,7 @@ from megatron_lst.data.stream import Cursor, RowStream, Share, StepRows
 from megatron_lst.data.worker import Task
 from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.serialisation import rows_from_bytes
 
 
 class Loader(Protocol):
@@ -215,7 +218,8 @@ class _Worker:
         except (EOFError, ConnectionResetError, BrokenPipeError):
             raise TrainingFault(f"data worker {self.number} (pid {self.process.pid}) died: {self._end()}") from None
         if kind == "row":
-            return first, second
+            (row,) = rows_from_bytes(np.frombuffer(first, np.uint8))
+            return row, second
         known = getattr(errors, first, None)
         if isinstance(known, type) and issubclass(known, LstError):
             raise known(second)

@@ -19,6 +19,7 @@ from typing import Any
 from megatron_lst.config.schema import Config
 from megatron_lst.data.stream import RowStream
 from megatron_lst.errors import LstError
+from megatron_lst.patching.serialisation import row_to_bytes
 
 READY_STEPS = 3
 """Steps that a worker builds ahead of what the socket holds."""
@@ -46,7 +47,7 @@ def end_with_parent(connection: Connection) -> None:
 def serve(task: Task, connection: Connection) -> None:
     """Build rows for ever and send them, one message a row, until the other side closes.
 
-    A message is a pickled ("row", row, cursor), or ("error", type name, message) once, at the end.
+    A message is a pickled ("row", bytes of the row, cursor), or ("error", type name, message) once, at the end.
     """
     ready: queue.Queue[bytes | None] = queue.Queue(maxsize=READY_STEPS * max(1, len(task.streams)))
 
@@ -57,8 +58,7 @@ def serve(task: Task, connection: Connection) -> None:
             )
             while True:
                 for row, cursor in stream.rows_of_step():
-                    row.hash  # noqa: B018 - computed here, so that it travels with the row
-                    ready.put(pickle.dumps(("row", row, cursor), protocol=5))
+                    ready.put(pickle.dumps(("row", row_to_bytes(row).tobytes(), cursor), protocol=5))
         except LstError as error:
             ready.put(pickle.dumps(("error", type(error).__name__, str(error))))
         except BaseException as error:

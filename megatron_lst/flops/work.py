@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from megatron_lst.config.schema import Config
-from megatron_lst.patching.packed import first_of_run
+from megatron_lst.patching.packed import pack_rows
 from megatron_lst.patching.row import Row
 
 
@@ -48,41 +48,36 @@ class Work:
 def row_work(config: Config, row: Row) -> Work:
     """Exact work of one row: every pair that a mask lets through, PAD units left out."""
     model, vocabulary = config.model, config.vocabulary
-    real = row.tokens != vocabulary.pad
-    first_token = np.cumsum(row.patch_length) - row.patch_length
-    real_unit = real[first_token]
-    unit_index = np.arange(row.units)
-    unit_start = first_of_run(row.unit_document)
+    packed = pack_rows([row], model.window, model.decoder_window_units, vocabulary.pad, multiple=1)
+    real = packed.tokens != vocabulary.pad
+    real_unit = real[packed.patch_start]
     common = {
         "tokens": float(real.sum()),
         "units": float(real_unit.sum()),
-        "global_pairs": float((unit_index - unit_start + 1)[real_unit].sum()),
+        "global_pairs": float((packed.unit_end - packed.unit_start)[real_unit].sum()),
     }
     if model.kind == "baseline":
         return Work(**common)
-    speech = vocabulary.is_speech(row.tokens)
+    speech = vocabulary.is_speech(packed.tokens)
     if model.text_path == "direct":
-        encoded, decoded = speech, speech | (row.tokens == vocabulary.speech_marker)
-        patches = float(speech[first_token].sum())
+        encoded, decoded = speech, speech | (packed.tokens == vocabulary.speech_marker)
+        patches = float(speech[packed.patch_start].sum())
     else:
         encoded, decoded, patches = real, real, common["units"]
-    index = np.arange(len(row.tokens))
-    window_start = np.maximum(first_of_run(row.document), index - model.window + 1)
-    cross_start = np.maximum(unit_start[row.unit], row.closed - model.decoder_window_units + 1)
-    # Each decoder token reads units [cross_start, closed]: +1 and -1 at the ends, summed up, is > 0 where one is read.
+    # Each decoder token reads units [cross_start, cross_end): +1 and -1 at the ends add up to > 0 where one is read.
     ends = np.zeros(row.units + 1, np.int64)
-    np.add.at(ends, cross_start[decoded], 1)
-    np.add.at(ends, row.closed[decoded] + 1, -1)
+    np.add.at(ends, packed.cross_start[decoded], 1)
+    np.add.at(ends, packed.cross_end[decoded], -1)
     return Work(
         **common,
         encoder_tokens=float(encoded.sum()),
-        encoder_pairs=_pairs_among(encoded, window_start),
+        encoder_pairs=_pairs_among(encoded, packed.token_start),
         patches=patches,
         patch_pairs=float(encoded.sum()),
         decoder_tokens=float(decoded.sum()),
-        decoder_pairs=_pairs_among(decoded, window_start),
+        decoder_pairs=_pairs_among(decoded, packed.token_start),
         read_units=float((np.cumsum(ends)[:-1] > 0).sum()),
-        cross_pairs=float((row.closed - cross_start + 1)[decoded].sum()),
+        cross_pairs=float((packed.cross_end - packed.cross_start)[decoded].sum()),
         text_positions=float((real & ~decoded).sum()) if model.text_path == "direct" else 0.0,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lst.patching.row import Row
+from megatron_lst.patching.row import ArrayField, Row, array_fields
 from megatron_lst.vocabulary import IGNORE
 
 
@@ -75,27 +75,29 @@ def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, mul
     row_of_token = np.repeat(np.arange(len(rows)), lengths)
     token_offset = np.concatenate([[0], np.cumsum(lengths)[:-1]])
 
-    def join(name: str) -> np.ndarray:
-        return np.concatenate([getattr(r, name) for r in rows]).astype(np.int32)
+    # Documents are numbered over the whole axis, so that a run of equal numbers is one document of one row.
+    documents = max(int(r.document[-1]) + 1 for r in rows)
+    row_of = {"token": row_of_token, "unit": np.repeat(np.arange(len(rows)), units)}
+    stride = {"unit": units, "document": documents, None: 0}
+
+    def join(declared: ArrayField) -> np.ndarray:
+        values = np.concatenate([getattr(r, declared.name) for r in rows])
+        return (values + row_of[declared.axis] * stride[declared.counts]).astype(np.int32)
 
     def padded_with(values: np.ndarray, fill: np.ndarray | int) -> np.ndarray:
         return np.concatenate([values, np.broadcast_to(fill, len(extra))]).astype(np.int32)
 
-    # Documents are numbered over the whole axis, so that a run of equal numbers is one document of one row.
-    stride = max(int(r.document[-1]) + 1 for r in rows)
-    document = join("document") + row_of_token * stride
-    unit_document = join("unit_document") + np.repeat(np.arange(len(rows)), units) * stride
+    joined = {declared.name: join(declared) for declared in array_fields(type(rows[0]))}
+    document, unit, closed, patch_length = (joined[n] for n in ("document", "unit", "closed", "patch_length"))
     index = np.arange(real, dtype=np.int32)
     unit_index = np.arange(len(rows) * units, dtype=np.int32)
-    unit_start = first_of_run(unit_document)
-    unit = join("unit") + (row_of_token * units).astype(np.int32)
-    closed = join("closed") + (row_of_token * units).astype(np.int32)
+    unit_start = first_of_run(joined["unit_document"])
     cross_start = np.maximum(unit_start[unit], closed - window_units + 1)
-    patch_end = np.cumsum(join("patch_length"), dtype=np.int32)
+    patch_end = np.cumsum(patch_length, dtype=np.int32)
     last_unit = len(rows) * units - 1
     return PackedRows(
-        tokens=padded_with(join("tokens"), pad),
-        labels=padded_with(join("labels"), IGNORE),
+        tokens=padded_with(joined["tokens"], pad),
+        labels=padded_with(joined["labels"], IGNORE),
         position=padded_with(index - token_offset[row_of_token], 0),
         unit=padded_with(unit, -1),
         closed=padded_with(closed, last_unit),
@@ -103,7 +105,7 @@ def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, mul
         token_end=padded_with(index + 1, extra + 1),
         cross_start=padded_with(cross_start, last_unit),
         cross_end=padded_with(closed + 1, last_unit + 1),
-        patch_start=patch_end - join("patch_length"),
+        patch_start=patch_end - patch_length,
         patch_end=patch_end,
         unit_position=np.tile(np.arange(units, dtype=np.int32), len(rows)),
         unit_start=unit_start,

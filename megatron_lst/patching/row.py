@@ -1,7 +1,8 @@
 """Row: one packed training sequence of exactly U units, and nothing about where it came from (contract 2)."""
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import cache, cached_property
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import numpy as np
 import xxhash
@@ -32,8 +33,32 @@ class RowStatistics:
 
 
 @dataclass(frozen=True)
+class ArrayField:
+    """What is declared of an array of `Row`; everything that treats all arrays alike reads it from here.
+
+    Attributes:
+        axis: "token": [N]; "unit": [U].
+        hashed: whether the array enters `Row.hash`: all that the model sees, and that no other array gives.
+        counts: what its values are ordinals of in this row, "unit" or "document"; None: values of their own. Where rows
+            are laid end to end, ordinals go on counting (`packed`).
+        dtype: of its bytes.
+        name: of the field.
+    """
+
+    axis: Literal["token", "unit"]
+    hashed: bool = False
+    counts: Literal["unit", "document"] | None = None
+    dtype: type[np.integer[Any]] = np.int32
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
     """U units over N tokens. The model consumes `unit` and `closed` and knows nothing of strategies.
+
+    To add a field, declare it here: checks of lengths, the hash, bytes between processes, files of rows and the joining
+    of rows end to end read the declaration (`array_fields`). A field that is no array has a default, and is plain JSON
+    or says how it is made `from_json`.
 
     Attributes:
         tokens: int32 [N].
@@ -50,28 +75,35 @@ class Row:
         statistics: counts for metrics.
     """
 
-    tokens: np.ndarray
-    unit: np.ndarray
-    closed: np.ndarray
-    labels: np.ndarray
-    document: np.ndarray
-    unit_document: np.ndarray
-    patch_length: np.ndarray
+    tokens: Annotated[np.ndarray, ArrayField("token", hashed=True)]
+    unit: Annotated[np.ndarray, ArrayField("token", hashed=True, counts="unit")]
+    closed: Annotated[np.ndarray, ArrayField("token", hashed=True, counts="unit")]
+    labels: Annotated[np.ndarray, ArrayField("token", hashed=True)]
+    document: Annotated[np.ndarray, ArrayField("token", hashed=True, counts="document")]
+    unit_document: Annotated[np.ndarray, ArrayField("unit", counts="document")]
+    patch_length: Annotated[np.ndarray, ArrayField("unit")]
     index: int = 0
-    document_ids: tuple[str, ...] = ()
-    statistics: RowStatistics = field(default_factory=RowStatistics)
+    document_ids: tuple[str, ...] = field(default=(), metadata={"from_json": tuple})
+    statistics: RowStatistics = field(
+        default_factory=RowStatistics, metadata={"from_json": lambda counts: RowStatistics(**counts)}
+    )
 
     @cached_property
     def hash(self) -> int:
         """64-bit hash of all that the model sees; `batch_hash` is made of these."""
         digest = xxhash.xxh3_64()
-        for array in (self.tokens, self.unit, self.closed, self.labels, self.document):
-            digest.update(np.ascontiguousarray(array, np.int32).tobytes())
+        for declared in array_fields(type(self)):
+            if declared.hashed:
+                digest.update(np.ascontiguousarray(getattr(self, declared.name), declared.dtype).tobytes())
         return digest.intdigest()
 
     @property
     def units(self) -> int:
         return len(self.patch_length)
+
+    def size(self, axis: Literal["token", "unit"]) -> int:
+        """N or U."""
+        return len(self.tokens) if axis == "token" else self.units
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Refuse a row whose maps would leak or crash.
@@ -89,8 +121,11 @@ class Row:
         def first(bad: np.ndarray) -> int:
             return int(np.argmax(bad))
 
-        if n == 0 or any(len(a) != n for a in (u, self.closed, self.labels, self.document)):
-            raise DamagedDataError(f"row {self.index}: arrays of different lengths, or empty")
+        for declared in array_fields(type(self)):
+            if (found := len(getattr(self, declared.name))) != self.size(declared.axis) or not found:
+                raise DamagedDataError(
+                    f"row {self.index}: {declared.name} has {found} entries for {n} tokens in {self.units} units"
+                )
         step = np.diff(u, prepend=-1)
         if (bad := (step < 0) | (step > 1)).any() or u[0] != 0:
             refuse("the unit map must rise by steps of 0 or 1 from 0", first(bad))
@@ -117,6 +152,29 @@ class Row:
             refuse(f"label {int(self.labels[first(bad)])} is outside the vocabulary", first(bad))
         if (bad := ~speech & (self.patch_length[u] != 1)).any():
             refuse("a non-speech token must be a unit of its own", first(bad))
+
+
+def array_fields(row_type: type[Row] = Row) -> tuple[ArrayField, ...]:
+    """The arrays of a row, in the order of their declaration."""
+    return _declared(cast(Any, row_type))[0]
+
+
+def scalar_fields(row_type: type[Row] = Row) -> tuple[Field[Any], ...]:
+    """The fields that are no arrays."""
+    return _declared(cast(Any, row_type))[1]
+
+
+@cache
+def _declared(row_type: Any) -> tuple[tuple[ArrayField, ...], tuple[Field[Any], ...]]:
+    arrays, scalars = [], []
+    hints = get_type_hints(row_type, include_extras=True)
+    for declared in fields(row_type):
+        array = next(iter(getattr(hints[declared.name], "__metadata__", ())), None)
+        if array is None:
+            scalars.append(declared)
+        else:
+            arrays.append(replace(array, name=declared.name))
+    return tuple(arrays), tuple(scalars)
 
 
 def batch_hash(hashes: list[int]) -> str:

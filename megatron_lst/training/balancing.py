@@ -5,54 +5,15 @@ interleaved speech holds more than twice the tokens of a row of text, all ranks 
 step, and rows are small. So the rows of a step are dealt anew over the ranks before they train on them.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from megatron_lst.engines.microbatches import balanced_groups
-from megatron_lst.patching.row import Row, RowStatistics
-
-_OF_TOKENS = ("tokens", "unit", "closed", "labels", "document")
-_OF_UNITS = ("unit_document", "patch_length")
-_HEADER = np.dtype(np.int64)
-
-
-def row_to_bytes(row: Row) -> np.ndarray:
-    """A whole row as uint8 [n], n a multiple of 8 (so that rows laid end to end stay aligned)."""
-    about = json.dumps({"ids": row.document_ids, "statistics": asdict(row.statistics)}).encode()
-    about += b" " * (-len(about) % 8)
-    tokens, units = len(row.tokens), row.units
-    arrays = np.concatenate([getattr(row, name) for name in (*_OF_TOKENS, *_OF_UNITS)]).astype(np.int32)
-    arrays = np.append(arrays, np.zeros(len(arrays) % 2, np.int32))
-    header = np.array([row.index, tokens, units, len(about)], _HEADER)
-    return np.concatenate([part.view(np.uint8) for part in (header, arrays, np.frombuffer(about, np.uint8))])
-
-
-def rows_from_bytes(data: np.ndarray) -> list[Row]:
-    """What `row_to_bytes` made of rows, laid end to end: uint8 [n] -> equal rows, equal hashes."""
-    rows = []
-    while len(data):
-        index, tokens, units, length = data[: 4 * _HEADER.itemsize].view(_HEADER).tolist()
-        data = data[4 * _HEADER.itemsize :]
-        words = len(_OF_TOKENS) * tokens + len(_OF_UNITS) * units
-        sizes = [tokens] * len(_OF_TOKENS) + [units] * len(_OF_UNITS)
-        parts = np.split(data[: 4 * words].view(np.int32), np.cumsum(sizes)[:-1])
-        data = data[4 * (words + words % 2) :]
-        about = json.loads(data[:length].tobytes())
-        data = data[length:]
-        rows.append(
-            Row(
-                **dict(zip((*_OF_TOKENS, *_OF_UNITS), parts, strict=True)),
-                index=index,
-                document_ids=tuple(about["ids"]),
-                statistics=RowStatistics(**about["statistics"]),
-            )
-        )
-    return rows
+from megatron_lst.patching.row import Row
+from megatron_lst.patching.serialisation import row_to_bytes, rows_from_bytes
 
 
 class RowBalancer:

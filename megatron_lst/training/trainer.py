@@ -19,6 +19,7 @@ from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
+from megatron_lst.patching.serialisation import save_rows
 from megatron_lst.progress import Progress
 from megatron_lst.training.balancing import RowBalancer
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
@@ -32,7 +33,6 @@ from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import EventLog
 from megatron_lst.training.resilience.faults import BadSteps, SpikeDetector
 from megatron_lst.training.resilience.lock import check as check_lock
-from megatron_lst.training.resilience.replay import save_rows
 from megatron_lst.training.resilience.signals import StopSignals
 from megatron_lst.training.resilience.stragglers import StragglerReport, probe
 from megatron_lst.training.resilience.watchdog import Watchdog

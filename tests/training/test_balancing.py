@@ -6,25 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lst.engines.microbatches import balanced_groups
-from megatron_lst.patching.row import Row, RowStatistics
-from megatron_lst.training.balancing import RowBalancer, row_to_bytes, rows_from_bytes
+from megatron_lst.patching.row import Row, RowStatistics, array_fields
+from megatron_lst.patching.serialisation import row_to_bytes, rows_from_bytes
+from megatron_lst.training.balancing import RowBalancer
 from tests.support.ranks import RankPool
-
-FIELDS = ("tokens", "unit", "closed", "labels", "document", "unit_document", "patch_length")
 
 
 def _row(index: int, tokens: int, units: int = 5) -> Row:
     """A row whose arrays all differ, so that one taken for another is noticed."""
     draws = np.random.default_rng(index)
-    lengths = {"unit_document": units, "patch_length": units}
-    arrays = {name: draws.integers(0, 2**31, lengths.get(name, tokens), dtype=np.int32) for name in FIELDS}
+    length = {"token": tokens, "unit": units}
+    arrays = {f.name: draws.integers(0, 2**31, length[f.axis], dtype=np.int32) for f in array_fields()}
     statistics = RowStatistics({"überall": tokens}, aligned_documents=index)
     return Row(**arrays, index=index, document_ids=(f"sprache/{index}", ""), statistics=statistics)
 
 
 def _same(one: Row, other: Row) -> bool:
     arrays = all(
-        np.array_equal(getattr(one, f), getattr(other, f)) and getattr(other, f).dtype == np.int32 for f in FIELDS
+        np.array_equal(getattr(one, f.name), getattr(other, f.name)) and getattr(other, f.name).dtype == f.dtype
+        for f in array_fields()
     )
     return arrays and (one.index, one.document_ids, one.statistics, one.hash) == (
         other.index,

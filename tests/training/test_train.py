@@ -17,13 +17,13 @@ from megatron_lst.data import RowStream
 from megatron_lst.errors import DamagedDataError, LstError, TrainingFault, UserError
 from megatron_lst.inference import write_export
 from megatron_lst.patching.row import batch_hash
+from megatron_lst.patching.serialisation import load_rows
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.training import trainer
 from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.metrics import read_metrics
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
-from megatron_lst.training.resilience.replay import load_rows
 from tests.data.toy import on_disk
 from tests.support.ranks import RankPool
 from tests.support.single import engine_of

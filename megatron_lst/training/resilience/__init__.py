@@ -7,7 +7,6 @@ Each needs at most a callable that combines a number over ranks; the trainer dec
 `lock`       one run folder, one job; a requeued job takes over and its orphan stops
 `watchdog`   a step that hangs: stacks of all ranks, and the name of the one that did not arrive
 `faults`     steps that are not finite, loss spikes
-`replay`     rows on disk without pickle, to look at the batch that broke a run
 `stragglers` the rank that is slower than the others
 `agreement`  every rank has the same configuration and the same code, or none starts
 `events`     events.log, one line an event
