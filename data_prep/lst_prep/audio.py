@@ -1,16 +1,22 @@
 """Audio in: decode, mix to mono, resample to 16 kHz, and refuse what is no speech, each with a reason."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
+from lst_prep import endings
 from lst_prep.config import AudioConfig
+from lst_prep.mpeg import with_honest_length
+from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
+from megatron_lst.errors import LstError
 
 RATE = 16000
 """Sample rate of everything behind this module."""
@@ -36,45 +42,159 @@ class Audio:
         return len(self.samples) / RATE
 
 
+class _Watched:
+    """A file for libsndfile, which cannot raise through its callbacks: what goes wrong is kept for later.
+
+    It has no name, so that libsndfile goes by what is in the file.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.wrong: CannotRead | None = None
+
+    def _try(self, action: Callable[[], int], instead: int) -> int:
+        if self.wrong is None:
+            try:
+                return action()
+            except CannotRead as error:
+                self.wrong = error
+        return instead
+
+    def readinto(self, buffer: Any) -> int:
+        return self._try(lambda: int(self._file.readinto(buffer)), 0)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._try(lambda: int(self._file.seek(offset, whence)), -1)
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
+class OpenAudio:
+    """An open file of sound.
+
+    Attributes:
+        path: where it lies.
+        rate: samples a second.
+        frames: samples in it; of some MP3 files only known as a number that they cannot exceed.
+        exact: whether `frames` is what there is.
+    """
+
+    def __init__(self, path: Path, file: Any, watched: _Watched, exact: bool) -> None:
+        self.path, self._file, self._watched, self.exact = path, file, watched, exact
+        self.rate, self.frames = int(file.samplerate), int(file.frames)
+
+    def read(self, first: int, count: int, channel: int | None = None) -> np.ndarray:
+        """Up to `count` samples from sample `first` on, float32 [n, channels], or [n, 1] of one channel.
+
+        Raises:
+            CannotRead: the file cannot be read now.
+            Rejection: unreadable_audio: there is no such channel.
+        """
+        self._file.seek(first)
+        samples: np.ndarray = self._file.read(count, dtype="float32", always_2d=True)
+        if self._watched.wrong is not None:
+            raise self._watched.wrong
+        if channel is None:
+            return samples
+        if channel >= samples.shape[1]:
+            raise Rejection("unreadable_audio", f"{self.path}: no channel {channel}, it has {samples.shape[1]}")
+        return samples[:, channel : channel + 1]
+
+    def count(self) -> int:
+        """Samples that decoding gives: what `frames` is from now on."""
+        if not self.exact:
+            found = 0
+            while found < self.frames and (more := len(self.read(found, 1 << 20))):
+                found += more
+            self.frames, self.exact = found, True
+        return self.frames
+
+
 @contextmanager
 def open_audio(
-    path: Path, start: float | None, end: float | None, config: AudioConfig
-) -> Iterator[tuple[soundfile.SoundFile, int, int]]:
+    path: Path, start: float | None, end: float | None, config: AudioConfig, inputs: Inputs | None = None
+) -> Iterator[tuple[OpenAudio, int, int]]:
     """The file, and [first, last) samples of [start, end) seconds, the whole of it by default.
 
     Raises:
-        Rejection: unreadable_audio (also for what goes wrong while it is open), low_rate_audio, empty_audio.
+        Rejection: unreadable_audio (also for what goes wrong while it is open), low_rate_audio, empty_audio,
+            outside_audio.
+        CannotRead: the file cannot be read now, here or while it is open.
     """
+    watched: _Watched | None = None
     try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            if rate < config.min_rate:
-                raise Rejection("low_rate_audio", f"{rate} Hz")
-            first = min(round((start or 0.0) * rate), file.frames)
-            last = file.frames if end is None else min(round(end * rate), file.frames)
-            if last <= first:
-                raise Rejection("empty_audio", f"{file.frames / rate:.2f} s in the file")
-            yield file, first, last
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise Rejection("unreadable_audio", f"{path}: {error}") from error
+        with (inputs or Inputs()).open(path) as file:
+            if end is None and (broken := endings.fault(file)) is not None:
+                raise Rejection("unreadable_audio", f"{path}: {broken}")
+            longer = with_honest_length(file)
+            watched = _Watched(longer or file)
+            with soundfile.SoundFile(watched) as sound:
+                yield _span(OpenAudio(path, sound, watched, longer is None), start, end, config)
+    except (Rejection, LstError, MemoryError):
+        raise
+    except Exception as error:  # libsndfile has many ways to say that it does not know a file
+        if watched is not None and watched.wrong is not None:
+            raise watched.wrong from error
+        why = getattr(error, "error_string", None) or getattr(error, "strerror", None)
+        why = why or f"{type(error).__name__}: {error}"
+        raise Rejection("unreadable_audio", f"{path}: {why}") from error
 
 
-def load(path: Path, start: float | None, end: float | None, config: AudioConfig) -> Audio:
+_SLACK = 0.5
+"""Seconds that the times of a piece may reach behind the end of its audio: times are rounded."""
+
+
+def _span(found: OpenAudio, start: float | None, end: float | None, config: AudioConfig) -> tuple[OpenAudio, int, int]:
+    if found._watched.wrong is not None:
+        raise found._watched.wrong
+    if found.rate < config.min_rate:
+        raise Rejection("low_rate_audio", f"{found.rate} Hz")
+    first = round((start or 0.0) * found.rate)
+    frames = found.count() if end is None or first >= found.frames else found.frames
+    if end is not None and end * found.rate > frames + _SLACK * found.rate:
+        raise Rejection("outside_audio", f"{end:.2f} s is behind the end, {frames / found.rate:.2f} s")
+    last = frames if end is None else min(round(end * found.rate), frames)
+    if last <= first:
+        raise Rejection("empty_audio", f"{frames / found.rate:.2f} s in the file")
+    return found, first, last
+
+
+def load(
+    path: Path,
+    start: float | None,
+    end: float | None,
+    config: AudioConfig,
+    inputs: Inputs | None = None,
+    channel: int | None = None,
+) -> Audio:
     """Read [start, end) seconds of a file (the whole of it by default) and check it.
 
+    Args:
+        inputs: opens the file.
+        channel: the one to take, from 0; None: the mean of all.
+
     Raises:
-        Rejection: unreadable_audio, empty_audio, too_short, too_long, low_rate_audio, silent_audio, clipped_audio.
+        Rejection: unreadable_audio, empty_audio, outside_audio, too_short, too_long, low_rate_audio, silent_audio,
+            clipped_audio, given_up.
+        CannotRead: the file cannot be read now.
     """
-    with open_audio(path, start, end, config) as (file, first, last):
-        rate, seconds = file.samplerate, (last - first) / file.samplerate
+    with open_audio(path, start, end, config, inputs) as (file, first, last):
+        rate, seconds = file.rate, (last - first) / file.rate
         if seconds > config.max_seconds:
             raise Rejection("too_long", f"{seconds:.1f} s; give the times of its segments, or set cutting.by")
         if seconds < config.min_seconds:
             raise Rejection("too_short", f"{seconds:.3f} s")
-        file.seek(first)
-        samples = file.read(last - first, dtype="float32", always_2d=True)
-    if len(samples) < (last - first) * 0.99:
-        raise Rejection("unreadable_audio", f"{path}: truncated, {len(samples)} of {last - first} samples")
+        samples = file.read(first, last - first, channel)
+        if len(samples) < (last - first) * 0.99:
+            missing = (last - first - len(samples)) / rate
+            if not file.exact and missing > _SLACK:
+                raise Rejection(
+                    "outside_audio", f"{end:.2f} s is behind the end, {(first + len(samples)) / rate:.2f} s"
+                )
+            if file.exact:
+                what = f"{path}: truncated, {len(samples)} of {last - first} samples"
+                raise Rejection("unreadable_audio", what)
     return check(samples, rate, config)
 
 

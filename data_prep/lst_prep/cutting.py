@@ -16,6 +16,7 @@ from lst_prep.align.sphinx import SphinxAligner
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig, PrepConfig
 from lst_prep.manifest import Entry
+from lst_prep.reading import Inputs
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import check_rate, normalise
@@ -128,14 +129,18 @@ class Cutter:
         self._aligner: SphinxAligner | None = None
         self.asked: str | None = None
 
-    def cut(self, entry: Entry) -> Iterator[Entry]:
-        """The pieces of one manifest line, or the line itself where it is short, or cannot be read (units say why).
+    def cut(self, entry: Entry, inputs: Inputs | None = None) -> Iterator[Entry]:
+        """The pieces of one manifest line, or the line itself where it is short, or is bad (units say why).
+
+        Args:
+            inputs: opens the audio.
 
         Raises:
             Rejection: the transcript cannot be placed.
+            CannotRead: the audio cannot be read now.
         """
         try:
-            recording = Recording(Path(entry.audio), entry.start, entry.end, self._config.audio)
+            recording = Recording(Path(entry.audio), entry.start, entry.end, self._config.audio, inputs, entry.channel)
         except Rejection:
             yield entry
             return

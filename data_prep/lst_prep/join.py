@@ -126,11 +126,21 @@ def _cuts(frames: np.ndarray, total: int, longest: int) -> list[tuple[int, int, 
     return parts
 
 
+_OVERLAP = 0.1
+"""Seconds that a piece may begin before the end of the last one: times are rounded."""
+
+
+def _follows(entry: Entry, reached: dict[str, float]) -> bool:
+    """Whether a piece lies behind what its run has of the same file; one that goes back or overlaps begins another."""
+    return (entry.start or 0.0) >= reached.get(entry.audio, 0.0) - _OVERLAP
+
+
 def documents(pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds: float) -> Iterator[Document]:
     """Documents of one recording.
 
     Args:
-        pieces: the recording's pieces in order; None stands for a rejected one: what is around it is not joined.
+        pieces: the recording's pieces in order; None stands for a rejected one: what is around it is not joined. Nor
+            are pieces of one file that go backwards or overlap.
         max_seconds: longest document.
 
     Yields:
@@ -140,11 +150,15 @@ def documents(pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds:
         Rejection: `tokenizer`.
     """
     runs: list[list[Piece]] = [[]]
+    reached: dict[str, float] = {}  # of each audio file, where the run has come to
     for piece in pieces:
-        if piece is None:
+        if piece is None or not _follows(piece.entry, reached):
             runs.append([])
-        else:
+            reached = {}
+        if piece is not None:
             runs[-1].append(piece)
+            end = piece.entry.end
+            reached[piece.entry.audio] = float("inf") if end is None else end
     longest = int(max_seconds * FRAMES_PER_SECOND)
     found: list[Document] = []
     for members in filter(None, runs):

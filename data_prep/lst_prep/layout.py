@@ -76,7 +76,7 @@ class Table:
     def read(self, item: int) -> list[tuple[int, Entry]]:
         """(line number, entry) of each entry of one item."""
         first, offset, count = (int(value) for value in self._rows()[item])
-        with self.entries.open("rb") as file:
+        with Inputs().open(self.entries) as file:
             file.seek(offset)
             return [(first + i, Entry(**json.loads(file.readline()))) for i in range(count)]
 

@@ -19,11 +19,13 @@ import numpy as np
 
 from lst_prep import manifest, stages, text_files, text_stages
 from lst_prep.config import PrepConfig
-from lst_prep.engine import Receipts, Stage, faults_of_files_are_said, lock, run_stage
+from lst_prep.engine import JobFault, Receipts, Stage, faults_of_files_are_said, lock, run_stage
 from lst_prep.layout import SETS, Layout, check_plan
+from lst_prep.loading import Rejections, batches, load_pieces, one_by_one
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
+from lst_prep.strings import printable
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import fit, import_codebook
 from megatron_lst.documents.heldout import HeldOut
@@ -64,17 +66,21 @@ class Preparation:
         heldout = HeldOut()
         for path in self.config.heldout:
             heldout.hashes |= HeldOut.load(Path(path)).hashes
-        reasons: list[str] = []
+        reasons, inputs = list[str](), self.layout.inputs(self.config)
         with replacing(self.layout.manifest_rejections) as log:
 
             def reject(where: str, rejection: Rejection) -> None:
                 reasons.append(rejection.reason)
                 source = Path(where.rpartition(":")[0]).stem
-                line = {"id": where, "source": source, "reason": rejection.reason, "detail": rejection.detail}
-                log.write(json.dumps(line) + "\n")
+                line = {"id": printable(where), "source": printable(source), "reason": rejection.reason}
+                log.write(json.dumps({**line, "detail": printable(rejection.detail)}) + "\n")
+
+            for origin in self.config.text:
+                for ignored in text_files.ignored_files(origin, inputs):
+                    reject(f"{ignored}:", Rejection("ignored_file", f"text source {origin.name!r}"))
 
             def entries() -> Iterator[manifest.Entry]:
-                for entry in manifest.read(self.config.manifests, reject, self.config.audio.root):
+                for entry in manifest.read(self.config.manifests, reject, self.config.audio.root, inputs):
                     if entry.split == "heldout":
                         heldout.add(entry.text)
                     yield entry
@@ -144,7 +150,7 @@ class Preparation:
         codebook.save(self.layout.codebook)
         return codebook
 
-    def _sample(self) -> tuple[np.ndarray, stages.Rejections]:
+    def _sample(self) -> tuple[np.ndarray, Rejections]:
         """Features of training pieces, items in a random order fixed by the seed, until there are enough.
 
         Returns:
@@ -156,12 +162,14 @@ class Preparation:
         extractor = make_extractor(self.config.units)
         order = np.random.default_rng(self.config.seed).permutation(len(layout.pieces))
         wanted, frames, found = self.config.units.fit_frames, 0, []
-        rejections = stages.Rejections()
+        rejections = Rejections()
         with StageProgress("codebook", len(order), stream=_stream(self.quiet)) as progress:
             for item in order:
-                usable = stages.load_pieces(layout, self.config, heldout, int(item), rejections, transcribed=False)
-                for batch in stages.batches(piece for piece in usable if piece[1].split == "train"):
-                    features = extractor.features([sound.samples for *_, sound in batch])
+                inputs = layout.inputs(self.config)
+                usable = load_pieces(layout, self.config, heldout, int(item), rejections, inputs, False)
+                for batch in batches(piece for piece in usable if piece[1].split == "train"):
+                    made = one_by_one(extractor.features, [sound.samples for *_, sound in batch])
+                    features = [one for one in made if not isinstance(one, Rejection)]
                     frames += sum(map(len, features))
                     found += features
                     progress.advance(0, sum(sound.seconds for *_, sound in batch))
@@ -183,7 +191,8 @@ class Preparation:
     def align(self) -> None:
         """Audio + transcripts -> word times, every item."""
         self._stage(
-            "align", len(self.layout.pieces), stages.align_factory, self.config, check=self._require_aligner
+            "align", len(self.layout.pieces), stages.align_factory, self.config, self.plan,
+            check=self._require_aligner,
         )  # fmt: skip
 
     def _require_aligner(self) -> None:
@@ -202,7 +211,7 @@ class Preparation:
                 first, size = item + 1, 0
         require_done(self.layout, self.plan, "units", items, "codebook")
         require_done(self.layout, self.plan, "align", items, "aligner")
-        self._stage("shards", len(groups), stages.speech_shards_factory, self.config, groups)
+        self._stage("shards", len(groups), stages.speech_shards_factory, self.config, groups, self.plan)
         texts = self._text_items()
         require_done(self.layout, self.plan, "text", len(texts))
         if self.part is not None:
@@ -283,17 +292,22 @@ class Preparation:
         receipts = Receipts(self.layout.work, name, self.plan)
         return (receipts.read(item) for item in range(items))
 
+    def _all(self, name: str, items: int) -> Iterator[dict[str, Any]]:
+        """The same of a stage that is done: a receipt that is not there now is not an item without documents."""
+        for item, result in enumerate(self.results(name, items)):
+            if result is None:
+                raise JobFault(f"stage {name}: the receipt of item {item}, or its files, are not there now; run again")
+            yield result
+
     def _merge(self, groups: int, texts: int) -> dict[str, dict[str, Any]]:
         """Join the parts into shard sets, write the summary."""
         manifests: dict[str, dict[str, Any]] = {}
         codebook = Codebook.load(self.layout.codebook).info if groups else None
         for name in SETS:
             kind = "speech" if name.endswith("speech") else "text"
-            results = self.results("shards", groups) if kind == "speech" else self.results("text", texts)
+            results = self._all("shards", groups) if kind == "speech" else self._all("text", texts)
             parts = [
-                self.layout.part(name, item).name
-                for item, result in enumerate(results)
-                if result is not None and result["counts"].get(name)
+                self.layout.part(name, item).name for item, result in enumerate(results) if result["counts"].get(name)
             ]
             if parts:
                 manifests[name] = merge_parts(
@@ -308,11 +322,11 @@ class Preparation:
         self._summarise(
             manifests,
             chain(
-                self.results("cut", len(self.layout.recordings) if self._cuts else 0),
-                self.results("units", items),
-                self.results("align", items),
-                self.results("shards", groups),
-                self.results("text", texts),
+                self._all("cut", len(self.layout.recordings) if self._cuts else 0),
+                self._all("units", items),
+                self._all("align", items),
+                self._all("shards", groups),
+                self._all("text", texts),
             ),
         )
         return manifests

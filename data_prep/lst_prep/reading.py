@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from lst_prep.config import ReadingConfig
 from lst_prep.rejection import Rejection
+from lst_prep.strings import printable
 from megatron_lst.errors import LstError
 
 _BAD_NAMES = {errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ}
@@ -47,7 +48,7 @@ class CannotRead(LstError):
 
 def listed(files: Mapping[str, str], most: int = 5) -> str:
     """The first few files, and why each cannot be read."""
-    shown = [f"{path}: cannot be read now ({why})" for path, why in list(files.items())[:most]]
+    shown = [f"{printable(path)}: cannot be read now ({why})" for path, why in list(files.items())[:most]]
     return "; ".join(shown) + (f"; and {len(files) - most} more" if len(files) > most else "")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from lst_prep.audio import RATE, open_audio
 from lst_prep.config import AudioConfig
+from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 
 _MARGIN = 32
@@ -20,17 +21,29 @@ class Recording:
     Args:
         path: any file that libsndfile reads.
         start, end: seconds; None: from the beginning, to the end.
+        inputs: opens the file.
+        channel: the one to take; None: the mean of all.
 
     Raises:
-        Rejection: unreadable_audio, low_rate_audio, empty_audio; `read` raises the first of them, too.
+        Rejection: unreadable_audio, low_rate_audio, empty_audio, outside_audio; `read` raises the first of them, too.
+        CannotRead: the file cannot be read now; so does `read`.
     """
 
-    def __init__(self, path: Path, start: float | None, end: float | None, config: AudioConfig) -> None:
-        self._path, self._span, self._config = path, (start, end), config
-        with open_audio(path, start, end, config) as (file, first, last):
-            divisor = gcd(file.samplerate, RATE)
-            self._up, self._down = RATE // divisor, file.samplerate // divisor
+    def __init__(
+        self,
+        path: Path,
+        start: float | None,
+        end: float | None,
+        config: AudioConfig,
+        inputs: Inputs | None = None,
+        channel: int | None = None,
+    ) -> None:
+        self._path, self._config, self._inputs, self._channel = path, config, inputs, channel
+        with open_audio(path, start, end, config, inputs) as (file, first, last):
+            divisor = gcd(file.rate, RATE)
+            self._up, self._down, self._rate = RATE // divisor, file.rate // divisor, file.rate
             self._samples = -(-(last - first) * self._up // self._down)
+            self._span = first, last
 
     def __len__(self) -> int:
         """Samples at 16 kHz."""
@@ -45,10 +58,11 @@ class Recording:
         up, down = self._up, self._down
         margin = -(-_MARGIN // up) if down > 1 or up > 1 else 0
         low, high = max(begin // up - margin, 0), -(-end // up) + margin  # in steps of both rates at once
-        with open_audio(self._path, *self._span, self._config) as (file, first, last):
-            file.seek(min(first + low * down, last))
-            wanted = max(min(first + high * down, last) - file.tell(), 0)
-            samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+        first, last = self._span  # found once: counting the samples of some MP3 files takes decoding them
+        place = min(first + low * down, last)
+        wanted = max(min(first + high * down, last) - place, 0)
+        with open_audio(self._path, 0.0, last / self._rate, self._config, self._inputs) as (file, _, _):
+            samples = file.read(place, wanted, self._channel).mean(axis=1)
         if len(samples) < wanted:
             raise Rejection("unreadable_audio", f"{self._path}: truncated at {begin / RATE:.0f} s")
         if margin:

@@ -15,28 +15,22 @@ from lst_prep import audio
 from lst_prep.align import AlignedWords, make_aligner
 from lst_prep.config import PrepConfig
 from lst_prep.cutting import Cutter
-from lst_prep.engine import Work
+from lst_prep.engine import Receipts, Work
 from lst_prep.join import Piece, documents
 from lst_prep.layout import Layout
+from lst_prep.loading import Rejections, all_unread, batches, fault, is_of_the_piece, load_pieces, one_by_one, only_here
 from lst_prep.manifest import Entry
 from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals
+from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
+from lst_prep.strings import printable
 from lst_prep.transcript import check_rate, normalise
 from lst_prep.units import Codebook, Extractor, make_extractor
 from lst_prep.units.hubert import HubertExtractor
 from megatron_lst.documents.heldout import HeldOut
+from megatron_lst.errors import DamagedDataError
 from megatron_lst.files import write_bytes
-
-
-class Rejections:
-    """What was not used in one item: for the receipt, and for the report."""
-
-    def __init__(self) -> None:
-        self.all: list[dict[str, str]] = []
-
-    def add(self, name: str, source: str, rejection: Rejection) -> None:
-        self.all.append({"id": name, "source": source, "reason": rejection.reason, "detail": rejection.detail[:200]})
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, int]:
@@ -47,59 +41,29 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, int]:
     return {str(path): buffer.tell()}
 
 
-def load_pieces(
-    layout: Layout,
-    config: PrepConfig,
-    heldout: HeldOut,
-    item: int,
-    rejections: Rejections | None,
-    transcribed: bool = True,
-) -> Iterator[tuple[int, Entry, audio.Audio]]:
-    """Every usable piece of an item, decoded. Both speech stages use this, so both see the same pieces.
-
-    Args:
-        rejections: where those go that are not; None: they are not counted.
-        transcribed: pieces without a transcript are of no use (the codebook takes them).
-    """
-    for line, entry in layout.pieces.read(item):
-        try:
-            if entry.split == "train" and heldout.find(entry.text):
-                raise Rejection("held_out", heldout.find(entry.text)[0])
-            if entry.text.strip() or transcribed:
-                normalise(entry.text, config.align.numbers)
-            yield line, entry, audio.load(Path(entry.audio), entry.start, entry.end, config.audio)
-        except Rejection as rejection:
-            if rejections is not None:
-                rejections.add(entry.id, entry.source, rejection)
-
-
-def batches(
-    pieces: Iterator[tuple[int, Entry, audio.Audio]], seconds: float = 1800.0
-) -> Iterator[list[tuple[int, Entry, audio.Audio]]]:
-    """Pieces of at most `seconds` in all (or one longer), so that memory does not grow with the recording."""
-    batch: list[tuple[int, Entry, audio.Audio]] = []
-    for piece in pieces:
-        if batch and sum(sound.seconds for *_, sound in [*batch, piece]) > seconds:
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
-
-
 def cut_factory(config: PrepConfig) -> Work:
     """Recordings -> pieces. Writes one .jsonl an item, one manifest entry a line."""
     layout, cutter = Layout(config.out), Cutter(config)
 
     def work(item: int) -> dict[str, Any]:
-        rejections, seconds = Rejections(), 0.0
+        rejections, seconds, inputs = Rejections(), 0.0, layout.inputs(config)
         pieces: list[Entry] = []
         cutter.asked = None
-        for _, entry in layout.recordings.read(item):
+        entries = [entry for _, entry in layout.recordings.read(item)]
+        for place, entry in enumerate(entries):
             try:
-                found = list(cutter.cut(entry))
+                if inputs.is_given_up(entry.id, entry.audio):
+                    raise Rejection("given_up", entry.audio)
+                found = list(cutter.cut(entry, inputs))
+            except CannotRead as error:
+                raise all_unread(error, entries[place + 1 :], inputs) from error
             except Rejection as rejection:
                 rejections.add(entry.id, entry.source, rejection)
+                continue
+            except Exception as error:
+                if not is_of_the_piece(error):
+                    raise
+                rejections.add(entry.id, entry.source, fault(error))
                 continue
             pieces += found
             seconds += sum(piece.seconds or 0.0 for piece in found)
@@ -110,6 +74,7 @@ def cut_factory(config: PrepConfig) -> Work:
             "files": {str(path): len(content)},
             "audio_seconds": seconds,
             "rejections": rejections.all,
+            "files_read": inputs.tried,
             "aligner": cutter.asked,
         }
 
@@ -119,7 +84,7 @@ def cut_factory(config: PrepConfig) -> Work:
 def cut_pieces(layout: Layout, items: int) -> Iterator[Entry]:
     """What the items of the `cut` stage wrote, in order."""
     for item in range(items):
-        for line in layout.item("cut", item, ".jsonl").read_text().splitlines():
+        for line in Inputs().read_bytes(layout.item("cut", item, ".jsonl")).splitlines():
             yield Entry(**json.loads(line))
 
 
@@ -137,20 +102,29 @@ def units_factory(config: PrepConfig) -> Work:
     def work(item: int) -> dict[str, Any]:
         lines, units, rejections = list[int](), list[np.ndarray](), Rejections()
         changes: Counter[str] = Counter()
-        seconds, compared = 0.0, dict[str, Any]()
-        for batch in batches(load_pieces(layout, config, heldout, item, rejections)):
+        seconds, compared, inputs = 0.0, dict[str, Any](), layout.inputs(config)
+
+        def encode(pieces: list[np.ndarray]) -> list[np.ndarray]:
+            return [codebook.encode(features) for features in extractor.features(pieces)]
+
+        for batch in batches(load_pieces(layout, config, heldout, item, rejections, inputs)):
             pieces = []
             for line, entry, sound in batch:
                 if len(sound.samples) < audio.SAMPLES_PER_FRAME:
                     rejections.add(entry.id, entry.source, Rejection("too_short", f"{sound.seconds:.3f} s"))
+                else:
+                    pieces.append((line, entry, sound))
+            if pieces and not units and item < _COMPARED_ITEMS:
+                compared = _compare(extractor, codebook, [pieces[0][2].samples])
+            found = one_by_one(encode, [sound.samples for *_, sound in pieces])
+            for (line, entry, sound), made in zip(pieces, found, strict=True):
+                if isinstance(made, Rejection):
+                    rejections.add(entry.id, entry.source, made)
                     continue
                 lines.append(line)
-                pieces.append(sound.samples)
+                units.append(made)
                 changes.update(sound.changes)
                 seconds += sound.seconds
-            if pieces and not units and item < _COMPARED_ITEMS:
-                compared = _compare(extractor, codebook, pieces[:1])
-            units += [codebook.encode(features) for features in extractor.features(pieces)]
         files = save_arrays(
             layout.item("units", item, ".npz"),
             {
@@ -166,6 +140,7 @@ def units_factory(config: PrepConfig) -> Work:
             "codebook": codebook.fingerprint,
             "changes": dict(changes),
             "rejections": rejections.all,
+            "files_read": inputs.tried,
             **compared,
         }
 
@@ -180,16 +155,18 @@ def _compare(extractor: Extractor, codebook: Codebook, pieces: list[np.ndarray])
     return {"like_fp32": [alike, units], "note": f"{alike / max(units, 1):.1%} of {units} units as in fp32"}
 
 
-def align_factory(config: PrepConfig) -> Work:
+def align_factory(config: PrepConfig, plan: str) -> Work:
     """Audio + transcript -> word times. Writes one .npz an item, words of all pieces end to end."""
     layout, aligner = Layout(config.out), make_aligner(config.align)
     heldout, least = HeldOut.load(layout.heldout), config.align.min_score
+    receipts = Receipts(layout.work, "units", plan)
 
     def work(item: int) -> dict[str, Any]:
-        rejections, seconds = Rejections(), 0.0
+        rejections, seconds, inputs = Rejections(), 0.0, layout.inputs(config)
+        unloaded = Rejections()
         lines: list[int] = []
         found: list[AlignedWords] = []
-        for batch in batches(load_pieces(layout, config, heldout, item, None)):
+        for batch in batches(load_pieces(layout, config, heldout, item, unloaded, inputs)):
             wanted = []
             for line, entry, sound in batch:
                 seconds += sound.seconds
@@ -200,7 +177,7 @@ def align_factory(config: PrepConfig) -> Work:
                     rejections.add(entry.id, entry.source, rejection)
                 else:
                     wanted.append((line, entry, sound.samples, words))
-            aligned = aligner.align_batch([(samples, words) for *_, samples, words in wanted])
+            aligned = one_by_one(aligner.align_batch, [(samples, words) for *_, samples, words in wanted])
             for (line, entry, *_), result in zip(wanted, aligned, strict=True):
                 if not isinstance(result, Rejection) and (score := float(result.scores.mean())) < least:
                     result = Rejection("low_score", f"{score:.2f}")
@@ -209,6 +186,7 @@ def align_factory(config: PrepConfig) -> Work:
                 else:
                     lines.append(line)
                     found.append(result)
+        rejections.all += only_here(unloaded.all, receipts.read(item))
         files = save_arrays(
             layout.item("align", item, ".npz"),
             {
@@ -226,6 +204,7 @@ def align_factory(config: PrepConfig) -> Work:
             "audio_seconds": seconds,
             "pieces": len(found),
             "rejections": rejections.all,
+            "files_read": inputs.tried,
             "aligner": aligner.fingerprint,
         }
 
@@ -233,12 +212,20 @@ def align_factory(config: PrepConfig) -> Work:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(io.BytesIO(Inputs().read_bytes(path)), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
-def _item_pieces(layout: Layout, item: int) -> Iterator[tuple[str, list[Piece | None]]]:
-    """(recording, its pieces) of one item; None for pieces without units or alignment."""
+def _item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, list[Piece | None]]]:
+    """(recording, its pieces) of one item; None for pieces without units or alignment.
+
+    Raises:
+        DamagedDataError: a piece that no stage has and none has rejected: its audio was another thing for each.
+    """
+    counted = set[str]()
+    for stage in ("units", "align"):
+        result = Receipts(layout.work, stage, plan).read(item)
+        counted |= {line["id"] for line in result["rejections"]} if result else set()
     units, align = arrays(layout.item("units", item, ".npz")), arrays(layout.item("align", item, ".npz"))
     unit_ends, word_ends = np.cumsum(units["lengths"]), np.cumsum(align["words"])
     unit_of = {int(line): i for i, line in enumerate(units["lines"])}
@@ -248,6 +235,13 @@ def _item_pieces(layout: Layout, item: int) -> Iterator[tuple[str, list[Piece | 
         for line, entry in group:
             u, w = unit_of.get(line), word_of.get(line)
             if u is None or w is None:
+                if printable(entry.id) not in counted:
+                    lacking = "units" if u is None else "align"
+                    raise DamagedDataError(
+                        f"item {item}: piece {entry.id!r} was lost in stage {lacking}, and not as a rejection; its "
+                        f"audio was read otherwise by the other stage. Remove {layout.item('units', item, '.npz')} and "
+                        f"{layout.item('align', item, '.npz')}, and run `lst prep units` and `lst prep align` again"
+                    )
                 pieces.append(None)
                 continue
             words = slice(word_ends[w] - align["words"][w], word_ends[w])
@@ -275,7 +269,7 @@ def _letters(align: dict[str, np.ndarray], words: slice) -> tuple[np.ndarray, ..
     return align["letters"][ends[words.start] : ends[words.stop]], counts[words]
 
 
-def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]]) -> Work:
+def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], plan: str) -> Work:
     """Units + words -> documents -> one part of `speech` and of `heldout-speech` for each group of items."""
     layout = Layout(config.out)
     tokenizer = open_tokenizer(layout, config)
@@ -284,7 +278,7 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]]) -> 
     def work(group: int) -> dict[str, Any]:
         parts, rejections, stats = Parts(layout, config, group), Rejections(), SetTotals()
         for item in range(*groups[group]):
-            for recording, pieces in _item_pieces(layout, item):
+            for recording, pieces in _item_pieces(layout, item, plan):
                 entry = next((piece.entry for piece in pieces if piece is not None), None)
                 if entry is None:
                     continue

@@ -1,18 +1,18 @@
 """Files of text: which ones a source has, and the records in them. What is bad is named, counted and skipped."""
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from lst_prep import packed
 from lst_prep.config import TextSource
-from lst_prep.manifest import is_unicode
 from lst_prep.reading import Inputs, left_of
 from lst_prep.rejection import Rejection
+from lst_prep.strings import is_unicode
+from lst_prep.text_lines import as_text, utf8_fault
 from megatron_lst.errors import UserError
 
 OnReject = Callable[[str, Rejection], None]
@@ -87,23 +87,6 @@ def name_of(source: TextSource, path: Path) -> str:
     return "/".join(part for part in (source.name, folder, name.split(".")[0]) if part)
 
 
-def open_text(path: Path, inputs: Inputs | None = None, encoding: str = "utf-8") -> IO[str]:
-    """Open a text file, unpacked by its suffix. Bytes that are not of the encoding become halves of surrogate pairs.
-
-    A byte order mark decides between UTF-8 and UTF-16, and is no part of the text. Lines end at \\n, \\r\\n or \\r.
-    """
-    return _text(packed.unpacked((inputs or Inputs()).open(path), path), encoding)
-
-
-def _text(binary: BinaryIO, encoding: str) -> IO[str]:
-    buffered = io.BufferedReader(binary, 1 << 16) if not hasattr(binary, "peek") else binary  # type: ignore[type-var]
-    mark = buffered.peek(4)[:4]
-    if encoding == "utf-8" and mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return io.TextIOWrapper(buffered, encoding="utf-16")  # type: ignore[type-var]
-    name = "utf-8-sig" if encoding == "utf-8" else encoding
-    return io.TextIOWrapper(buffered, encoding=name, errors="surrogateescape")  # type: ignore[type-var]
-
-
 def heldout_texts(source: TextSource, path: Path, inputs: Inputs | None = None) -> Iterator[str]:
     """The held-out texts of one file; where none is, most of it is skipped."""
     for record in read_records(source, path, lambda *_: None, inputs, skim=source.split == "train"):
@@ -137,7 +120,7 @@ def read_records(
             if kind == "parquet":
                 yield from _read_parquet(source, file, path, stem, on_reject, skim)
                 return
-            with _text(packed.unpacked(file, path), source.encoding) as lines:
+            with as_text(packed.unpacked(file, path), source.encoding) as lines:
                 if kind == "txt":
                     yield from _read_txt(source, lines.read(), path, stem, on_reject)
                 else:
@@ -154,16 +137,10 @@ def read_records(
 
 
 def _read_txt(source: TextSource, text: str, path: Path, stem: str, on_reject: OnReject) -> Iterator[TextRecord]:
-    if is_unicode(text):
+    if (fault := utf8_fault(text, source.encoding)) is None:
         yield TextRecord(stem, text, source.split)
     else:
-        on_reject(str(path), Rejection("bad_text_line", f"not {source.encoding}: {_first_bad(text)}; see `encoding`"))
-
-
-def _first_bad(text: str) -> str:
-    at = next(index for index, ch in enumerate(text) if "\ud800" <= ch <= "\udfff")
-    line = text.count("\n", 0, at) + 1
-    return f"byte {ord(text[at]) & 0xFF:#x} in line {line}, behind {text[max(at - 20, 0) : at]!r}"
+        on_reject(str(path), Rejection("bad_text_line", f"{fault}; see `encoding`"))
 
 
 def _read_jsonl(
@@ -188,9 +165,8 @@ def _json_values(
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        if not is_unicode(line):
-            what = f"not {source.encoding}: {_first_bad(line)}; see `encoding`"
-            on_reject(f"{path}:{number}", Rejection("bad_text_line", what))
+        if (fault := utf8_fault(line, source.encoding)) is not None:
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", f"{fault}; see `encoding`"))
             continue
         try:
             value = json.loads(line)

@@ -121,6 +121,24 @@ def manifest(
     typer.echo(f"{out}: {manifests.write(out, sources.read(kind, path))} pieces")
 
 
+@prep_app.command("give-up")
+def give_up(
+    config: ConfigPath,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Files and ids, as the message or the manifest has them.")
+    ] = None,
+    listed: Annotated[Path | None, typer.Option("--list", help="A file of names, one a line.")] = None,
+) -> None:
+    """Give up files that are gone for good: the next run counts them as rejected, and waits for them no more."""
+    prepared = _config(config, None)
+    from lst_prep.giving_up import give_up
+
+    more = listed.read_text(encoding="utf-8").splitlines() if listed else []
+    if not (names or more):
+        raise UserError("lst prep give-up: name a file or an id, or a --list of them")
+    typer.echo(f"{give_up(prepared, [*(names or []), *more])} given up, in all in {prepared.out}/given-up.txt")
+
+
 @prep_app.command()
 def cut(
     config: ConfigPath,

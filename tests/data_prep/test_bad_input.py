@@ -48,6 +48,7 @@ def make_audio(folder: Path) -> None:
     (folder / "corrupt.ogg").write_bytes(SPEECH.read_bytes()[:2000] + bytes(20000))
     (folder / "truncated.ogg").write_bytes(SPEECH.read_bytes()[:9000])
     (folder / "text.wav").write_text("no audio at all")
+    (folder / "x.raw").write_bytes(bytes(64000))
     with wave.open(str(folder / "10h.wav"), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
@@ -77,7 +78,18 @@ CASES: dict[str, tuple[dict[str, object], str | None]] = {
     "empty file": ({"audio": "empty.wav"}, "unreadable_audio"),
     "corrupt": ({"audio": "corrupt.ogg"}, "unreadable_audio"),
     "no audio": ({"audio": "text.wav"}, "unreadable_audio"),
-    "missing": ({"audio": "missing.wav"}, "unreadable_audio"),
+    "missing": ({"audio": "missing.wav"}, "given_up"),
+    "of no known kind": ({"audio": "x.raw"}, "unreadable_audio"),
+    "a name that no file has": ({"audio": "n" * 300}, "unreadable_audio"),
+    "NUL in the name": ({"audio": "go\0od.wav"}, "bad_manifest_line"),
+    "far behind the end": ({"audio": "good.wav", "start": 3, "end": 40}, "outside_audio"),
+    "a channel that is not there": ({"audio": "good.wav", "channel": 1}, "unreadable_audio"),
+    "NeMo": ({"audio": "good.wav", "offset": 0.0, "duration": 1.6}, "unknown_key"),
+    "begin and stop": ({"audio": "good.wav", "begin": 0.0, "stop": 1.6}, "unknown_key"),
+    "half a surrogate in the speaker": ({"audio": "good.wav", "speaker": "\ud83d"}, "bad_manifest_line"),
+    "half a surrogate in the licence": ({"audio": "good.wav", "license": "\udc00"}, "bad_manifest_line"),
+    "a speaker that is an object": ({"audio": "good.wav", "speaker": {"a": 1}}, "bad_manifest_line"),
+    "a channel that is no number": ({"audio": "good.wav", "channel": [0]}, "bad_manifest_line"),
     "a folder": ({"audio": "."}, "unreadable_audio"),
     "Russian": ({"audio": "good.wav", "text": "В начале было слово"}, "language"),
     "German": ({"audio": "good.wav", "text": "Im Anfang schuf Gott Himmel und Erde"}, "no_pronunciation"),
@@ -87,7 +99,7 @@ CASES: dict[str, tuple[dict[str, object], str | None]] = {
     "far too many words": ({"audio": "good.wav", "text": TEXT * 5}, "words_too_fast"),
     "unknown word": ({"audio": "good.wav", "text": "the xqzvbrrk said"}, "no_pronunciation"),
     "not a string": ({"audio": "good.wav", "text": 5}, "bad_manifest_line"),
-    "unknown split": ({"audio": "good.wav", "split": "valid"}, "bad_manifest_line"),
+    "unknown split": ({"audio": "good.wav", "split": "nobody knows"}, "bad_manifest_line"),
     "end before start": ({"audio": "good.wav", "start": 2, "end": 1}, "bad_manifest_line"),
     "endless": ({"audio": "good.wav", "end": float("nan")}, "bad_manifest_line"),
 }
@@ -103,6 +115,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[PrepConfig, dict
     config = PrepConfig(
         manifests=(str(folder / "manifest.jsonl"),),
         out=str(folder / "out"),
+        give_up=("missing",),
         units=UnitsConfig(codebook_size=32),
         align=AlignConfig(flite=False, pronunciations=(str(CORPUS / "pronunciations.txt"),)),
         jobs=JobConfig(workers=1, item_pieces=5),
@@ -226,6 +239,7 @@ def test_too_little_audio_for_the_codebook_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot fit 501 entries; [^;]*$"):
         run(config, quiet=True)
     (tmp_path / "m.jsonl").write_text(json.dumps({**line, "audio": "moved.ogg"}))
+    (tmp_path / "moved.ogg").write_bytes(b"not here any more")
     with pytest.raises(
         UserError, match=r"cannot fit.*; 1 pieces were rejected, the first, a, as unreadable_audio: .*moved"
     ):

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from lst_prep import manifest
 from lst_prep.audio import RATE
-from lst_prep.config import AlignConfig, AudioConfig, CuttingConfig, JobConfig, PrepConfig, UnitsConfig
+from lst_prep.config import AlignConfig, AudioConfig, CuttingConfig, JobConfig, PrepConfig, ReadingConfig, UnitsConfig
 from lst_prep.cutting import Cutter, pause_cuts, quietest_cuts
 from lst_prep.manifest import Entry
 from lst_prep.pipeline import Preparation, run
+from lst_prep.reading import CannotRead, Inputs
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
 from megatron_lst.cli.prep import prep_app
@@ -305,8 +306,14 @@ def test_what_cannot_be_placed_is_rejected_and_says_what_to_do(tmp_path: Path) -
     ctc = replace(config(tmp_path, "energy"), align=AlignConfig("ctc", "some/model"))
     with pytest.raises(Rejection, match=r"too_long.*transcript without times"):
         list(Cutter(ctc).cut(entry))
-    for same in (replace(entry, end=15.0), replace(entry, audio="missing.wav")):  # short; unreadable: units say why
+    (tmp_path / "bad.wav").write_text("no sound")
+    for same in (
+        replace(entry, end=15.0),
+        replace(entry, audio=str(tmp_path / "bad.wav")),
+    ):  # short; bad: units say why
         assert list(Cutter(ctc).cut(same)) == [same]
+    with pytest.raises(CannotRead, match=r"missing\.wav"):  # not now: it must not stay whole for ever
+        list(Cutter(ctc).cut(replace(entry, audio="missing.wav"), Inputs(ReadingConfig(attempts=1))))
 
 
 def test_ten_hours_are_cut_in_little_memory(tmp_path: Path) -> None:
