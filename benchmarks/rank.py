@@ -84,7 +84,6 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
         from megatron.core.fusions import fused_bias_swiglu
         from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
-        from megatron_lst.engines import weights_io
         from megatron_lst.engines.megatron.engine import MegatronEngine
         from megatron_lst.engines.megatron.optimizer_state import prime
         from megatron_lst.model.layers import RMSNorm
@@ -95,7 +94,6 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
             (cpu, "optimizer_types", _types_of_cuda),
             (torch.cuda, "current_device", lambda: META),
             (torch, "zeros", _without_values(torch.zeros)),
-            (weights_io, "set_weights", lambda *_: None),
             (RMSNorm, "forward", lambda self, x: _FusedNorm.apply(x, self.weight)),
             (fused_bias_swiglu, "swiglu", _swiglu),
             (fused_bias_swiglu, "swiglu_back", _swiglu_back),
@@ -104,7 +102,7 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
         ):
             patches.enter_context(patch.object(owner, name, instead))
         try:
-            built = MegatronEngine(replace(config, engine=engine))
+            built = MegatronEngine(replace(config, engine=engine), fresh=False)
             prime(built.optimizer.core)
             yield built
         finally:

@@ -97,7 +97,7 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
     config = load_config(run / "config.yaml")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         config = dataclasses.replace(config, parallel=ParallelConfig())
-    engine = build_engine(config)
+    engine = build_engine(config, fresh=untrained)
     if found is not None:
         try:
             verify_checkpoint(found, config.checkpoint, Ranks())

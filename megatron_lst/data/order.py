@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lst.data.draws import number_of, permutation
 from megatron_lst.data.source import DocumentSet
+from megatron_lst.draws import number_of, permutation
 from megatron_lst.errors import UserError
 
 

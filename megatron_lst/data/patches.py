@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from megatron_lst.config.schema import Config, PatchingConfig
-from megatron_lst.data.draws import number_of, permutation
 from megatron_lst.data.mixture import open_source
 from megatron_lst.data.source import DocumentSet
 from megatron_lst.documents.schema import Document
+from megatron_lst.draws import number_of, permutation
 from megatron_lst.errors import UserError
 from megatron_lst.patching.strategies import ALIGNED, STATIC, Patcher
 

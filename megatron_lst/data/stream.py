@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from megatron_lst.config.schema import Config, SourceConfig
-from megatron_lst.data.draws import number_of, uniforms
 from megatron_lst.data.interleaving import Visit, draws_needed, interleaved_visit, plain_visit, task_visit
 from megatron_lst.data.mixture import Mixture, open_mixture
 from megatron_lst.data.order import StreamOrder
 from megatron_lst.data.packing import Place, Room, lay, start_of
 from megatron_lst.documents.schema import Document
+from megatron_lst.draws import number_of, uniforms
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.patching.row import Chunk, Row, RowStatistics, assemble_row
 from megatron_lst.patching.strategies import Patcher

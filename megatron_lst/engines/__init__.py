@@ -6,8 +6,12 @@ from megatron_lst.engines.base import Engine, StepResult
 __all__ = ["Engine", "StepResult", "build_engine"]
 
 
-def build_engine(config: Config) -> Engine:
+def build_engine(config: Config, *, fresh: bool = True) -> Engine:
     """The engine that `engine.name` asks for, its process groups made and its weights initialised.
+
+    Args:
+        fresh: draw the weights. False: they are not set at all until `load`, `load_weights` or `init_weights`, for a
+            model of many billions takes minutes to draw.
 
     The world is the launcher's (WORLD_SIZE and so on, as torchrun sets them), or this process alone.
 
@@ -17,7 +21,7 @@ def build_engine(config: Config) -> Engine:
     if config.engine.name == "deepspeed":
         from megatron_lst.engines.deepspeed.engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(config)
+        return DeepSpeedEngine(config, fresh=fresh)
     from megatron_lst.engines.megatron.engine import MegatronEngine
 
-    return MegatronEngine(config)
+    return MegatronEngine(config, fresh=fresh)

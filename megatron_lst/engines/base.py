@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from megatron_lst.initialisation import Initialiser
 from megatron_lst.patching.row import Row
 
 
@@ -42,12 +43,18 @@ class Engine(Protocol):
         data_rank, data_size: which share of the global batch this rank feeds (data-parallel coordinates).
         is_writer: true on the one rank that writes the run folder.
         device: where tensors live.
+        initialiser: counts the weights that were drawn.
     """
 
     data_rank: int
     data_size: int
     is_writer: bool
     device: torch.device
+    initialiser: Initialiser
+
+    def init_weights(self) -> None:
+        """Draw fresh weights from `training.seed`, the same on every layout; a rank draws its own part alone."""
+        ...
 
     def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
         """One optimiser step.

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config
+from megatron_lst.initialisation import Initialiser
 from megatron_lst.model.weights import ShardSpec, canonical_shapes, shard_spec
 from megatron_lst.parallel.state import ParallelState
 
@@ -19,26 +20,47 @@ def local_parameters(chunks: list[Any], config: Config) -> Iterator[tuple[str, n
             yield name, parameter, shard_spec(name, config, chunk.first_layer)
 
 
+def initial_shards(
+    initialiser: Initialiser, shapes: Mapping[str, tuple[int, ...]], state: ParallelState
+) -> Callable[[ShardSpec], Tensor]:
+    """Gives the initial value of a local parameter, drawn for this rank alone: float32 on the CPU.
+
+    Args:
+        shapes: of all canonical weights.
+    """
+
+    def shard(spec: ShardSpec) -> Tensor:
+        blocks = spec.blocks([shapes[name] for name in spec.names], state.tensor_rank, state.layout.tensor)
+        drawn = [initialiser.part(name, shapes[name], rows, columns) for name, rows, columns in blocks]
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+
+    return shard
+
+
+def given_shards(weights: Mapping[str, Tensor], state: ParallelState) -> Callable[[ShardSpec], Tensor]:
+    """Gives a local parameter, cut out of full canonical weights."""
+    return lambda spec: spec.cut([weights[name] for name in spec.names], state.tensor_rank, state.layout.tensor)
+
+
 @torch.no_grad()
 def set_weights(
     chunks: list[Any],
     config: Config,
-    state: ParallelState,
-    full: Callable[[str], Tensor],
+    shard: Callable[[ShardSpec], Tensor],
     masters: Mapping[nn.Parameter, tuple[Tensor, slice]],
 ) -> None:
-    """Set every local parameter and its fp32 master from full canonical weights, one parameter at a time.
+    """Set every local parameter and its fp32 master, one parameter at a time.
 
     Args:
-        full: gives a weight by its name, fp32. The master takes it as it is; a bf16 parameter is rounded from it.
+        shard: gives a local parameter, fp32. The master takes it as it is; a bf16 parameter is rounded from it.
         masters: see `optimizer_state.master_parts`.
     """
     for _, parameter, spec in local_parameters(chunks, config):
-        shard = spec.cut([full(name) for name in spec.names], state.tensor_rank, state.layout.tensor)
-        parameter.copy_(shard)
+        value = shard(spec)
+        parameter.copy_(value)
         if parameter in masters:
             master, mine = masters[parameter]
-            master.copy_(shard.reshape(-1)[mine])
+            master.copy_(value.reshape(-1)[mine])
 
 
 @torch.no_grad()

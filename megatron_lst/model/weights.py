@@ -1,4 +1,4 @@
-"""Canonical weights: their names and shapes, initial values, and how Megatron's shards are cut from them.
+"""Canonical weights: their names and shapes, and how Megatron's shards are cut from them.
 
 The names are those of `reference` and of exports: [out, in] matrices, no biases.  A local parameter is one of:
 
@@ -9,14 +9,12 @@ The names are those of `reference` and of exports: [out, in] matrices, no biases
     stacked   two matrices (gate and up, k and v of a cross-attention) dealt by rows each, then stacked
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import xxhash
 from torch import Tensor
 
 from megatron_lst.config.schema import Config
@@ -48,6 +46,25 @@ class ShardSpec:
             by_group = [w.view(self.groups, -1, w.shape[1]) for w in full]
             return torch.cat(by_group, dim=1).view(-1, full[0].shape[1]).chunk(size)[rank]
         return full[0].chunk(size)[rank]
+
+    def blocks(self, shapes: Sequence[tuple[int, ...]], rank: int, size: int) -> list[tuple[str, range, range]]:
+        """What `cut` takes, from top to bottom: (canonical weight, its rows, its columns) for each block.
+
+        Args:
+            shapes: of the full weights.
+        """
+        if self.kind == "row":
+            columns = self.cut([torch.arange(shapes[0][1])[None]], rank, size)[0].tolist()
+            return [(self.names[0], range(shapes[0][0]), range(columns[0], columns[-1] + 1))]
+        # Weight and row of each local row, found by cutting columns of numbers instead of weights.
+        numbers = [(torch.arange(shape[0]) + (i << 40))[:, None] for i, shape in enumerate(shapes)]
+        local = self.cut(numbers, rank, size)[:, 0]
+        ends = [*(torch.nonzero(local.diff() != 1)[:, 0] + 1).tolist(), len(local)]
+        found = []
+        for begin, end in zip([0, *ends], ends, strict=False):
+            weight, row = divmod(int(local[begin]), 1 << 40)
+            found.append((self.names[weight], range(row, row + end - begin), range(shapes[weight][-1])))
+        return found
 
     def join(self, shards: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """The inverse of `cut`: full weights of `shapes` from the shards of all ranks."""
@@ -151,24 +168,6 @@ def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
         shapes["text_embedding.weight"] = shapes["text_head.weight"] = (vocabulary, dg)
         shapes["text_norm.weight"] = (dg,)
     return shapes
-
-
-def initial_weight(name: str, shape: tuple[int, ...], config: Config) -> Tensor:
-    """The initial value of one canonical weight, float32 on the CPU, a function of (seed, name) alone (SPEC 8).
-
-    Norms are 1; matrices N(0, init_std), output projections scaled by 1/sqrt(2 * layers of their module).
-    """
-    if len(shape) == 1:
-        return torch.ones(shape)
-    model, std = config.model, config.model.init_std
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
-        layers = {"encoder": model.encoder_layers, "decoder": model.decoder_layers}.get(
-            name.split(".")[0], model.layers
-        )
-        std /= math.sqrt(2 * layers)
-    key = xxhash.xxh3_64_intdigest(f"{config.training.seed}:{name}") & (2**63 - 1)
-    generator = torch.Generator().manual_seed(key)
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 
 def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

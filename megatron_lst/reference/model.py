@@ -20,13 +20,12 @@ Canonical names, all `.weight`, matrices [out, in], no biases (V: padded vocabul
     baseline: embedding [V, d_g], global_transformer..., norm, head [V, d_g]
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import UserError
+from megatron_lst.initialisation import Initialiser
 from megatron_lst.patching.row import Row
 from megatron_lst.reference.layers import Block, CrossAttention, RMSNorm, linear
 from megatron_lst.vocabulary import Vocabulary
@@ -177,7 +176,7 @@ class ReferenceModel(nn.Module):
     Args:
         config: every option of `ModelConfig`; `kind` chooses LST or baseline.
         vocabulary: its `padded_size` is V.
-        seed: of the initial weights: N(0, init_std), output projections divided by sqrt(2 * layers of their module).
+        seed: of the initial weights, those that an engine with this `training.seed` begins with.
     """
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> None:
@@ -198,24 +197,10 @@ class ReferenceModel(nn.Module):
                 self.text_embedding = nn.Embedding(size, config.hidden)
                 self.text_norm = RMSNorm(config.hidden, config.norm_eps)
                 self.text_head = linear(config.hidden, size)
-        self.initialise(seed)
-
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Fresh weights; norms 1."""
-        generator = torch.Generator().manual_seed(seed)
-        depth = {
-            "encoder": self.config.encoder_layers,
-            "global_transformer": self.config.layers,
-            "decoder": self.config.decoder_layers,
-        }
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-                continue
-            output = name.endswith(("o_proj.weight", "down_proj.weight"))
-            scale = math.sqrt(2 * depth[name.split(".")[0]]) if output else 1.0
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (self.config.init_std / scale))
+        initialiser = Initialiser(config, seed)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(initialiser.whole(name, tuple(parameter.shape)))
 
     def forward(self, row: Row) -> Tensor:
         """Logits [N, V] of the token after each position, in the model's dtype.

@@ -134,7 +134,7 @@ class _Run:
         if self.writer:
             outcome.clear(self.folder)
         self.ranks.on_writer(lambda: check_shard_sizes(config))
-        self.engine = build_engine(config)
+        self.engine = build_engine(config, fresh=False)
         assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
         return self._train(self.engine, signals)
 
@@ -243,6 +243,9 @@ class _Run:
 
                 engine.load_weights(load_export(Path(self.config.training.init_from)).weights)
                 self.tell("start", f"weights from {self.config.training.init_from}")
+            else:
+                engine.init_weights()
+                self.tell("start", f"weights drawn from training.seed={self.config.training.seed}")
             return 0
         self._verify(found)
         engine.load(found.engine_folder)

@@ -155,7 +155,7 @@ def test_ranges_read_as_sentences(rule: Range, text: str) -> None:
 
 def test_seeds_are_64_bits_and_are_used_as_such(tmp_path: Path) -> None:
     """The largest one draws data and weights; the same bits, whatever a library makes of large numbers."""
-    from megatron_lst.data.draws import bits
+    from megatron_lst.draws import bits
 
     (tmp_path / "run.yaml").write_text("")
     config = load_config(

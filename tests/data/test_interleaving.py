@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lst.config.schema import PatchingConfig, SpanConfig
-from megatron_lst.data.draws import permutation, uniforms
 from megatron_lst.data.interleaving import (
     SPEECH,
     Visit,
@@ -19,6 +18,7 @@ from megatron_lst.data.interleaving import (
     word_spans,
 )
 from megatron_lst.data.packing import Room, lay, start_of
+from megatron_lst.draws import permutation, uniforms
 from megatron_lst.errors import UserError
 from megatron_lst.patching.strategies import Patcher
 from megatron_lst.vocabulary import Vocabulary

@@ -1,17 +1,18 @@
 """A bf16 run begins with and exports fp32 master weights, not the rounded ones that it multiplies with."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_lst.config.schema import Config
 from megatron_lst.engines import build_engine
-from megatron_lst.model.weights import canonical_shapes, initial_weight
+from megatron_lst.initialisation import Initialiser
 from tests.support.ranks import RankPool
 from tests.support.runs import train
-from tests.support.toy import toy_config
+from tests.support.toy import initial_weights, toy_config
 
 pytestmark = pytest.mark.multiprocess
 TP2_PP2 = {"parallel__tensor": 2, "parallel__pipeline": 2}
@@ -34,18 +35,36 @@ MORE_LAYOUTS = LAYOUTS | {
     "PP2 DP2": (4, bf16(parallel__pipeline=2)),
     "PP2 interleaved": (2, bf16(parallel__pipeline=2, parallel__virtual=2)),
     "ZeRO 2 TP2": (2, bf16(engine__name="deepspeed", engine__zero_stage=2, parallel__tensor=2)),
+    "baseline TP2 PP2": (4, bf16(model__kind="baseline", **TP2_PP2)),
+    "text_path=direct PP2": (2, bf16(model__text_path="direct", parallel__pipeline=2)),
+    "a group of keys on two ranks": (4, bf16(model__kv_heads=2, model__qk_norm=True, parallel__tensor=4)),
 }
 
 
-def _weights_at_the_start(config: Config, loaded: dict[str, torch.Tensor] | None = None) -> Any:
-    """What the engine exports before its first step, and whether its own weights are these, rounded."""
-    engine = build_engine(config)
+class AtTheStart(NamedTuple):
+    """One rank before the first step."""
+
+    weights: dict[str, torch.Tensor] | None
+    rounded: bool
+    """Whether its bf16 weights are the fp32 masters, rounded."""
+    drawn: int
+    """Values that this rank drew."""
+    matrices: int
+    """Values in the matrices that it holds."""
+
+
+def _at_the_start(config: Config, loaded: dict[str, torch.Tensor] | None = None, keyed_by_rank: bool = False) -> Any:
+    engine = build_engine(config, fresh=loaded is None)
     try:
         if loaded is not None:
             engine.load_weights(loaded)
+        if keyed_by_rank:
+            engine.initialiser = Initialiser(config.model, config.training.seed + dist.get_rank())
+            engine.init_weights()
         states = (engine._tensors if hasattr(engine, "_tensors") else engine._zero).gather()
         rounded = [torch.equal(s["model"], s["master"].to(s["model"].dtype)) for s in states.values()]
-        return engine.export_weights(), all(rounded)
+        matrices = sum(s["master"].numel() for s in states.values() if s["master"].dim() > 1)
+        return AtTheStart(engine.export_weights(), all(rounded), engine.initialiser.drawn, matrices)
     finally:
         engine.close()
 
@@ -55,17 +74,27 @@ def test_masters_are_the_fp32_values_as_drawn_or_loaded(ranks: RankPool, layout:
     world, config = MORE_LAYOUTS[layout]
     if config.engine.name == "deepspeed":
         pytest.importorskip("deepspeed")
-    shapes = canonical_shapes(config)
-    drawn = {name: initial_weight(name, shape, config) for name, shape in shapes.items()}
+    drawn = initial_weights(config)
     other = {name: weight + 0.3 for name, weight in drawn.items()}
     for given, expected in ((None, drawn), (other, other)):
-        found = ranks.run(functools.partial(_weights_at_the_start, loaded=given), world, config)
-        assert all(rounded for _, rounded in found)
-        weights = found[0][0]
+        found = ranks.run(functools.partial(_at_the_start, loaded=given), world, config)
+        assert all(rank.rounded for rank in found)
+        for rank in found:
+            assert rank.drawn == (rank.matrices if given is None else 0), "its own part alone, and none before a load"
+        weights = found[0].weights
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
     kept = sum(int((weight.bfloat16().float() == weight).sum()) for weight in drawn.values() if weight.dim() > 1)
     assert kept < 0.05 * sum(weight.numel() for weight in drawn.values()), "control: bf16 holds few of them"
+
+
+def test_weights_that_depend_on_the_rank_are_noticed(ranks: RankPool) -> None:
+    """Negative control of the test above."""
+    world, config = LAYOUTS["TP2 PP2"]
+    found = ranks.run(functools.partial(_at_the_start, keyed_by_rank=True), world, config)[0].weights
+    expected = initial_weights(config)
+    wrong = {name for name in expected if not torch.equal(found[name], expected[name])}
+    assert wrong == {name for name, weight in expected.items() if weight.dim() > 1}
 
 
 @pytest.mark.parametrize(("world", "config"), LAYOUTS.values(), ids=LAYOUTS)
@@ -75,7 +104,7 @@ def test_what_bf16_cannot_hold_is_exported(ranks: RankPool, world: int, config: 
         pytest.importorskip("deepspeed")
     found = ranks.run(train, world, config, 3)[0]["weights"]
     name = "global_transformer.layers.0.mlp.down_proj.weight"
-    start = initial_weight(name, tuple(found[name].shape), config)
+    start = initial_weights(config)[name]
     moved = (found[name] - start).abs()
     assert found[name].dtype == torch.float32
     assert 0 < moved.max() < 1e-5

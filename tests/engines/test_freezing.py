@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from megatron_lst.config.schema import Config
-from megatron_lst.model.weights import canonical_shapes, initial_weight
 from megatron_lst.reference import ReferenceModel
 from tests.support.ranks import RankPool
 from tests.support.runs import train
 from tests.support.single import engine_of
-from tests.support.toy import toy_config, toy_rows
+from tests.support.toy import initial_weights, toy_config, toy_rows
 
 N = 3
 DIRECT = {"model__text_path": "direct"}
@@ -32,8 +31,8 @@ def zero(stage: int, **changes: Any) -> dict[str, Any]:
 def parts(config: Config, weights: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Warm-started part of each weight that has one -> (now, at the start); `...[fresh]`: the rest of such a table."""
     found = {}
-    for name, shape in canonical_shapes(config).items():
-        before, now = initial_weight(name, shape, config), weights[name]
+    for name, before in initial_weights(config).items():
+        now = weights[name]
         if name.startswith("global_transformer.") or name == "text_norm.weight":
             found[name] = now, before
         elif name in ("text_embedding.weight", "text_head.weight"):

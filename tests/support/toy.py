@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from megatron_lst.config.schema import Config, DataConfig, ModelConfig, PatchingConfig, TrainingConfig
+from megatron_lst.initialisation import Initialiser
 from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.vocabulary import Vocabulary
 
@@ -37,6 +39,14 @@ def toy_config(**changes: Any) -> Config:
     return dataclasses.replace(
         config, **{s: dataclasses.replace(getattr(config, s), **values) for s, values in sections.items()}
     )
+
+
+def initial_weights(config: Config) -> dict[str, Tensor]:
+    """The weights that a run begins with, whole, under canonical names."""
+    from megatron_lst.model.weights import canonical_shapes
+
+    initialiser = Initialiser(config.model, config.training.seed)
+    return {name: initialiser.whole(name, shape) for name, shape in canonical_shapes(config).items()}
 
 
 def toy_rows(config: Config, count: int, seed: int = 0) -> list[Row]:

@@ -135,8 +135,8 @@ def _train_poisoned(config: Config, steps: set[int]) -> str:
     """Train while one rank's embeddings come out as NaN in some steps; how it ended."""
     build = trainer.build_engine
 
-    def poisoned(settings: Config) -> Any:
-        engine = build(settings)
+    def poisoned(settings: Config, **options: Any) -> Any:
+        engine = build(settings, **options)
         step, count = engine.step, iter(range(1, settings.training.steps + 1))
 
         def counted(rows: Any, lr: float, **options: Any) -> Any:
@@ -222,8 +222,8 @@ def _train_and_count(config: Config) -> list[int]:
     """Train; the tokens that this rank's engine was given in each step."""
     build, counts = trainer.build_engine, []
 
-    def counting(settings: Config) -> Any:
-        engine = build(settings)
+    def counting(settings: Config, **options: Any) -> Any:
+        engine = build(settings, **options)
         step = engine.step
 
         def counted(rows: Any, lr: float, **options: Any) -> Any:
@@ -356,3 +356,21 @@ def test_a_warm_started_run_freezes_by_its_steps_alone(tiny, tmp_path: Path, mon
             names = [name for name in now if name.startswith("global_transformer.")]
             still.append(all(torch.equal(now[name], weights[name]) for name in names))
         assert still == [True, True, False, False]
+
+
+def test_only_a_fresh_start_draws_weights(tiny, tmp_path: Path) -> None:
+    """What the engine has drawn when the first step begins, as its description in events.log says."""
+    config = tiny("run", training__steps=1, training__seed=5)
+    trainer.train(config)
+    trainer.train(extend(config, 2))
+    weights = ReferenceModel(config.model, config.vocabulary, seed=5).state_dict()
+    matrices = sum(weight.numel() for weight in weights.values() if weight.dim() > 1)
+    export = write_export(tmp_path / "export", weights, config)
+    given = tiny("given", training__steps=1, training__seed=6, training__init_from=str(export))
+    trainer.train(given)
+    described = [
+        [e.message for e in read_events(Path(c.run.dir) / "events.log") if e.message.startswith("weights_drawn")]
+        for c in (config, given)
+    ]
+    assert described == [[f"weights_drawn: {matrices}", "weights_drawn: 0"], ["weights_drawn: 0"]]
+    assert curve(given) == curve(config)[:1], "the oracle draws what the engine draws"

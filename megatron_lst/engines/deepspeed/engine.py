@@ -19,6 +19,7 @@ from megatron_lst.engines.deepspeed.settings import merged
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
 from megatron_lst.engines.microbatches import balanced_micro_batches
 from megatron_lst.errors import UserError
+from megatron_lst.initialisation import Initialiser
 from megatron_lst.parallel import accelerators
 from megatron_lst.parallel import state as parallel
 from megatron_lst.parallel.layout import check_layout, world_size
@@ -38,7 +39,7 @@ class DeepSpeedEngine:
         UserError: DeepSpeed is not installed, the layout cannot work, or its configuration file contradicts the run's.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, fresh: bool = True) -> None:
         layout = check_layout(config, dist.get_world_size() if dist.is_initialized() else world_size())
         settings, self._changes = merged(config, layout.data)
         for purpose in ("attention", "norm"):
@@ -52,7 +53,7 @@ class DeepSpeedEngine:
         from megatron_lst.engines.freezing import freezable_rows
         from megatron_lst.engines.sharded_checkpoint import ShardedCheckpoint
         from megatron_lst.model.model import build_chunk
-        from megatron_lst.model.weights import canonical_shapes, initial_weight
+        from megatron_lst.model.weights import canonical_shapes
 
         self._shapes = canonical_shapes(config)
         self._chunk = build_chunk(config, self.state, pipeline_split(config, 1), 0)
@@ -71,7 +72,9 @@ class DeepSpeedEngine:
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # also in fp32: a step that is not finite is skipped
         self._zero = ZeroState(self._engine)
-        self._set_weights(lambda n: initial_weight(n, self._shapes[n], config))
+        self.initialiser = Initialiser(config.model, config.training.seed)
+        if fresh:
+            self.init_weights()
         self._checkpoints = ShardedCheckpoint(config, self.state, [self._chunk], self._zero)
 
     def _adamw(self) -> torch.optim.Optimizer:
@@ -194,24 +197,29 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         self._checkpoints.load(folder)
 
+    def init_weights(self) -> None:
+        from megatron_lst.engines.weights_io import initial_shards
+
+        self._set_weights(initial_shards(self.initialiser, self._shapes, self.state))
+
     def export_weights(self) -> dict[str, Tensor] | None:
         from megatron_lst.engines.weights_io import collect_weights
 
         return collect_weights([self._chunk], self.config, self.state, self._zero.masters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        from megatron_lst.engines.weights_io import given_shards
         from megatron_lst.model.weights import check_weights
 
         check_weights(weights, self._shapes)
-        self._set_weights(weights.__getitem__)
+        self._set_weights(given_shards(weights, self.state))
 
-    def _set_weights(self, full: Callable[[str], Tensor]) -> None:
+    def _set_weights(self, shard: Callable[[Any], Tensor]) -> None:
         """Set weights and fp32 masters, one parameter at a time."""
         from megatron_lst.engines.weights_io import local_parameters
 
         for _, parameter, spec in local_parameters([self._chunk], self.config):
-            shard = spec.cut([full(n) for n in spec.names], self.state.tensor_rank, self.layout.tensor)
-            self._zero.set_weights({parameter: shard.to(parameter.device)})
+            self._zero.set_weights({parameter: shard(spec).to(parameter.device)})
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -219,6 +227,7 @@ class DeepSpeedEngine:
             "layout": str(self.layout),
             "device": str(self.device),
             "parameters": sum(int(np.prod(shape)) for shape in self._shapes.values()),
+            "weights_drawn": self.initialiser.drawn,
             "precision": self.config.training.precision,
             "optimizer": "torch",
             "zero_stage": self.config.engine.zero_stage,

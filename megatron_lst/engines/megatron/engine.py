@@ -15,6 +15,7 @@ from megatron_lst.engines.base import StepResult
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
 from megatron_lst.engines.microbatches import balanced_micro_batches
 from megatron_lst.errors import UserError
+from megatron_lst.initialisation import Initialiser
 from megatron_lst.parallel import accelerators
 from megatron_lst.parallel import state as parallel
 from megatron_lst.parallel.layout import check_layout, world_size
@@ -26,13 +27,14 @@ class MegatronEngine:
     """Trains and scores on Megatron-core; see `engines.base.Engine` for the contract of every method.
 
     Args:
-        config: the run; weights are drawn from `training.seed` by name, the same on every layout.
+        config: the run.
+        fresh: the weights are drawn; False: they are not set yet (`build_engine`).
 
     Raises:
         UserError: the layout cannot work here, or an explicit accelerator is missing.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, fresh: bool = True) -> None:
         layout = check_layout(config, dist.get_world_size() if dist.is_initialized() else world_size())
         for purpose in ("attention", "optimizer", "norm"):
             accelerators.choose(purpose, getattr(config.engine, purpose))
@@ -50,7 +52,7 @@ class MegatronEngine:
         from megatron_lst.engines.megatron.optimizer_state import CoreTensors
         from megatron_lst.engines.sharded_checkpoint import ShardedCheckpoint
         from megatron_lst.model.model import build_chunk
-        from megatron_lst.model.weights import canonical_shapes, initial_weight
+        from megatron_lst.model.weights import canonical_shapes
 
         self._shapes = canonical_shapes(config)
         self.split = pipeline_split(config, layout.pipeline, layout.virtual)
@@ -61,7 +63,9 @@ class MegatronEngine:
         self._freezable = freezable_rows(self.chunks, config, self.state) if config.training.freeze_global_steps else {}
         self.optimizer = Optimizer(config, self._wrapped, overlap, set(self._freezable))
         self._tensors = CoreTensors(self.optimizer.core, self.chunks)
-        self._set_weights(lambda n: initial_weight(n, self._shapes[n], config))
+        self.initialiser = Initialiser(config.model, config.training.seed)
+        if fresh:
+            self.init_weights()
         settings = self.chunks[0].config
         settings.finalize_model_grads_func = gradient_finaliser(self.state)
         settings.no_sync_func = None
@@ -219,22 +223,28 @@ class MegatronEngine:
         self._gather_parameters()
         self._checkpoints.load(folder)
 
+    def init_weights(self) -> None:
+        from megatron_lst.engines.weights_io import initial_shards
+
+        self._set_weights(initial_shards(self.initialiser, self._shapes, self.state))
+
     def export_weights(self) -> dict[str, Tensor] | None:
         from megatron_lst.engines.weights_io import collect_weights
 
         return collect_weights(self.chunks, self.config, self.state, self._tensors.masters())
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        from megatron_lst.engines.weights_io import given_shards
         from megatron_lst.model.weights import check_weights
 
         check_weights(weights, self._shapes)
         self._gather_parameters()
-        self._set_weights(weights.__getitem__)
+        self._set_weights(given_shards(weights, self.state))
 
-    def _set_weights(self, full: Callable[[str], Tensor]) -> None:
+    def _set_weights(self, shard: Callable[[Any], Tensor]) -> None:
         from megatron_lst.engines.weights_io import set_weights
 
-        set_weights(self.chunks, self.config, self.state, full, self._tensors.master_parts())
+        set_weights(self.chunks, self.config, shard, self._tensors.master_parts())
 
     def describe(self) -> dict[str, Any]:
         chosen = {p: accelerators.choose(p, getattr(self.config.engine, p)) for p in ("attention", "norm")}
@@ -243,6 +253,7 @@ class MegatronEngine:
             "layout": str(self.layout),
             "device": str(self.device),
             "parameters": sum(int(np.prod(shape)) for shape in self._shapes.values()),
+            "weights_drawn": self.initialiser.drawn,
             "precision": self.config.training.precision,
             "optimizer": self.optimizer.name,
             "distributed_optimizer": self.config.engine.distributed_optimizer,

@@ -4,10 +4,14 @@ Only the bit stream of Philox is used, which numpy guarantees to be the same on 
 distributions are made here, because numpy's own may change.
 """
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 import xxhash
+
+_WORDS = 8
+"""32-bit words that Philox makes of one value of its counter."""
 
 
 @cache
@@ -33,3 +37,21 @@ def uniforms(count: int, seed: int, purpose: str, *indices: int) -> np.ndarray:
 def permutation(count: int, seed: int, purpose: str, *indices: int) -> np.ndarray:
     """int64 [count], a random permutation of 0..count-1."""
     return np.argsort(bits(count, seed, purpose, *indices), kind="stable")
+
+
+def words(starts: Iterable[int], count: int, seed: int, purpose: str) -> np.ndarray:
+    """Slices of one endless sequence: uint32 [starts, count], the words `start` to `start + count` of each start.
+
+    Word w is a function of (seed, purpose, w) alone, and a slice costs its own length, wherever it begins. A purpose
+    has either such a sequence or `bits`.
+    """
+    generator = np.random.Philox(key=np.array([seed % 2**64, number_of(purpose)], np.uint64))
+    found, at = [], 0
+    for start in starts:
+        block, skip = divmod(start, _WORDS)
+        blocks = -(-(skip + count) // _WORDS)
+        generator.advance(block - at)
+        raw = np.asarray(generator.random_raw(4 * blocks))
+        found.append(raw.astype("<u8", copy=False).view("<u4")[skip : skip + count])
+        at = block + blocks
+    return np.stack(found)
