@@ -28,6 +28,16 @@ REASONS: dict[str, str] = {
     "bad_manifest_line": "a line that is not a JSON object with id, audio and text",
     "outside_corpus": "a path that leads out of the manifest's folder, or of audio.root",
     "bad_text_line": "a text record that is not what its format says",
+    "unreadable_record": "a record that is not what its format says",
+    "unreadable_tokens": "tokens in a file that is no array of numbers",
+    "bad_record": "a value that is missing, or of another kind",
+    "bad_tokens": "tokens that are not integers, or none",
+    "bad_shape": "another number of codebooks, or axes the other way round",
+    "code_out_of_range": "a code that its codebook does not have",
+    "rate_mismatch": "more or fewer frames than the duration and the codec's rate say",
+    "other_codec": "tokens of another codec than the configuration's",
+    "bad_times": "times of words or segments that go backwards or lie outside the record",
+    "unknown_split": "a split that is neither training nor held out by its name",
     "tokenizer": "the tokenizer gives no piece for a word",
 }
 """Every reason, and what it means; the report prints both."""

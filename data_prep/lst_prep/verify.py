@@ -21,7 +21,8 @@ def find_sets(paths: Sequence[Path]) -> list[Path]:
     """Shard sets at the paths: a set itself, or a preparation's output folder. Raises UserError when there is none."""
     found: list[Path] = []
     for path in paths:
-        here = [path] if (path / MANIFEST).exists() else [path / n for n in SETS if (path / n / MANIFEST).exists()]
+        inner = [path / name for name in SETS] + sorted(p.parent for p in path.glob(f"*/{MANIFEST}"))
+        here = [path] if (path / MANIFEST).exists() else [p for p in dict.fromkeys(inner) if (p / MANIFEST).exists()]
         if not here:
             raise UserError(f"{path}: neither a shard set nor the output folder of a finished preparation")
         found += here
@@ -70,7 +71,7 @@ def _pool(workers: int) -> Iterator[Callable[..., Iterable[list[str]]]]:
 def _opened(path: Path) -> tuple[ShardSet, HeldOut | None]:
     """A set, and what must not be in it. Once a process."""
     heldout = path.parent / "heldout.json"
-    training = path.name in ("speech", "text") and heldout.exists()
+    training = not path.name.startswith("heldout-") and heldout.exists()
     return ShardSet.open(path), HeldOut.load(heldout) if training else None
 
 

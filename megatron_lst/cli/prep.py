@@ -13,6 +13,7 @@ from megatron_lst.errors import UserError
 
 if TYPE_CHECKING:
     from lst_prep.config import PrepConfig
+    from lst_prep.importing.config import ImportConfig
     from lst_prep.pipeline import Preparation
 
 prep_app = typer.Typer(help="Audio and text to shards: every stage by itself, or all of them.", no_args_is_help=True)
@@ -33,6 +34,16 @@ def _config(path: Path, overrides: list[str] | None) -> "PrepConfig":
     return build(PrepConfig, merge(read_yaml(path), parse_overrides(overrides or [], PrepConfig)), "")
 
 
+def _import_config(path: Path, overrides: list[str] | None) -> "ImportConfig":
+    try:
+        from lst_prep.importing.config import ImportConfig
+    except ModuleNotFoundError as error:
+        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
+    from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
+
+    return build(ImportConfig, merge(read_yaml(path), parse_overrides(overrides or [], ImportConfig)), "")
+
+
 def check_slices(command: Sequence[str]) -> None:
     """Refuse before it queues what each task of an array would refuse: `lst prep COMMAND`, without --items.
 
@@ -45,7 +56,7 @@ def check_slices(command: Sequence[str]) -> None:
     if command[0] not in sliced:
         raise UserError(f"{command[0]!r} is no stage with slices of items; those are {', '.join(sliced)}")
     given = stages[command[0]].make_context(command[0], list(command[1:])).params
-    _config(given["config"], given["overrides"])
+    (_import_config if command[0] == "import" else _config)(given["config"], given["overrides"])
 
 
 @contextmanager
@@ -193,6 +204,22 @@ def shards(config: ConfigPath, overrides: Overrides = None, items: Items = None,
         manifests = stage.shards()
     for name, made in manifests.items():
         typer.echo(f"{name}: {made['documents']} documents in {made['shards']} shards")
+
+
+@prep_app.command("import")
+def import_tokens(config: ConfigPath, overrides: Overrides = None, items: Items = None, quiet: Quiet = False) -> None:
+    """Speech tokens that are made already to shards: parquet, arrow, webdataset, lhotse, nemo, jsonl, npy.
+
+    Every record is checked before anything is written. Slices check first; run them again to write, and without
+    --items to join the parts and to write OUT/train.yaml.
+    """
+    prepared = _import_config(config, overrides)
+    from lst_prep.importing.pipeline import run_import
+
+    summary = run_import(prepared, quiet, items)
+    if summary is not None:
+        typer.echo(_table(summary))
+        typer.echo(f"codec: {prepared.codec.codec()}; shards, report and train.yaml: {prepared.out}")
 
 
 @prep_app.command()

@@ -1,0 +1,169 @@
+"""What an import is: where tokens lie, what made them, and what the columns are called."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from lst_prep.config import ReadingConfig, ShardConfig
+from megatron_lst.documents.codec import Codec
+from megatron_lst.errors import UserError
+from megatron_lst.values import Count, NotNegative, PathText, Positive, Range, Rate, Share
+from megatron_lst.vocabulary import parse_rate
+
+
+@dataclass
+class CodecConfig:
+    """What made the tokens."""
+
+    name: str
+    """For people: mimi, s3, hubert..."""
+    rate: Rate
+    """Frames a second: a number, or a fraction such as 80/3."""
+    codebooks: tuple[Count, ...]
+    """Entries of each codebook, in the order of a frame's codes."""
+    fingerprint: str = ""
+    """Changes whenever equal tokens mean something else, such as a hash of the codec's weights; empty: made of name,
+    rate and codebooks."""
+    encoder: str = ""
+    """How tokens are made of audio, for people."""
+    decoder: str = ""
+    """How audio is made of tokens, for people."""
+
+    def codec(self) -> Codec:
+        return Codec(
+            self.name,
+            self.codebooks,
+            parse_rate(self.rate, "codec.rate"),
+            self.fingerprint,
+            self.encoder,
+            self.decoder,
+        )
+
+
+@dataclass
+class Columns:
+    """What the values of a record are called in its file. Dots lead into a value: `custom.codes`, `json.duration`."""
+
+    id: str = ""
+    """Unique over all files of a source; empty: made of file and row, or the format's own."""
+    tokens: str = ""
+    """Codes: integers [T, Q], see `layout`; a list, an array, numbers in a string, or the path of an .npy file."""
+    text: str = ""
+    """The transcript. Empty, or no value in a record: speech without a transcript."""
+    seconds: str = ""
+    """Duration of the audio, which the number of frames has to fit."""
+    speaker: str = ""
+    """Who speaks."""
+    license: str = ""
+    """What may be done with it."""
+    split: str = ""
+    """train, or what is held out (heldout, validation, dev, test-clean...). An unknown name is refused."""
+    recording: str = ""
+    """Consecutive records of one recording become one document, each of them a segment of it."""
+    start: str = ""
+    """Seconds at which the record begins in its recording. Records that go backwards or overlap are not joined."""
+    segments: str = ""
+    """Pieces of the record with their transcripts: a list of {text, start, end} in seconds from the record's begin."""
+    words: str = ""
+    """Words with times: a list of {word, start, end}, or of strings with `word_starts` and `word_ends` beside it."""
+    word_starts: str = ""
+    """Seconds at which each word begins."""
+    word_ends: str = ""
+    """Seconds at which each word ends."""
+    durations: str = ""
+    """One codebook: frames that each token stands for, where repetitions were merged."""
+    codec: str = ""
+    """Name of the codec of each record; one that is not `codec.name` is refused."""
+
+
+@dataclass
+class ImportSource:
+    """Files of one format."""
+
+    name: str
+    """Names the shard set, and goes into every document's `source`."""
+    format: Literal["parquet", "arrow", "webdataset", "lhotse", "nemo", "jsonl", "npy"]
+    """`arrow`: what datasets' `save_to_disk` writes. `lhotse`: cuts (.jsonl, .jsonl.gz) or a Shar folder. `npy`: a
+    folder of .npy or .npz, with .txt and .json of the same name beside them."""
+    path: PathText
+    """A file, a folder or a glob."""
+    columns: Columns = field(default_factory=Columns)
+    """What the values are called."""
+    layout: Literal["tq", "qt", "flat"] = "tq"
+    """Axes of the tokens: `tq` [frames, codebooks], `qt` [codebooks, frames], `flat` frame after frame on one axis."""
+    split: Literal["train", "heldout"] = "train"
+    """Of records without a value of their own."""
+    license: str = ""
+    """Of records without a value of their own."""
+    weight: Positive = 1.0
+    """Weight of its documents with a transcript in OUT/train.yaml."""
+    untranscribed_weight: NotNegative = 0.0
+    """Weight of its speech without a transcript; 0: it is not trained on. The paper has no such source."""
+
+
+@dataclass
+class CheckConfig:
+    """When tokens and durations disagree, and how much may be wrong."""
+
+    frames: NotNegative = 2.0
+    """Frames that a record may have more or fewer than its seconds say..."""
+    share: Share = 0.01
+    """...and this share of them."""
+    max_rejected: Share = 0.05
+    """Nothing is written where a larger share of a source's records is wrong (of at least 100; of fewer, all)."""
+
+
+@dataclass
+class ImportJobs:
+    """How the work is spread."""
+
+    workers: Annotated[int, Range(0, 1024)] = 0
+    """Processes on this machine; 0: one a core."""
+    item_megabytes: Positive = 64.0
+    """Size of the input of one item of work, the granularity of resuming and of parts of a set."""
+    attempts: Count = 3
+    """An item whose worker dies this often is given up and named."""
+
+
+@dataclass
+class ImportConfig:
+    """One import: tokens in, a shard set a source and OUT/train.yaml out."""
+
+    out: PathText
+    """Output folder."""
+    codec: CodecConfig
+    """What made the tokens, of all sources alike."""
+    sources: tuple[ImportSource, ...]
+    """Where they lie."""
+    tokenizer: PathText = "mistral-v1"
+    """As in a preparation: `mistral-v1`, a SentencePiece .model, or an HF tokenizer."""
+    heldout: tuple[PathText, ...] = ()
+    """Held-out lists (heldout.json of other preparations): documents with their sentences are rejected."""
+    give_up: tuple[str, ...] = ()
+    """Files that are gone for good: what is in them is counted as `given_up`, and no run waits for them."""
+    checks: CheckConfig = field(default_factory=CheckConfig)
+    shards: ShardConfig = field(default_factory=ShardConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+    jobs: ImportJobs = field(default_factory=ImportJobs)
+
+    def __post_init__(self) -> None:
+        self.codec.codec()
+        names = [source.name for source in self.sources]
+        if not names:
+            raise UserError("sources: there are none; name at least one source of tokens")
+        if len(set(names)) < len(names):
+            raise UserError(f"sources: names must differ, found {', '.join(names)}")
+        for source in self.sources:
+            if not source.name or not all(c.isalnum() or c in "-_." for c in source.name) or source.name[0] in ".-":
+                raise UserError(
+                    f"sources: the name {source.name!r} is to name a folder: letters, digits, '-', '_' and '.'"
+                )
+            if source.name in ("work", "report") or source.name.startswith("heldout-"):
+                raise UserError(f"sources: the name {source.name!r} is taken; choose another")
+            if source.layout == "qt" and len(self.codec.codebooks) == 1 and source.columns.durations:
+                raise UserError(
+                    f"source {source.name!r}: columns.durations goes with tokens on one axis, not layout qt"
+                )
+            if source.columns.durations and len(self.codec.codebooks) > 1:
+                raise UserError(f"source {source.name!r}: columns.durations needs a codec of one codebook")
+            if bool(source.columns.word_starts) != bool(source.columns.word_ends):
+                raise UserError(f"source {source.name!r}: columns.word_starts and columns.word_ends go together")
