@@ -20,7 +20,8 @@ import psutil
 from megatron_lst.config.load import build
 from megatron_lst.config.schema import Config
 from megatron_lst.data import open_loader
-from megatron_lst.documents.format import CodebookInfo, TokenizerInfo
+from megatron_lst.documents.codec import Codec
+from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.writing import write_set
 from megatron_lst.patching.row import batch_hash
@@ -112,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer = TokenizerInfo("bench", 32000, 1, 2)
-        write_set(folder / "speech", map(recording, range(200)), "speech", tokenizer, CodebookInfo("bench", 501))
+        write_set(folder / "speech", map(recording, range(200)), "speech", tokenizer, Codec("bench", (501,)))
         write_set(folder / "text", map(article, range(4000)), "text", tokenizer)
         check(folder)
         print(f"{os.cpu_count()} cores, {arguments.rows} rows of 4096 units")

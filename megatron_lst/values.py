@@ -7,6 +7,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated
 
 LARGEST_COUNT = 2**31 - 1
@@ -85,6 +86,34 @@ class Place:
         return found
 
 
+def hertz(value: float | str | Fraction) -> Fraction:
+    """A rate as an exact number: 12.5, "12.5" or "80/3".
+
+    Raises:
+        ValueError: not a number above 0.
+    """
+    try:
+        rate = Fraction(value if isinstance(value, Fraction) else str(value).strip())
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise ValueError(f"must be a rate above 0 in hertz, such as 12.5 or 80/3, got {value}")
+    return rate
+
+
+@dataclass(frozen=True)
+class Hertz:
+    """A rate: a number or a fraction."""
+
+    def settle(self, value: float | str) -> float | str:
+        """The rate as it is written. Raises ValueError: it is none."""
+        hertz(value)
+        return value
+
+    def __str__(self) -> str:
+        return "above 0; a fraction such as 80/3 is exact"
+
+
 Count = Annotated[int, Range(1, LARGEST_COUNT)]
 """A whole number of at least 1."""
 CountOr0 = Annotated[int, Range(0, LARGEST_COUNT)]
@@ -99,6 +128,8 @@ Share = Annotated[float, Range(0, 1)]
 """From 0 to 1, both included."""
 Seconds = Annotated[float, Range(0, 10**9, above=True)]
 """A time limit: clocks of the operating system end above it."""
+Rate = Annotated[float | str, Hertz()]
+"""Hertz; `hertz` makes an exact number of it."""
 PathText = Annotated[str, Place()]
 """A path or URL."""
 PathTextOrEmpty = Annotated[str, Place(optional=True)]

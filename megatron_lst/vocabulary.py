@@ -3,7 +3,7 @@
 Layout, computed from sizes and never from literals:
 
     [0, T)            text ids, the tokenizer's own, BOS and EOS among them
-    [T, T + S)        speech units
+    [T, T + S)        speech tokens; codebooks one after the other, each its own range
     T + S             <t>, begins a text span
     T + S + 1         <s>, begins a speech span
     T + S + 2         PAD
@@ -11,11 +11,12 @@ Layout, computed from sizes and never from literals:
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, CountOr0
+from megatron_lst.values import Count, CountOr0, Rate, hertz
 
 IGNORE = -100
 """The label that no loss counts (row end, document end, PAD)."""
@@ -27,9 +28,12 @@ class Vocabulary:
 
     Args:
         text_size: T, the tokenizer's number of pieces.
-        speech_size: S, the codebook's number of entries (501; 1,000 or so for unit BPE).
+        speech_size: S, entries of all codebooks together (501; 1,000 or so for unit BPE).
         bos, eos: the tokenizer's own begin and end of document, both inside [0, T).
         multiple: the embedding table's rows are rounded up to a multiple of this.
+        codebooks: K_q, entries of each codebook of the speech tokens, which sum to S; empty: one of S entries.
+        frame_rate: frames of speech a second: a number, or a fraction such as 80/3.
+        codec: fingerprint of what made the speech tokens, compared with the shards'; empty: not compared.
     """
 
     text_size: Count = 32000
@@ -37,6 +41,9 @@ class Vocabulary:
     bos: CountOr0 = 1
     eos: CountOr0 = 2
     multiple: Count = 256
+    codebooks: tuple[Count, ...] = ()
+    frame_rate: Rate = 25.0
+    codec: str = ""
 
     def __post_init__(self) -> None:
         if self.text_size < 1 or self.speech_size < 1 or self.multiple < 1:
@@ -50,6 +57,30 @@ class Vocabulary:
                     f"vocabulary.{name}={getattr(self, name)} is outside the text ids: there are "
                     f"vocabulary.text_size={self.text_size}"
                 )
+        if self.codebooks and (min(self.codebooks) < 1 or sum(self.codebooks) != self.speech_size):
+            raise UserError(
+                f"vocabulary.codebooks={list(self.codebooks)} must be at least 1 each and sum to "
+                f"vocabulary.speech_size={self.speech_size}; they sum to {sum(self.codebooks)}"
+            )
+        parse_rate(self.frame_rate, "vocabulary.frame_rate")
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames of speech a second."""
+        return parse_rate(self.frame_rate, "vocabulary.frame_rate")
+
+    @property
+    def depth(self) -> int:
+        """Q, speech tokens of a frame."""
+        return len(self.codebooks) or 1
+
+    def speech_tokens(self, seconds: float) -> int:
+        """Speech tokens of so many seconds, whole frames."""
+        return int(seconds * self.rate) * self.depth
+
+    def seconds(self, speech_tokens: int) -> float:
+        """Seconds of so many speech tokens."""
+        return float(speech_tokens / self.depth / self.rate)
 
     @property
     def text_marker(self) -> int:
@@ -75,3 +106,21 @@ class Vocabulary:
     def is_speech(self, ids: np.ndarray) -> np.ndarray:
         """True where an id is a speech unit. ids: any integer shape -> bool, same shape."""
         return (ids >= self.text_size) & (ids < self.text_size + self.speech_size)
+
+
+def parse_rate(value: float | str | Fraction, key: str) -> Fraction:
+    """A rate in hertz as an exact number: 12.5, "12.5" or "80/3".
+
+    Raises:
+        UserError: not a number above 0; names the key.
+    """
+    try:
+        return hertz(value)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def rate_text(rate: Fraction) -> str:
+    """The shortest way to write a rate that `parse_rate` reads back: 25, 12.5 or 80/3."""
+    short = f"{float(rate):.12g}"
+    return short if Fraction(short) == rate else str(rate)

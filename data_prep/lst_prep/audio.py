@@ -12,17 +12,14 @@ import numpy as np
 import soundfile
 
 from lst_prep import endings
-from lst_prep.config import AudioConfig
+from lst_prep.config import SAMPLE_RATE, AudioConfig
 from lst_prep.mpeg import with_honest_length
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import LstError
 
-RATE = 16000
+RATE = SAMPLE_RATE
 """Sample rate of everything behind this module."""
-
-SAMPLES_PER_FRAME = RATE // 25
-"""640 samples a 25 Hz frame."""
 
 
 @dataclass(frozen=True)

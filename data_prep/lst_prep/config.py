@@ -2,10 +2,15 @@
 
 import codecs
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated
 
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, CountOr0, NotNegative, PathText, PathTextOrEmpty, Positive, Range, Share
+from megatron_lst.values import Count, CountOr0, NotNegative, PathText, PathTextOrEmpty, Positive, Range, Rate, Share
+from megatron_lst.vocabulary import parse_rate, rate_text
+
+SAMPLE_RATE = 16000
+"""Samples a second of all audio once it is read."""
 
 MAX_UNITS = 32768
 """Entries that a codebook may have: shards hold units as int16."""
@@ -65,6 +70,8 @@ class UnitsConfig:
     """Number of k-means clusters when fitting."""
     fit_frames: Count = 1_000_000
     """Frames sampled for fitting."""
+    rate: Rate = 25.0
+    """Frames a second. mfcc: 100 divided by a whole number; hubert: what the model's strides give."""
     device: str = "auto"
     """hubert: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`..."""
     precision: str = "auto"
@@ -73,6 +80,21 @@ class UnitsConfig:
     """hubert: seconds of audio in one batch; only pieces of equal length share a batch."""
     piece_seconds: Positive = 30.0
     """hubert: longer audio is cut at its quietest places into pieces of at most this."""
+
+    @property
+    def hertz(self) -> Fraction:
+        """Frames a second."""
+        return parse_rate(self.rate, "units.rate")
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples of a frame at 16 kHz. Raises UserError: they are no whole number."""
+        samples = SAMPLE_RATE / self.hertz
+        if samples.denominator > 1:
+            raise UserError(
+                f"units.rate: a frame at {rate_text(self.hertz)} Hz is no whole number of samples at {SAMPLE_RATE} Hz"
+            )
+        return int(samples)
 
 
 @dataclass
@@ -207,6 +229,8 @@ class PrepConfig:
             raise UserError(f"cutting.by: {self.cutting.by!r} is not one of none, vad, energy")
         if not 0 < 2 * self.cutting.shortest_seconds <= self.cutting.longest_seconds <= self.cutting.over_seconds:
             raise UserError("2 * cutting.shortest_seconds <= cutting.longest_seconds <= cutting.over_seconds must hold")
+        if (self.units.frame_samples % 160 or self.units.hertz > 100) and self.units.extractor == "mfcc":
+            raise UserError(f"units.rate: {self.units.rate}: mfcc gives 100 Hz divided by a whole number, such as 25")
         if self.units.extractor not in ("mfcc", "hubert"):
             raise UserError(f"units.extractor: {self.units.extractor!r} is not one of mfcc, hubert")
         if self.align.aligner not in ("pocketsphinx", "ctc"):

@@ -7,6 +7,7 @@ voice activity detector or the energy does. Either way the recording is read blo
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from lst_prep.reading import Inputs
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import check_rate, normalise
-from megatron_lst.documents.schema import FRAMES_PER_SECOND
 from megatron_lst.errors import UserError
 
 CHUNK = 512
@@ -124,7 +124,7 @@ class Cutter:
     """
 
     def __init__(self, config: PrepConfig) -> None:
-        self._config, self._options = config, config.cutting
+        self._config, self._options, self._rate = config, config.cutting, config.units.hertz
         self._activity = speech_probability if config.cutting.by == "vad" else loudness
         self._aligner: SphinxAligner | None = None
         self.asked: str | None = None
@@ -147,9 +147,9 @@ class Cutter:
         if recording.seconds <= self._options.over_seconds:
             yield entry
         elif entry.text.strip():
-            yield from _name(entry, recording.seconds, self._transcribed(entry, recording))
+            yield from _name(entry, recording.seconds, self._transcribed(entry, recording), self._rate)
         else:
-            yield from _name(entry, recording.seconds, self._untranscribed(recording))
+            yield from _name(entry, recording.seconds, self._untranscribed(recording), self._rate)
 
     def _untranscribed(self, recording: Recording) -> Iterator[tuple[float, float, str]]:
         """(begin s, end s, "") of each piece; with `vad`, none of a piece without speech."""
@@ -190,19 +190,19 @@ class Cutter:
         return self._aligner
 
 
-def _to_frame(seconds: float) -> float:
-    return round(seconds * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
+def _to_frame(seconds: float, rate: Fraction) -> float:
+    return float(round(seconds * float(rate)) / rate)
 
 
-def _name(entry: Entry, total: float, pieces: Iterator[tuple[float, float, str]]) -> Iterator[Entry]:
+def _name(entry: Entry, total: float, pieces: Iterator[tuple[float, float, str]], rate: Fraction) -> Iterator[Entry]:
     """Entries of the pieces of a recording; `document` is new every hour.
 
     Inner times are rounded to frames, so that units of the pieces end to end are as long as those of the whole.
     """
     start = entry.start or 0.0
     for index, (begin, end, text) in enumerate(pieces):
-        begin, stretch = _to_frame(begin), int(begin // _STRETCH)
-        end = _to_frame(end) if end < total else total
+        begin, stretch = _to_frame(begin, rate), int(begin // _STRETCH)
+        end = _to_frame(end, rate) if end < total else total
         yield replace(
             entry,
             id=f"{entry.id}/{index}",

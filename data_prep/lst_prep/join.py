@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from lst_prep.align.spans import AlignedWords, to_frames
 from lst_prep.manifest import Entry
 from lst_prep.tokenizer import Tokenizer, encode_words
-from megatron_lst.documents.schema import FRAMES_PER_SECOND, Document
+from megatron_lst.documents.schema import Document
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class _Run:
     letters: list[np.ndarray]
 
 
-def _merge(aligned: AlignedWords, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+def _merge(
+    aligned: AlignedWords, frames: int, rate: Fraction
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
     """Words with frames to themselves: spans int32 [V, 2], chars int32 [V, 2], scores float32 [V], letter ends."""
-    spans, owner = to_frames(aligned.seconds, frames)
+    spans, owner = to_frames(aligned.seconds, frames, rate)
     chars = np.zeros((len(spans), 2), np.int32)
     scores = np.zeros(len(spans), np.float32)
     letters: list[np.ndarray] = []
@@ -48,16 +51,16 @@ def _merge(aligned: AlignedWords, frames: int) -> tuple[np.ndarray, np.ndarray, 
     return spans, chars, scores, letters
 
 
-def _lay_out(pieces: list[Piece]) -> _Run:
+def _lay_out(pieces: list[Piece], rate: Fraction) -> _Run:
     texts, frames, chars, scores = [], [], [], []
     letters: list[np.ndarray] = []
     at_frame = at_char = 0
     for piece in pieces:
-        spans, places, values, times = _merge(piece.aligned, len(piece.speech_ids))
+        spans, places, values, times = _merge(piece.aligned, len(piece.speech_ids), rate)
         frames.append(spans + at_frame)
         chars.append(places + at_char)
         scores.append(values)
-        letters += [time * FRAMES_PER_SECOND + at_frame for time in times]
+        letters += [time * float(rate) + at_frame for time in times]
         texts.append(piece.entry.text)
         at_frame += len(piece.speech_ids)
         at_char += len(piece.entry.text) + 1
@@ -135,13 +138,16 @@ def _follows(entry: Entry, reached: dict[str, float]) -> bool:
     return (entry.start or 0.0) >= reached.get(entry.audio, 0.0) - _OVERLAP
 
 
-def documents(pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds: float) -> Iterator[Document]:
+def documents(
+    pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds: float, rate: Fraction
+) -> Iterator[Document]:
     """Documents of one recording.
 
     Args:
         pieces: the recording's pieces in order; None stands for a rejected one: what is around it is not joined. Nor
             are pieces of one file that go backwards or overlap.
         max_seconds: longest document.
+        rate: frames a second.
 
     Yields:
         Documents named after the recording, with `/0`, `/1`... when there are several.
@@ -159,10 +165,10 @@ def documents(pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds:
             runs[-1].append(piece)
             end = piece.entry.end
             reached[piece.entry.audio] = float("inf") if end is None else end
-    longest = int(max_seconds * FRAMES_PER_SECOND)
+    longest = int(max_seconds * rate)
     found: list[Document] = []
     for members in filter(None, runs):
-        run, entry = _lay_out(members), members[0].entry
+        run, entry = _lay_out(members, rate), members[0].entry
         for first, last, begin, end in _cuts(run.frames, len(run.speech_ids), longest):
             frames, chars = run.frames[first:last] - begin, run.chars[first:last]
             frames = np.clip(frames, 0, end - begin)

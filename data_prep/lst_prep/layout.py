@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from lst_prep.text_files import source_files
 from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.files import replacing, write_bytes
+
+if TYPE_CHECKING:
+    from lst_prep.importing.config import ImportConfig
 
 SETS = ("speech", "text", "heldout-speech", "heldout-text")
 
@@ -99,7 +102,7 @@ class Layout:
         self.given_up = self.out / "given-up.txt"
         self.manifest_rejections = self.work / "manifest-rejections.jsonl"
 
-    def inputs(self, config: PrepConfig) -> Inputs:
+    def inputs(self, config: "PrepConfig | ImportConfig") -> Inputs:
         """What opens the inputs of one item of work: nothing that is given up by name is waited for."""
         try:
             more = self.given_up.read_text(encoding="utf-8").splitlines()
@@ -155,7 +158,12 @@ def check_plan(layout: Layout, config: PrepConfig) -> str:
     Raises:
         UserError: the folder belongs to another plan; names what differs.
     """
-    plan = json.loads(json.dumps(plan_of(config)))
+    return compare_plan(layout, plan_of(config))
+
+
+def compare_plan(layout: Layout, plan: dict[str, Any]) -> str:
+    """See `check_plan`."""
+    plan = json.loads(json.dumps(plan))
     if layout.plan.exists():
         try:
             there = json.loads(layout.plan.read_text())

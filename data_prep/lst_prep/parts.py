@@ -2,8 +2,9 @@
 
 import shutil
 
-from lst_prep.config import PrepConfig
+from lst_prep.config import ShardConfig
 from lst_prep.layout import Layout
+from megatron_lst.documents.codec import Codec
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.writing import PartWriter
 
@@ -11,8 +12,12 @@ from megatron_lst.documents.writing import PartWriter
 class Parts:
     """The parts of several sets that one item writes; all are renamed into place together at the end."""
 
-    def __init__(self, layout: Layout, config: PrepConfig, item: int) -> None:
-        self._layout, self._config, self._item = layout, config, item
+    def __init__(
+        self, layout: Layout, options: ShardConfig, item: int, codec: Codec | None = None, segments: bool = False
+    ) -> None:
+        """Args: codec, segments: see `PartWriter`."""
+        self._layout, self._options, self._item = layout, options, item
+        self._codec, self._segments = codec, segments
         self._writers: dict[str, PartWriter] = {}
         self.counts: dict[str, int] = {}
 
@@ -20,8 +25,10 @@ class Parts:
         if name not in self._writers:
             folder = self._layout.out / name / f".part-{self._item:05d}.tmp"
             folder.parent.mkdir(parents=True, exist_ok=True)
-            options = self._config.shards
-            self._writers[name] = PartWriter(folder, options.size_limit, options.compression)
+            options = self._options
+            self._writers[name] = PartWriter(
+                folder, options.size_limit, options.compression, self._codec, self._segments
+            )
         self._writers[name].add(document, speech_size, text_size)
 
     def finish(self) -> dict[str, None]:
@@ -39,7 +46,8 @@ class Parts:
 class SetTotals:
     """Totals per set and source, for summary and report."""
 
-    def __init__(self) -> None:
+    def __init__(self, codec: Codec | None = None) -> None:
+        self._codec = codec
         self.sources: dict[str, dict[str, float]] = {}
 
     def add(self, name: str, document: Document) -> None:
@@ -47,7 +55,8 @@ class SetTotals:
             f"{name}/{document.source}", {"documents": 0, "seconds": 0, "units": 0, "words": 0, "pieces": 0}
         )
         totals["documents"] += 1
-        totals["seconds"] += len(document.speech_ids) / 25
+        if self._codec is not None:
+            totals["seconds"] += len(document.speech_ids) / float(self._codec.rate)
         totals["units"] += len(document.speech_ids)
         totals["words"] += len(document.word_frames) or len(document.text.split())
         totals["pieces"] += len(document.token_ids)

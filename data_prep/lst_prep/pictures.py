@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_lst.documents.schema import FRAMES_PER_SECOND, Document
+from megatron_lst.documents.schema import Document
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,13 +28,16 @@ def _bare(panel: "Axes") -> None:
         panel.spines[side].set_visible(False)
 
 
-def draw_histograms(file: Path, words: np.ndarray, pauses: np.ndarray, scores: np.ndarray, rates: np.ndarray) -> None:
+def draw_histograms(
+    file: Path, words: np.ndarray, pauses: np.ndarray, scores: np.ndarray, rates: np.ndarray, frame_rate: float
+) -> None:
     """Lengths of words and pauses, which are the patches of aligned patching, scores and speaking rates.
 
     Args:
         words, pauses: int [n], frames.
         scores: float [n], one a word.
         rates: float [n], words a second of each document.
+        frame_rate: frames a second.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -42,8 +45,18 @@ def draw_histograms(file: Path, words: np.ndarray, pauses: np.ndarray, scores: n
     panels: list[Axes] = list(figure.subplots(1, 4))
     frames = np.arange(0.5, _LONGEST + 1)  # one bar a frame, centred on it
     plan: list[tuple[np.ndarray, Any, str, str]] = [
-        (words.clip(max=_LONGEST), frames, "word patches", f"frames (40 ms), {_LONGEST} or more in the last"),
-        (pauses.clip(max=_LONGEST), frames, "pause patches", f"frames (40 ms), {_LONGEST} or more in the last"),
+        (
+            words.clip(max=_LONGEST),
+            frames,
+            "word patches",
+            f"frames ({1000 / frame_rate:g} ms), {_LONGEST} or more in the last",
+        ),
+        (
+            pauses.clip(max=_LONGEST),
+            frames,
+            "pause patches",
+            f"frames ({1000 / frame_rate:g} ms), {_LONGEST} or more in the last",
+        ),
         (scores, 40, "alignment score of words", "log-probability a frame"),
         (rates, min(20, max(len(rates) // 3, 5)), "speaking rate of documents", "words a second"),
     ]
@@ -111,25 +124,25 @@ def draw_rejections(file: Path, rejected: dict[str, dict[str, int]], most: int =
     figure.savefig(file, dpi=_DPI)
 
 
-def draw_aligned_row(file: Path, document: Document, seconds: float = 10.0) -> None:
+def draw_aligned_row(file: Path, document: Document, rate: float, seconds: float = 10.0) -> None:
     """The first seconds of a document: units over time, each word's span coloured, its text above it."""
-    frames = min(len(document.speech_ids), int(seconds * FRAMES_PER_SECOND))
+    frames = min(len(document.speech_ids), int(seconds * rate))
     figure = _figure(12, 2.7)
     above, panel = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.2))
     above.axis("off")
     _bare(panel)
-    time = (np.arange(frames) + 0.5) / FRAMES_PER_SECOND
+    time = (np.arange(frames) + 0.5) / rate
     panel.scatter(time, document.speech_ids[:frames], s=7, color="black", zorder=2)
     for index, (begin, end) in enumerate(document.word_frames):
         if begin >= frames:
             break
-        left, right = begin / FRAMES_PER_SECOND, min(end, frames) / FRAMES_PER_SECOND
+        left, right = begin / rate, min(end, frames) / rate
         panel.axvspan(left, right, color=_WORD_COLOURS[index % 2], alpha=0.6, lw=0)
         first, last = document.word_chars[index]
         if end <= frames:  # the word at the picture's edge would stand half outside
             above.text(
                 (left + right) / 2, 0, document.text[first:last], fontsize=8, rotation=50, ha="left", va="bottom"
             )
-    panel.set(xlim=(0, frames / FRAMES_PER_SECOND), xlabel="seconds", ylabel="unit")
+    panel.set(xlim=(0, frames / rate), xlabel="seconds", ylabel="unit")
     panel.tick_params(labelsize=8)
     figure.savefig(file, dpi=_DPI)

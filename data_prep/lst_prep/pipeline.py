@@ -132,7 +132,7 @@ class Preparation:
         options = self.config.units
         extractor = make_extractor(options)
         if options.codebook:
-            codebook = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint)
+            codebook = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint, extractor.rate)
         else:
             sample, rejections = self._sample()
             try:
@@ -145,8 +145,8 @@ class Preparation:
                     f"{error}; {len(rejections.all)} pieces were rejected, the first, {first['id']}, as "
                     f"{first['reason']}: {first['detail']}"
                 ) from error
-            codebook = Codebook(centres, extractor.name, extractor.fingerprint)
-        codebook.require(extractor.name, extractor.fingerprint)
+            codebook = Codebook(centres, extractor.name, extractor.fingerprint, extractor.rate)
+        codebook.require(extractor.name, extractor.fingerprint, extractor.rate)
         codebook.save(self.layout.codebook)
         return codebook
 
@@ -302,7 +302,7 @@ class Preparation:
     def _merge(self, groups: int, texts: int) -> dict[str, dict[str, Any]]:
         """Join the parts into shard sets, write the summary."""
         manifests: dict[str, dict[str, Any]] = {}
-        codebook = Codebook.load(self.layout.codebook).info if groups else None
+        codec = Codebook.load(self.layout.codebook).codec if groups else None
         for name in SETS:
             kind = "speech" if name.endswith("speech") else "text"
             results = self._all("shards", groups) if kind == "speech" else self._all("text", texts)
@@ -315,7 +315,7 @@ class Preparation:
                     parts,
                     kind,
                     self.tokenizer.info,
-                    codebook if kind == "speech" else None,
+                    codec if kind == "speech" else None,
                     {"plan": self.plan},
                 )
         items = len(self.layout.pieces)

@@ -10,8 +10,9 @@ import numpy as np
 from lst_prep.layout import SETS, Layout
 from lst_prep.pictures import draw_aligned_row, draw_histograms, draw_rejections
 from lst_prep.rejection import REASONS
+from megatron_lst.documents.codec import codec_of
 from megatron_lst.documents.format import MANIFEST
-from megatron_lst.documents.schema import FRAMES_PER_SECOND, Document
+from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
 
@@ -45,17 +46,18 @@ def write_report(out: str | Path) -> Path:
 
 
 def _sets(layout: Layout, summary: dict[str, Any]) -> list[str]:
-    lines = ["## Shard sets", "", "| set | documents | hours | units | text pieces | shards | codebook | tokenizer |"]
+    lines = ["## Shard sets", "", "| set | documents | hours | units | text pieces | shards | codec | tokenizer |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name in SETS:
         if name not in summary["sets"]:
             continue
         manifest = json.loads((layout.out / name / MANIFEST).read_text())
-        totals, book = manifest["totals"], manifest["codebook"]
+        totals, codec = manifest["totals"], codec_of(manifest)
+        seconds = totals["frames"] / float(codec.rate) if codec else 0
         lines.append(
-            f"| {name} | {manifest['documents']:,} | {_hours(totals['frames'] / FRAMES_PER_SECOND)} | "
+            f"| {name} | {manifest['documents']:,} | {_hours(seconds)} | "
             f"{totals['frames']:,} | {totals['pieces']:,} | {manifest['shards']:,} | "
-            f"{book['extractor'] + ' ' + book['fingerprint'] if book else '-'} | "
+            f"{f'{codec} ({codec.fingerprint})' if codec else '-'} | "
             f"{manifest['tokenizer']['fingerprint']} |"
         )
     return [*lines, ""]
@@ -106,6 +108,8 @@ def _rejections(summary: dict[str, Any], pictures: Path) -> list[str]:
 
 def _speech(shards: ShardSet, name: str, pictures: Path) -> list[str]:
     """One section a source: numbers, histograms, and rows that a person can look at."""
+    assert shards.codec is not None, "a set of speech"
+    rate = float(shards.codec.rate)
     by_source: dict[str, list[Document]] = {}
     for index in _sample(len(shards)):
         document = shards.get(index)
@@ -115,12 +119,12 @@ def _speech(shards: ShardSet, name: str, pictures: Path) -> list[str]:
         words = np.concatenate([np.diff(d.word_frames, axis=1)[:, 0] for d in documents])
         pauses = np.concatenate([_pauses(d) for d in documents])
         scores = np.concatenate([d.word_scores for d in documents])
-        rates = np.array([len(d.word_frames) * FRAMES_PER_SECOND / len(d.speech_ids) for d in documents])
+        rates = np.array([len(d.word_frames) * rate / len(d.speech_ids) for d in documents])
         used = np.bincount(np.concatenate([d.speech_ids for d in documents]))
         shares = used[used > 0] / used.sum()
         perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
         histogram = pictures / f"{name}-{number}.png"
-        draw_histograms(histogram, words, pauses, scores[np.isfinite(scores)], rates)
+        draw_histograms(histogram, words, pauses, scores[np.isfinite(scores)], rates, rate)
         lines += [
             f"## {name}, {source or 'no source'}: {len(documents):,} documents looked at",
             "",
@@ -133,7 +137,7 @@ def _speech(shards: ShardSet, name: str, pictures: Path) -> list[str]:
         ]
         for example, document in enumerate(documents[:: max(len(documents) // _EXAMPLES, 1)][:_EXAMPLES]):
             file = pictures / f"{name}-{number}-example-{example}.png"
-            draw_aligned_row(file, document)
+            draw_aligned_row(file, document, rate)
             speaker = f" by {document.speaker}" if document.speaker else ""
             lines += [f"`{document.id}`{speaker}: {document.text[:200]}", ""]
             lines += [f"![{document.id}](report/{file.name})", ""]

@@ -96,7 +96,7 @@ def units_factory(config: PrepConfig) -> Work:
     """Audio -> units. Writes one .npz an item: `lines` int64 [n], `lengths` int64 [n], `units` int16 [sum]."""
     layout, extractor = Layout(config.out), make_extractor(config.units)
     codebook = Codebook.load(layout.codebook)
-    codebook.require(extractor.name, extractor.fingerprint)
+    codebook.require(extractor.name, extractor.fingerprint, extractor.rate)
     heldout = HeldOut.load(layout.heldout)
 
     def work(item: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def units_factory(config: PrepConfig) -> Work:
         for batch in batches(load_pieces(layout, config, heldout, item, rejections, inputs)):
             pieces = []
             for line, entry, sound in batch:
-                if len(sound.samples) < audio.SAMPLES_PER_FRAME:
+                if len(sound.samples) < config.units.frame_samples:
                     rejections.add(entry.id, entry.source, Rejection("too_short", f"{sound.seconds:.3f} s"))
                 else:
                     pieces.append((line, entry, sound))
@@ -273,17 +273,17 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
     """Units + words -> documents -> one part of `speech` and of `heldout-speech` for each group of items."""
     layout = Layout(config.out)
     tokenizer = open_tokenizer(layout, config)
-    codebook, heldout = Codebook.load(layout.codebook), HeldOut.load(layout.heldout)
+    codec, heldout = Codebook.load(layout.codebook).codec, HeldOut.load(layout.heldout)
 
     def work(group: int) -> dict[str, Any]:
-        parts, rejections, stats = Parts(layout, config, group), Rejections(), SetTotals()
+        parts, rejections, stats = Parts(layout, config.shards, group, codec), Rejections(), SetTotals(codec)
         for item in range(*groups[group]):
             for recording, pieces in _item_pieces(layout, item, plan):
                 entry = next((piece.entry for piece in pieces if piece is not None), None)
                 if entry is None:
                     continue
                 try:
-                    made = list(documents(pieces, tokenizer, config.shards.max_document_seconds))
+                    made = list(documents(pieces, tokenizer, config.shards.max_document_seconds, codec.rate))
                 except Rejection as rejection:
                     rejections.add(recording, entry.source, rejection)
                     continue
@@ -292,7 +292,7 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
                     if name == "speech" and heldout.find(document.text):  # by a cut inside a sentence
                         rejections.add(document.id, entry.source, Rejection("held_out"))
                         continue
-                    parts.add(name, document, len(codebook.centres), tokenizer.info.size)
+                    parts.add(name, document, codec.size, tokenizer.info.size)
                     stats.add(name, document)
         files = parts.finish()
         return {"files": files, "counts": parts.counts, "rejections": rejections.all, "sources": stats.sources}

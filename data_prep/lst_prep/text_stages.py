@@ -64,7 +64,7 @@ def text_shards_factory(config: PrepConfig, items: list[TextItem]) -> Work:
 
     def work(item: int) -> dict[str, Any]:
         source, path = TextSource(**items[item][0]), items[item][1]
-        parts, rejections, stats = Parts(layout, config, item), Rejections(), SetTotals()
+        parts, rejections, stats = Parts(layout, config.shards, item), Rejections(), SetTotals()
         keep_file = layout.item("text-keep", item, ".npz")
         keep = arrays(keep_file)["keep"] if keep_file.exists() else None
         removed = trained = 0

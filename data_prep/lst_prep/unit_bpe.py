@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lst.documents.format import CodebookInfo
+from megatron_lst.documents.codec import Codec
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.documents.writing import write_set
@@ -40,14 +40,17 @@ def train(speech: ShardSet, out: Path, pieces: int = 1000, sequences: int = 100_
     """
     from sentencepiece import SentencePieceTrainer
 
-    if speech.codebook is None:
+    if speech.codec is None:
         raise UserError(f"{speech.path}: a text set has no units to train BPE on")
-    if pieces <= speech.codebook.size + 1:
-        raise UserError(f"unit BPE: {pieces} pieces cannot hold a codebook of {speech.codebook.size} entries")
+    if speech.codec.depth > 1:
+        raise UserError(f"{speech.path}: unit BPE is of one codebook, {speech.codec.name} has {speech.codec.depth}")
+    size = speech.codec.size
+    if pieces <= size + 1:
+        raise UserError(f"unit BPE: {pieces} pieces cannot hold a codebook of {size} entries")
     order = np.random.default_rng(seed).permutation(len(speech))
 
     def stretches() -> Iterator[str]:
-        yield _characters(np.arange(speech.codebook.size))  # type: ignore[union-attr]  # every unit is a piece
+        yield _characters(np.arange(size))  # every unit is a piece
         for i in order:
             ids = speech.get(int(i)).speech_ids
             for begin in range(0, len(ids), _MAX_SEQUENCE):
@@ -122,21 +125,22 @@ class UnitBpe:
 
 def convert_set(speech: ShardSet, model: UnitBpe, out: Path, size_limit: int, compression: str) -> dict[str, Any]:
     """Write the set of pieces. Returns its manifest."""
-    assert speech.codebook is not None
-    digest = hashlib.sha256(f"{speech.codebook.fingerprint} bpe {model.fingerprint}".encode()).hexdigest()[:16]
-    codebook = CodebookInfo(digest, model.size, f"{speech.codebook.extractor}+bpe")
+    units = speech.codec
+    assert units is not None, "a set of speech"
+    digest = hashlib.sha256(f"{units.fingerprint} bpe {model.fingerprint}".encode()).hexdigest()[:16]
+    codec = Codec(f"{units.name}+bpe", (model.size,), units.rate, digest)
     made = write_set(
         out,
         (model.convert(document) for document in speech),
         "speech",
         speech.tokenizer,
-        codebook,
+        codec,
         size_limit,
         compression,
         {
             "unit_bpe": {
                 "pieces": model.size,
-                "of_codebook": speech.codebook.fingerprint,
+                "of_codebook": units.fingerprint,
                 "units": int(speech.frames.sum()),
                 "lengths": model.lengths(),
             }

@@ -31,7 +31,7 @@ def words(
 def jitter(
     export: Annotated[Path, typer.Argument(help="An exported LST that was trained on aligned patches")],
     documents: Annotated[Path, typer.Argument(help="A held-out shard set of speech")],
-    frames: Annotated[str, typer.Option(help="Largest moves to try, in frames of 40 ms")] = "0,1,2",
+    frames: Annotated[str, typer.Option(help="Largest moves to try, in frames")] = "0,1,2",
     limit: Annotated[int, typer.Option(help="First documents only")] = 200,
     items: Annotated[int, typer.Option(help="Choice items")] = 300,
     prompt_words: Annotated[int, typer.Option()] = 20,

@@ -160,10 +160,13 @@ def patches(
     from megatron_lst.cli.tables import narrow_table
     from megatron_lst.config import load_config
     from megatron_lst.data.patches import draw_patches, measure_patches, sample_speech
+    from megatron_lst.vocabulary import rate_text
 
     settings = load_config(config, overrides or ())
     measured = measure_patches(sample_speech(settings, documents), settings.patching)
-    title = f"frames a patch (25 a second), max_length {settings.patching.max_length}"
+    title = (
+        f"frames a patch ({rate_text(settings.vocabulary.rate)} a second), max_length {settings.patching.max_length}"
+    )
     summaries = [m.summary() for m in measured]
     table = narrow_table(title, summaries[0], left=["strategy"])
     for summary in summaries:
@@ -177,4 +180,4 @@ def patches(
                 cells.append(f"{value:.2f}" if isinstance(value, float) else str(value))
         table.add_row(*cells)
     Console().print(table)
-    print(draw_patches(measured, out))
+    print(draw_patches(measured, out, settings.vocabulary.rate))

@@ -101,10 +101,11 @@ def _finished(run: Path) -> bool:
 
 def _held_out_prompt() -> str:
     """The first seconds of a held-out recording, as units."""
-    from megatron_lst.documents.schema import FRAMES_PER_SECOND
     from megatron_lst.documents.shards import ShardSet
 
-    ids = ShardSet.open(DATA / "heldout-speech").get(0).speech_ids[: PROMPT_SECONDS * FRAMES_PER_SECOND]
+    shards = ShardSet.open(DATA / "heldout-speech")
+    assert shards.codec is not None, "a set of speech"
+    ids = shards.get(0).speech_ids[: int(PROMPT_SECONDS * shards.codec.rate)]
     return " ".join(str(int(u)) for u in ids)
 
 

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from megatron_lst.inference.vocoder import Vocoder
+    from megatron_lst.vocabulary import Vocabulary
 
 FIXED_SHAPES = Annotated[
     bool | None, typer.Option(help="Decode in fixed shapes, as CUDA graphs on a GPU; default: on a GPU")
@@ -27,7 +28,9 @@ def generate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="WAV file (a number is added for more than one prompt)")] = None,
     save: Annotated[Path | None, typer.Option(help="File for prompts and responses as text")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest response; 25 speech tokens are a second")] = 250,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest response; default: as many speech tokens as 10 seconds have")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token")] = 0.8,
     top_p: Annotated[float, typer.Option()] = 0.95,
     top_k: Annotated[int, typer.Option(help="0: no limit")] = 0,
@@ -81,12 +84,13 @@ def generate(
             raise UserError("--out is for speech, and --to text gives none; --save writes text")
         if out.is_dir():
             raise UserError(f"--out {out}: a folder; name the WAV file in it")
-        voice = open_vocoder(v.speech_size, codebook, vocoder)
+        voice = open_vocoder(v, codebook, vocoder)
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = opened.model(DTYPES[dtype] if dtype else None, place)
     settings = GenerationSettings(
-        max_tokens=max_tokens, modality=to, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,  # type: ignore[arg-type]
+        max_tokens=max_tokens or v.speech_tokens(10),
+        modality=to, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,  # type: ignore[arg-type]
         fixed_shapes=fixed_shapes,
     )  # fmt: skip
     results, timing = run(model, prompts, settings)
@@ -106,7 +110,7 @@ def generate(
         if said and out is not None and voice is not None:
             target = out if len(results) == 1 else out.with_stem(f"{out.stem}-{number}")
             speak(voice, said, target, before=spoken[number] if number < len(spoken) else [])
-            print(f"    sound: {target} ({len(said) / 25:.1f} s)")
+            print(f"    sound: {target} ({v.seconds(len(said)):.1f} s)")
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text("\n".join(written) + "\n")
@@ -128,14 +132,14 @@ def speak(voice: "Vocoder", speech_ids: Sequence[int], out: Path, before: Sequen
     write_wav(out, voice(np.array([*before, *speech_ids])), voice.rate)
 
 
-def open_vocoder(size: int, codebook: Path | None, vocoder: Path | None) -> "Vocoder":
+def open_vocoder(vocabulary: "Vocabulary", codebook: Path | None, vocoder: Path | None) -> "Vocoder":
     """HiFi-GAN where a folder is given, else the codebook's spectral inversion. Raises UserError without either."""
     from megatron_lst.errors import UserError
     from megatron_lst.inference.hifigan import HifiGanVocoder
     from megatron_lst.inference.vocoder import SpectralVocoder
 
     if vocoder is not None:
-        return HifiGanVocoder(vocoder, size)
+        return HifiGanVocoder(vocoder, vocabulary.speech_size, frame_rate=vocabulary.rate)
     if codebook is None:
         raise UserError("sound needs --codebook (spectral inversion) or --vocoder (HiFi-GAN over the codebook's ids)")
     return SpectralVocoder.from_codebook(codebook)

@@ -44,9 +44,9 @@ def audio_encoder(codebook: Path, hubert: str = "") -> tuple[Callable[[Path], np
     from lst_prep.units import Codebook, make_extractor
 
     book = Codebook.load(codebook)
-    extractor = make_extractor(UnitsConfig(extractor=book.extractor, model=hubert))
-    book.require(extractor.name, extractor.fingerprint)
-    accept = AudioConfig(min_seconds=0.04)
+    extractor = make_extractor(UnitsConfig(extractor=book.extractor, model=hubert, rate=str(book.rate)))
+    book.require(extractor.name, extractor.fingerprint, extractor.rate)
+    accept = AudioConfig(min_seconds=float(1 / book.rate))
 
     def encode(path: Path) -> np.ndarray:
         try:

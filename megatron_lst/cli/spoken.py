@@ -27,7 +27,7 @@ def open_with_documents(export: Path, documents: Path, limit: int, device: str) 
 
     opened = load_export(export)
     shards = ShardSet.open(documents, kind="speech")
-    opened.check_fingerprints(shards.tokenizer.fingerprint, shards.codebook.fingerprint if shards.codebook else None)
+    opened.check_fingerprints(shards.tokenizer.fingerprint, shards.codec.fingerprint if shards.codec else None)
     return opened, opened.model(device=device), list(islice(shards, limit))
 
 
@@ -47,14 +47,16 @@ def _decoder(tokenizer: str | None, metadata: dict[str, Any]) -> Any:
     return text_decoder(tokenizer_name(tokenizer, metadata))
 
 
-def _transcriber(recogniser: str | None, size: int, codebook: Path | None, vocoder: Path | None, device: str) -> Any:
+def _transcriber(
+    recogniser: str | None, vocabulary: Any, codebook: Path | None, vocoder: Path | None, device: str
+) -> Any:
     """Speech ids -> text through a vocoder and a recogniser; None without a recogniser."""
     from megatron_lst.cli.generate import open_vocoder
     from megatron_lst.evaluation.recogniser import of_speech_ids, open_recogniser
 
     if recogniser is None:
         return None
-    return of_speech_ids(open_recogniser(recogniser, device), open_vocoder(size, codebook, vocoder))
+    return of_speech_ids(open_recogniser(recogniser, device), open_vocoder(vocabulary, codebook, vocoder))
 
 
 def _spoken_ids(command: str, said: str, encode: Any) -> Any:
@@ -97,7 +99,7 @@ def tts(
     codebook: Annotated[Path | None, typer.Option()] = None,
     vocoder: Annotated[Path | None, typer.Option()] = None,
     temperature: Annotated[float, typer.Option()] = 0.8,
-    max_tokens: Annotated[int, typer.Option(help="Longest response, 25 a second")] = 750,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest response; default: the tokens of 30 s")] = None,
     recogniser: RECOGNISER = None,
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
@@ -106,9 +108,9 @@ def tts(
     from megatron_lst.evaluation.spoken import synthesise
 
     _, model, found = open_with_documents(export, documents, limit, device)
-    size = model.vocabulary.speech_size
-    voice = None if out is None else open_vocoder(size, codebook, vocoder)
-    hear = _transcriber(recogniser, size, codebook, vocoder, device)
+    v = model.vocabulary
+    voice = None if out is None else open_vocoder(v, codebook, vocoder)
+    hear = _transcriber(recogniser, v, codebook, vocoder, device)
     result = synthesise(model, found, temperature=temperature, max_tokens=max_tokens, transcribe=hear)
     for name, reason in result.refused.items():
         print(f"refused {name}: {reason}")
@@ -147,7 +149,7 @@ def questions(
     if to not in ("text", "speech"):
         raise UserError(f"--to {to!r}: expected text or speech")
     decode = _decoder(tokenizer, opened.metadata)
-    hear = _transcriber(recogniser, opened.vocabulary.speech_size, codebook, vocoder, device)
+    hear = _transcriber(recogniser, opened.vocabulary, codebook, vocoder, device)
     with tempfile.TemporaryDirectory() as folder:
         found, refused = read_questions(source, Path(folder))
         refused |= {q.id: "no audio" for q in found if q.audio is None}

@@ -131,15 +131,17 @@ def _open_run(path: Path, step: int | None, untrained: bool) -> Target:
 
 
 def data_fingerprints(config: Config) -> dict[str, Any]:
-    """Tokenizer, codebook and licences of a run's sources; empty where the data is not at hand."""
+    """Tokenizer, codec and licences of a run's sources; empty where the data is not at hand."""
+    from megatron_lst.documents.codec import codebook_entry
     from megatron_lst.documents.shards import ShardSet
 
     found: dict[str, Any] = {}
     for source in (*config.data.sources, *config.data.validation):
         for shards in _open_quietly(ShardSet, source.shards):
             found.setdefault("tokenizer", dataclasses.asdict(shards.tokenizer))
-            if shards.codebook is not None:
-                found.setdefault("codebook", dataclasses.asdict(shards.codebook))
+            if shards.codec is not None:
+                found.setdefault("codec", shards.codec.to_plain())
+                found.setdefault("codebook", codebook_entry(shards.codec))
             licenses = shards.manifest.get("licenses")
             if licenses:
                 found["licenses"] = sorted({*found.get("licenses", ()), *licenses})

@@ -13,6 +13,7 @@ from megatron_lst.data.remote import CacheFolder, is_remote, open_set
 from megatron_lst.data.source import JoinedSets
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
+from megatron_lst.vocabulary import rate_text
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,22 @@ def check_shard_sizes(config: Config) -> None:
 
 
 def _fits_vocabulary(config: Config, source: SourceConfig, path: str, shards: ShardSet) -> None:
-    vocabulary, tokenizer, codebook = config.vocabulary, shards.tokenizer, shards.codebook
-    found = {"text_size": tokenizer.size, "bos": tokenizer.bos, "eos": tokenizer.eos}
-    if codebook is not None:
-        found["speech_size"] = codebook.size
+    vocabulary, tokenizer, codec = config.vocabulary, shards.tokenizer, shards.codec
+    found: dict[str, object] = {"text_size": tokenizer.size, "bos": tokenizer.bos, "eos": tokenizer.eos}
+    if codec is not None:
+        found |= {"speech_size": codec.size, "codebooks": list(codec.codebooks), "frame_rate": rate_text(codec.rate)}
+        if vocabulary.codec:
+            found["codec"] = codec.fingerprint
+    wanted: dict[str, object] = {
+        "codebooks": list(vocabulary.codebooks or (vocabulary.speech_size,)),
+        "frame_rate": rate_text(vocabulary.rate),
+    }
     for name, value in found.items():
-        if value != getattr(vocabulary, name):
+        expected = wanted.get(name, getattr(vocabulary, name))
+        if value != expected:
             raise UserError(
                 f"source {source.name!r}: {path} was made with {name}={value}, the configuration says "
-                f"vocabulary.{name}={getattr(vocabulary, name)}"
+                f"vocabulary.{name}={expected}"
             )
 
 
@@ -121,10 +129,10 @@ def open_mixture(config: Config, sources: Sequence[SourceConfig], streams: int) 
     """Open sources and deal their documents to streams.
 
     Raises:
-        UserError: see `open_source`; also when two sets were made with different tokenizers or codebooks.
+        UserError: see `open_source`; also when two sets were made with different tokenizers or codecs.
     """
     opened = [open_source(config, source) for source in sources]
-    for what in ("tokenizer", "codebook"):
+    for what in ("tokenizer", "codec"):
         seen: dict[str, str] = {}
         for joined in opened:
             for shards in joined.sets:

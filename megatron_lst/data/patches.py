@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from megatron_lst.documents.schema import Document
 from megatron_lst.draws import number_of, permutation
 from megatron_lst.errors import UserError
 from megatron_lst.patching.strategies import ALIGNED, STATIC, Patcher
+from megatron_lst.vocabulary import rate_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +105,8 @@ def sample_speech(config: Config, count: int) -> list[Document]:
     return found
 
 
-def draw_patches(measured: Sequence[PatchLengths], path: Path) -> Path:
-    """Histograms of patch lengths, one panel a strategy, words and silences apart."""
+def draw_patches(measured: Sequence[PatchLengths], path: Path, rate: Fraction) -> Path:
+    """Histograms of patch lengths, one panel a strategy, words and silences apart; `rate` in frames a second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -124,7 +126,7 @@ def draw_patches(measured: Sequence[PatchLengths], path: Path) -> Path:
         axis.set_title(f"{lengths.name}: mean {lengths.summary()['mean']:.2f} frames", fontsize=9)
         axis.set_ylabel("patches")
         axis.legend(fontsize=8, frameon=False)
-    axes[-1, 0].set_xlabel("frames a patch (25 a second)")
+    axes[-1, 0].set_xlabel(f"frames a patch ({rate_text(rate)} a second)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from megatron_lst.documents.schema import COLUMNS, Document
+from megatron_lst.documents.codec import Codec
+from megatron_lst.documents.schema import COLUMNS, SEGMENT_COLUMNS, Document
 from megatron_lst.files import replacing
 
 HASH = "xxh128"
@@ -16,10 +17,11 @@ MANIFEST, INDEX, SIZES = "manifest.json", "index.json", "sizes.npz"
 SIZE_COLUMNS = ("raw_tokens", "frames", "pieces", "words")
 ARRAYS = {
     name: np.dtype(kind.removeprefix("ndarray:")).newbyteorder("<")
-    for name, kind in COLUMNS.items()
+    for name, kind in (COLUMNS | SEGMENT_COLUMNS).items()
     if kind.startswith("ndarray:")
 }
-_SPANS = ("word_frames", "word_tokens", "word_chars", "piece_frames")
+_SPANS = ("word_frames", "word_tokens", "word_chars", "piece_frames", "segment_frames", "segment_tokens")
+_IDS = "units"
 
 
 @dataclass(frozen=True)
@@ -33,28 +35,37 @@ class TokenizerInfo:
     name: str = ""
 
 
-@dataclass(frozen=True)
-class CodebookInfo:
-    """What a reader must know of the codebook that made the speech tokens."""
-
-    fingerprint: str
-    size: int
-    extractor: str = ""
+def columns_of(version: int) -> dict[str, str]:
+    """Names of the columns of a schema version, and MDS's encoding of each."""
+    names = COLUMNS if version == 1 else COLUMNS | SEGMENT_COLUMNS
+    return {name: "bytes" if name in ARRAYS else "str" for name in names}
 
 
-def encode(document: Document) -> dict[str, object]:
-    """The document as an MDS sample: strings and bytes only."""
+def encode(document: Document, version: int = 1, codec: Codec | None = None) -> dict[str, object]:
+    """The document as an MDS sample: strings and bytes only.
+
+    Args:
+        codec: what made its speech tokens, where that is more than version 1 can say.
+    """
     sample = document.to_sample()
+    columns = columns_of(version)
     for name, dtype in ARRAYS.items():
+        dtype = codec.dtype if name == _IDS and codec is not None else dtype
         sample[name] = np.asarray(sample[name]).astype(dtype, casting="safe", copy=False).tobytes()
-    return sample
+    return {name: sample[name] for name in columns}
 
 
-def decode(sample: dict[str, Any]) -> Document:
+def decode(sample: dict[str, Any], codec: Codec | None = None) -> Document:
     """The inverse of `encode`; arrays are read-only views of the sample's bytes."""
     for name, dtype in ARRAYS.items():
-        array = np.frombuffer(sample[name], dtype)
-        sample[name] = array.reshape(-1, 2) if name in _SPANS else array
+        if name not in sample:
+            continue
+        array = np.frombuffer(sample[name], codec.dtype if name == _IDS and codec is not None else dtype)
+        if name in _SPANS:
+            array = array.reshape(-1, 2)
+        elif name == _IDS and codec is not None and codec.depth > 1:
+            array = array.reshape(-1, codec.depth)
+        sample[name] = array
     return Document.from_sample(sample)
 
 

@@ -11,11 +11,9 @@ import numpy as np
 
 from megatron_lst.errors import DamagedDataError
 
-SCHEMA_VERSION = 1
-"""Raised whenever a column changes its meaning; readers refuse versions that they do not know."""
-
-FRAMES_PER_SECOND = 25
-"""Rate of speech tokens; every frame index in this project counts 1/25 s."""
+SCHEMA_VERSION = 2
+"""Raised whenever a column changes its meaning; readers refuse versions that they do not know. What version 1 can say
+(25 Hz, one codebook, words for all speech that is transcribed) is still written as version 1."""
 
 COLUMNS: dict[str, str] = {
     "id": "str",
@@ -32,7 +30,9 @@ COLUMNS: dict[str, str] = {
     "piece_frames": "ndarray:int32",
 }
 """Columns and what they hold. In the file an array is its little-endian bytes (MDS refuses empty arrays), of shape
-[n, 2] for the spans and [n] for the others. No pickled column, ever."""
+[n, 2] for the spans and [n] for the others. No pickled column, ever. `units` is as wide and deep as its codec says."""
+SEGMENT_COLUMNS = {"segment_frames": "ndarray:int32", "segment_tokens": "ndarray:int32"}
+"""Columns that version 2 has more."""
 _FIELDS = {"units": "speech_ids"}
 """Columns whose field of Document has another name."""
 
@@ -43,13 +43,14 @@ def _empty(dtype: type, *shape: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Document:
-    """One document. F frames (one speech token each), P text pieces, W words.
+    """One document. F frames (of Q speech tokens), P text pieces, W words, or G segments where words have no times.
 
     Attributes:
         id: unique within its shard set.
         source, speaker, license: where it comes from and what may be done with it.
         text: the original text, untouched.
-        speech_ids: int16 [F], codebook ids in [0, S); empty for a text document. The column `units`.
+        speech_ids: int16 (int32 where S needs it) [F], or [F, Q] of a codec with Q codebooks, ids in [0, S), see
+            `codec`; empty for a text document. The column `units`.
         token_ids: int32 [P], the tokenizer's ids of `text`, without BOS and EOS.
         word_frames: int32 [W, 2], half-open frame span of each word (SPEC 6 rounding); non-overlapping,
             increasing, never empty. Frames between words are silence.
@@ -57,6 +58,9 @@ class Document:
         word_chars: int32 [W, 2], half-open span into `text`.
         word_scores: float32 [W], the aligner's confidence, higher is better (NaN where it gives none).
         piece_frames: int32 [P, 2], frame span of each text piece, or [0, 2] when the aligner gives none.
+        segment_frames: int32 [G, 2], half-open frame span of each piece of the recording that has a transcript, as
+            `word_frames`; only where there are no words. Speech without a transcript has none.
+        segment_tokens: int32 [G, 2], the transcript's span into token_ids; together they cover [0, P) in order.
     """
 
     id: str
@@ -71,6 +75,8 @@ class Document:
     word_chars: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
     word_scores: np.ndarray = field(default_factory=lambda: _empty(np.float32, 0))
     piece_frames: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
+    segment_frames: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
+    segment_tokens: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
 
     @property
     def has_speech(self) -> bool:
@@ -81,8 +87,10 @@ class Document:
         """Size of this document in a mixture's weights, before interleaving and patching.
 
         For speech this is an estimate of what an interleaved visit yields (2/3 of the words as text, 1/3 as
-        speech); mixing itself counts realised tokens.
+        speech); mixing itself counts realised tokens. A frame counts as one, whatever its codebooks.
         """
+        if not len(self.token_ids):
+            return len(self.speech_ids)
         return len(self.token_ids) if not self.has_speech else (2 * len(self.token_ids) + len(self.speech_ids)) // 3
 
     def check(self, speech_size: int | None = None, text_size: int | None = None) -> None:
@@ -98,25 +106,32 @@ class Document:
         frames, pieces, words = len(self.speech_ids), len(self.token_ids), len(self.word_frames)
         if not pieces and not frames:
             refuse("is empty: neither text pieces nor speech tokens")
-        if frames and not words:
+        segments = len(self.segment_frames)
+        if frames and pieces and not words and not segments:
             refuse("has speech tokens but no aligned words")
+        if words and segments:
+            refuse("has words and segments; where words have times, those of segments are not needed")
         for name, expected in (
             ("word_frames", (words, 2)),
             ("word_tokens", (words, 2)),
             ("word_chars", (words, 2)),
             ("word_scores", (words,)),
+            ("segment_tokens", (segments, 2)),
         ):
             if getattr(self, name).shape != expected:
                 refuse(f"{name} has shape {getattr(self, name).shape}, expected {expected}")
         if self.piece_frames.shape not in ((0, 2), (pieces, 2)):
             refuse(f"piece_frames has shape {self.piece_frames.shape}, expected (0, 2) or ({pieces}, 2)")
-        if words:
-            begin, end = self.word_frames[:, 0], self.word_frames[:, 1]
+        for kind in ("word", "segment"):
+            spans, tokens = getattr(self, f"{kind}_frames"), getattr(self, f"{kind}_tokens")
+            if not len(spans):
+                continue
+            begin, end = spans[:, 0], spans[:, 1]
             if begin[0] < 0 or end[-1] > frames or (end <= begin).any() or (begin[1:] < end[:-1]).any():
-                refuse(f"word_frames must be increasing, non-empty and within [0, {frames})")
-            begin, end = self.word_tokens[:, 0], self.word_tokens[:, 1]
+                refuse(f"{kind}_frames must be increasing, non-empty and within [0, {frames})")
+            begin, end = tokens[:, 0], tokens[:, 1]
             if begin[0] != 0 or end[-1] != pieces or (begin[1:] != end[:-1]).any() or (end <= begin).any():
-                refuse(f"word_tokens must cover [0, {pieces}) in order, every word at least one piece")
+                refuse(f"{kind}_tokens must cover [0, {pieces}) in order, every {kind} at least one piece")
         if (
             speech_size is not None
             and frames
@@ -127,9 +142,11 @@ class Document:
             refuse(f"token_ids must be in [0, {text_size})")
 
     def to_sample(self) -> dict[str, object]:
-        """The MDS sample: one entry per name in COLUMNS."""
-        return {name: getattr(self, _FIELDS.get(name, name)) for name in COLUMNS}
+        """One entry per name in COLUMNS and SEGMENT_COLUMNS."""
+        return {name: getattr(self, _FIELDS.get(name, name)) for name in (*COLUMNS, *SEGMENT_COLUMNS)}
 
     @classmethod
     def from_sample(cls, sample: dict[str, object]) -> "Document":
-        return cls(**{_FIELDS.get(name, name): sample[name] for name in COLUMNS})  # type: ignore[arg-type]
+        """The document of a sample of either version."""
+        names = (*COLUMNS, *(name for name in SEGMENT_COLUMNS if name in sample))
+        return cls(**{_FIELDS.get(name, name): sample[name] for name in names})  # type: ignore[arg-type]

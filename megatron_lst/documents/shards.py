@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from megatron_lst.documents.codec import codec_of
 from megatron_lst.documents.format import (
     HASH,
     INDEX,
     MANIFEST,
     SIZES,
-    CodebookInfo,
     TokenizerInfo,
     decode,
     document_sizes,
@@ -81,7 +81,7 @@ class ShardSet:
         path: the set's folder or address.
         manifest: the manifest as read.
         kind: `speech` or `text`.
-        tokenizer, codebook: identities of what made the documents (codebook None in text sets).
+        tokenizer, codec: what made the documents (codec None in text sets).
         raw_tokens, frames, pieces, words: int64 [len(self)], one entry per document, known without opening shards.
         shard_first: int64 [shards + 1], index of each shard's first document, then len(self).
         shard_bytes: int64 [shards], size of each shard's file as stored.
@@ -100,7 +100,7 @@ class ShardSet:
         self.manifest = manifest
         self.kind: str = manifest["kind"]
         self.tokenizer = TokenizerInfo(**manifest["tokenizer"])
-        self.codebook = CodebookInfo(**manifest["codebook"]) if manifest["codebook"] else None
+        self.codec = codec_of(manifest)
         self.raw_tokens, self.frames, self.pieces, self.words = sizes.T.copy()
         self._index = index
         self.shard_first = np.concatenate([[0], np.cumsum([s["samples"] for s in index])]).astype(np.int64)
@@ -142,10 +142,10 @@ class ShardSet:
         except ValueError as error:
             raise DamagedDataError(f"{path}/{MANIFEST}: not JSON ({error})") from error
         version = manifest.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in range(1, SCHEMA_VERSION + 1):
             raise DamagedDataError(
-                f"{path}: schema version {version!r}, this program knows {SCHEMA_VERSION}; prepare the data again or "
-                f"use the release that wrote it"
+                f"{path}: schema version {version!r}, this program knows 1 to {SCHEMA_VERSION}; prepare the data again "
+                f"or use the release that wrote it"
             )
         for name, expected, found in (
             ("kind", kind, manifest["kind"]),
@@ -214,7 +214,7 @@ class ShardSet:
         data, local = self._shard(shard), i - int(self.shard_first[shard])
         begin, end = data[4 + 4 * local : 12 + 4 * local].view(np.uint32)
         try:
-            return decode(read_sample(data[begin:end].tobytes(), self._index[shard]))
+            return decode(read_sample(data[begin:end].tobytes(), self._index[shard]), self.codec)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise DamagedDataError(
                 f"{self.path}/{self.shard_name(shard)}: document {local} cannot be decoded ({error})"
@@ -345,12 +345,14 @@ def verify_shard(
     Args:
         look: sees the shard's documents when they are well; raises DamagedDataError where it finds a fault.
     """
-    speech = shards.codebook.size if shards.codebook else None
+    speech = shards.codec.size if shards.codec else None
     documents = []
     try:
         for i in range(int(shards.shard_first[shard]), int(shards.shard_first[shard + 1])):
             document = shards.get(i)
             document.check(speech, shards.tokenizer.size)
+            if shards.codec is not None and (wrong := shards.codec.check(document.speech_ids)):
+                raise DamagedDataError(f"document {document.id!r} of source {document.source!r}: {wrong}")
             expected = (shards.raw_tokens[i], shards.frames[i], shards.pieces[i], shards.words[i])
             if document_sizes(document) != expected:
                 raise DamagedDataError(

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lst.documents.codec import Codec, codebook_entry
 from megatron_lst.documents.format import (
-    ARRAYS,
     HASH,
     INDEX,
     MANIFEST,
     SIZE_COLUMNS,
     SIZES,
-    CodebookInfo,
     TokenizerInfo,
+    columns_of,
     document_sizes,
     encode,
     file_hash,
@@ -26,9 +26,9 @@ from megatron_lst.documents.format import (
     save_sizes,
 )
 from megatron_lst.documents.mds import formats
-from megatron_lst.documents.schema import COLUMNS, SCHEMA_VERSION, Document
+from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet
-from megatron_lst.errors import UserError
+from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.files import write_text
 
 
@@ -39,13 +39,22 @@ class PartWriter:
     not at all.
     """
 
-    def __init__(self, folder: Path, size_limit: int = 1 << 26, compression: str = "zstd:3") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        size_limit: int = 1 << 26,
+        compression: str = "zstd:3",
+        codec: Codec | None = None,
+        segments: bool = False,
+    ) -> None:
+        """Args: codec: of the speech tokens; None: there are none. segments: documents may have segments for words."""
         shutil.rmtree(folder, ignore_errors=True)
         self.folder = folder
+        self._codec, self._version = codec, schema_version(codec, segments)
         self._sizes: list[tuple[int, int, int, int]] = []
         self._writer = formats().MDSWriter(
             out=str(folder),
-            columns={name: "bytes" if name in ARRAYS else "str" for name in COLUMNS},
+            columns=columns_of(self._version),
             compression=compression or None,
             hashes=[HASH],
             size_limit=size_limit,
@@ -55,7 +64,9 @@ class PartWriter:
     def add(self, document: Document, speech_size: int | None = None, text_size: int | None = None) -> None:
         """Append one document. Raises DamagedDataError when it breaks the schema."""
         document.check(speech_size, text_size)
-        self._writer.write(encode(document))
+        if self._codec is not None and document.has_speech and (wrong := self._codec.check(document.speech_ids)):
+            raise DamagedDataError(f"document {document.id!r} of source {document.source!r}: {wrong}")
+        self._writer.write(encode(document, self._version, self._codec))
         self._sizes.append(document_sizes(document))
 
     def finish(self) -> int:
@@ -77,13 +88,19 @@ class PartWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def schema_version(codec: Codec | None, segments: bool) -> int:
+    """The oldest version that can say what a set holds, so that older releases read what they can."""
+    return 1 if (codec is None or codec.plain) and not segments else 2
+
+
 def merge_parts(
     root: Path,
     parts: Sequence[str],
     kind: str,
     tokenizer: TokenizerInfo,
-    codebook: CodebookInfo | None = None,
+    codec: Codec | None = None,
     extra: dict[str, Any] | None = None,
+    segments: bool = False,
 ) -> dict[str, Any]:
     """Make one shard set of finished parts; writes index, sizes and, last, the manifest.
 
@@ -91,6 +108,7 @@ def merge_parts(
         root: the set's folder, which holds the parts.
         parts: names of the parts' folders, in order; parts without documents are left out.
         kind: `speech` or `text`.
+        codec, segments: as the parts were written with.
         extra: further keys of the manifest, for people (source names, licences, config).
 
     Returns:
@@ -118,13 +136,14 @@ def merge_parts(
     save_sizes(root / SIZES, table)
     manifest = {
         "format": "megatron-lst shard set",
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": schema_version(codec, segments),
         "kind": kind,
         "documents": len(table),
         "totals": {name: int(total) for name, total in zip(SIZE_COLUMNS, table.sum(0), strict=True)},
         "shards": len(shards),
         "tokenizer": asdict(tokenizer),
-        "codebook": asdict(codebook) if codebook else None,
+        "codebook": codebook_entry(codec) if codec else None,
+        **({"codec": codec.to_plain()} if codec else {}),
         "files": {name: file_hash(root / name) for name in (INDEX, SIZES)},
         **(extra or {}),
     }
@@ -137,16 +156,17 @@ def write_set(
     documents: Iterable[Document],
     kind: str,
     tokenizer: TokenizerInfo,
-    codebook: CodebookInfo | None = None,
+    codec: Codec | None = None,
     size_limit: int = 1 << 26,
     compression: str = "zstd:3",
     extra: dict[str, Any] | None = None,
+    segments: bool = False,
 ) -> ShardSet:
     """Write a whole set in one go (small sets, tests) and open it."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    with PartWriter(root / "part-00000", size_limit, compression) as part:
+    with PartWriter(root / "part-00000", size_limit, compression, codec, segments) as part:
         for document in documents:
-            part.add(document, codebook.size if codebook else None, tokenizer.size)
-    merge_parts(root, ["part-00000"], kind, tokenizer, codebook, extra)
+            part.add(document, codec.size if codec else None, tokenizer.size)
+    merge_parts(root, ["part-00000"], kind, tokenizer, codec, extra, segments)
     return ShardSet.open(root)

@@ -136,7 +136,7 @@ def draw(embeddings: WordEmbeddings, path: Path) -> None:
 
 
 def jitter(document: Document, frames: int, rng: np.random.Generator) -> Document:
-    """The document with every word boundary moved by up to `frames` frames (1 is 40 ms), words still in order.
+    """The document with every word boundary moved by up to `frames` frames, words still in order.
 
     For the robustness test of A.11: score aligned items of jittered documents beside those of the originals.
     """

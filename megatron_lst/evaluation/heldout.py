@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lst.documents.schema import FRAMES_PER_SECOND, Document
+from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import Patching, Progress, Score, score_laid
 from megatron_lst.evaluation.items import ChoiceItem, Span, lay_out, speech, text
@@ -85,7 +85,7 @@ def speech_bits(
         UserError: no document has speech.
     """
     laid, seconds, words = [], 0.0, 0
-    limit = int(max_seconds * FRAMES_PER_SECOND)
+    limit = int(max_seconds * vocabulary.rate)
     for document in documents:
         if not document.has_speech:
             continue
@@ -93,7 +93,7 @@ def speech_bits(
             ids = document.speech_ids[begin:end]
             laid.append(lay_out([speech(ids)], 0, vocabulary, patching.size, document.id))
             frames = len(ids) if frames_of is None else int(frames_of[ids].sum())
-            seconds += frames / FRAMES_PER_SECOND
+            seconds += frames / float(vocabulary.rate)
             words += count
     if not laid:
         raise UserError("held-out bits: no document has speech")

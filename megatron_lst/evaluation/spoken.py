@@ -18,7 +18,7 @@ from megatron_lst.inference import Generated, GenerationSettings, LatentSpeechTe
 
 Decode = Callable[[list[int]], str]
 Progress = Callable[[int, int], None]
-ASR_TOKENS, TTS_TOKENS = 400, 750
+ASR_TOKENS, TTS_SECONDS = 400, 30.0
 """Length caps: 400 pieces of text, 30 seconds of speech tokens."""
 
 
@@ -130,7 +130,7 @@ def synthesise(
     model: LatentSpeechTextModel,
     documents: Sequence[Document],
     *,
-    max_tokens: int = TTS_TOKENS,
+    max_tokens: int | None = None,
     temperature: float = 0.8,
     seed: int = 0,
     context: int = 12288,
@@ -141,14 +141,16 @@ def synthesise(
     """Speak the documents' texts.
 
     Args:
+        max_tokens: longest response; None: as many as TTS_SECONDS have.
         transcribe: speech ids -> text, for the character error rate (a vocoder and a recogniser such as Whisper).
     """
     v = model.vocabulary
+    most = max_tokens or v.speech_tokens(TTS_SECONDS)
     refused: dict[str, str] = {}
     kept, prompts = _prompts(
         documents, context, lambda d: [v.bos, v.text_marker, *d.token_ids.tolist(), v.speech_marker], refused
     )
-    settings = GenerationSettings(max_tokens=max_tokens, modality="speech", temperature=temperature, seed=seed)
+    settings = GenerationSettings(max_tokens=most, modality="speech", temperature=temperature, seed=seed)
     results = _generate(model, prompts, settings, batch, progress)
     ids = {d.id: np.array([t - v.text_size for t in r.tokens], np.int32) for d, r in zip(kept, results, strict=True)}
     cer = None

@@ -28,7 +28,7 @@ class GenerationSettings:
     """How to continue prompts.
 
     Attributes:
-        max_tokens: length cap of the response (TTS: 25 Hz * 30 s = 750; ASR: 400 pieces).
+        max_tokens: length cap of the response (TTS: the speech tokens of 30 s; ASR: 400 pieces).
         min_tokens: EOS and markers are not allowed before.
         modality: what may be sampled beside EOS: speech units, text pieces, or anything with markers.
         temperature: 0 takes the most likely token.

@@ -13,6 +13,7 @@ an embedding of the speaker's voice (`embedder_params`) as well are refused by n
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
 from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.vocabulary import rate_text
 
 SLOPE = 0.1
-FRAMES_PER_SECOND = 25
 NEEDED = (
     "model_in_dim", "num_embeddings", "embedding_dim", "upsample_rates", "upsample_kernel_sizes",
     "upsample_initial_channel", "resblock_kernel_sizes", "resblock_dilation_sizes",
@@ -107,6 +108,7 @@ class HifiGanVocoder:
         folder: with config.json (or one *config.json) and one checkpoint.
         units: the codebook's size, compared with the checkpoint's; None: not compared.
         speaker, style: for checkpoints of several.
+        frame_rate: units a second.
 
     Raises:
         UserError: files missing, weights of another shape, a vocoder of another codebook size or unit rate, or one that
@@ -115,10 +117,16 @@ class HifiGanVocoder:
     """
 
     def __init__(
-        self, folder: Path | str, units: int | None = None, speaker: int = 0, style: int = 0, device: str = "cpu"
+        self,
+        folder: Path | str,
+        units: int | None = None,
+        speaker: int = 0,
+        style: int = 0,
+        device: str = "cpu",
+        frame_rate: Fraction = Fraction(25),
     ) -> None:
         folder = Path(folder)
-        config = self._config(folder)
+        config = self._config(folder, frame_rate)
         files = sorted(
             p for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".safetensors") or p.name.startswith("g_")
         )
@@ -142,7 +150,7 @@ class HifiGanVocoder:
         self.rate, self.speaker, self.style, self.device = sampling_rate(config), speaker, style, device
 
     @staticmethod
-    def _config(folder: Path) -> dict[str, Any]:
+    def _config(folder: Path, frame_rate: Fraction) -> dict[str, Any]:
         named = folder / "config.json"
         found = [named] if named.is_file() else sorted(folder.glob("*config.json"))
         if len(found) != 1:
@@ -160,10 +168,10 @@ class HifiGanVocoder:
         if str(config.get("resblock", "1")) != "1":
             raise UserError(f"vocoder {folder}: resblock {config['resblock']}; only residual blocks of kind 1 are here")
         hop, rate = math.prod(config["upsample_rates"]), sampling_rate(config)
-        if hop * FRAMES_PER_SECOND != rate:
+        if hop * frame_rate != rate:
             raise UserError(
                 f"vocoder {folder} turns a unit into {hop} samples at {rate} Hz, so it is of {rate / hop:g} units a "
-                f"second; the model's units are {FRAMES_PER_SECOND} a second"
+                f"second; the model's units are {rate_text(frame_rate)} a second"
             )
         return config
 

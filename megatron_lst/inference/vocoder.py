@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_lst.errors import UserError
 from megatron_lst.files import replacing
+from megatron_lst.vocabulary import parse_rate
 
 RATE = 16000
 WINDOW, HOP, FFT, MELS, CEPSTRA = 400, 160, 512, 40, 13
@@ -89,15 +90,23 @@ class SpectralVocoder:
         pitch: Hz of the pulse train; None: noise alone, a whisper.
         iterations: of Griffin-Lim.
         seed: of the noise.
+        frames: of 10 ms that a unit stands for.
     """
 
     rate = RATE
 
-    def __init__(self, centres: np.ndarray, pitch: float | None = 110.0, iterations: int = 30, seed: int = 0) -> None:
+    def __init__(
+        self,
+        centres: np.ndarray,
+        pitch: float | None = 110.0,
+        iterations: int = 30,
+        seed: int = 0,
+        frames: int = 4,
+    ) -> None:
         if centres.ndim != 2 or centres.shape[1] < CEPSTRA:
             raise UserError(f"centres of shape {centres.shape}: expected [entries, at least {CEPSTRA}] of MFCC")
         self.cepstra = centres[:, :CEPSTRA].astype(np.float64) * STD + MEAN
-        self.pitch, self.iterations, self.seed = pitch, iterations, seed
+        self.pitch, self.iterations, self.seed, self.frames = pitch, iterations, seed, frames
         basis = cosine_basis()
         basis[:, 0] /= 2  # the first column's squared norm is 2, the others' 1
         self._inverse_basis = basis
@@ -115,25 +124,26 @@ class SpectralVocoder:
         """
         try:
             with safe_open(path, framework="np") as file:
-                extractor = json.loads((file.metadata() or {}).get("codebook", "{}")).get("extractor")
+                about = json.loads((file.metadata() or {}).get("codebook", "{}"))
                 centres = file.get_tensor("centres")
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"codebook {path}: cannot be read ({error})") from None
-        if extractor != "mfcc":
+        if (extractor := about.get("extractor")) != "mfcc":
             raise UserError(f"codebook {path} is of {extractor} features; spectral inversion needs mfcc, or a vocoder")
-        return cls(centres, pitch, iterations)
+        rate = parse_rate(about.get("rate", 25), f"codebook {path}: rate")
+        return cls(centres, pitch, iterations, frames=int(100 / rate))
 
     def envelope(self, units: np.ndarray) -> np.ndarray:
-        """Magnitude spectrum of each 10 ms frame, float64 [4 F, FFT/2+1]."""
+        """Magnitude spectrum of each 10 ms frame, float64 [F x frames, FFT/2+1]."""
         frames = self.cepstra[units]
-        # A unit's centre stands in the middle of its four frames; between centres the cepstrum moves linearly.
-        time = (np.arange(4 * len(units)) - 1.5) / 4
+        # A unit's centre stands in the middle of its frames; between centres the cepstrum moves linearly.
+        time = (np.arange(self.frames * len(units)) - (self.frames - 1) / 2) / self.frames
         moving = np.stack([np.interp(time, np.arange(len(units)), c) for c in frames.T], 1)
         mel_power = np.exp(np.minimum(moving @ self._inverse_basis.T, 30.0))
         return np.sqrt(mel_power / self._width @ self._spread.T)
 
     def __call__(self, units: np.ndarray) -> np.ndarray:
-        """int [F] -> float32 [640 F].
+        """int [F] -> float32 [160 x frames x F].
 
         Raises:
             UserError: a unit outside the codebook.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lst.documents.schema import FRAMES_PER_SECOND, Document
+from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.evaluation.choice import Patching, Score, run_choice
 from megatron_lst.evaluation.heldout import continuation_choices, speech_bits
@@ -50,7 +50,7 @@ class Measures:
             score,
             vocabulary,
             self._patching,
-            max_seconds=(self._plan.units - 2) / FRAMES_PER_SECOND,
+            max_seconds=(self._plan.units - 2) / float(vocabulary.rate),
         )
         return {**found, "bits_per_second": bits.bits_per_second}
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lst.documents.format import CodebookInfo, TokenizerInfo
+from megatron_lst.documents.codec import Codec
+from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.writing import write_set
 from megatron_lst.vocabulary import Vocabulary
@@ -153,7 +154,8 @@ def write_corpus(corpus: Corpus, folder: Path) -> dict[str, Path]:
     """
     world = corpus.world
     tokenizer = TokenizerInfo(f"study-{world.words}", world.vocabulary.text_size, 1, 2, "words of the study")
-    codebook = CodebookInfo(f"study-{world.phones}", world.vocabulary.speech_size, "none: units are drawn")
+    size = world.vocabulary.speech_size
+    codec = Codec("none: ids are drawn", (size,), fingerprint=f"study-{world.phones}")
     counts = dict(zip(SETS, (corpus.speech, corpus.text, corpus.held_out), strict=True))
     places = {name: folder / name for name in SETS}
     for purpose, (name, count) in enumerate(counts.items()):
@@ -162,5 +164,5 @@ def write_corpus(corpus: Corpus, folder: Path) -> dict[str, Path]:
         rng = np.random.default_rng((world.seed, 2, purpose))
         spoken = name != "text"
         documents = (world.document(f"{name}-{i}", rng, spoken) for i in range(count))
-        write_set(places[name], documents, "speech" if spoken else "text", tokenizer, codebook if spoken else None)
+        write_set(places[name], documents, "speech" if spoken else "text", tokenizer, codec if spoken else None)
     return places

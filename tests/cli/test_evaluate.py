@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from megatron_lst.cli import evaluate, spoken
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import PatchingConfig
-from megatron_lst.documents.format import CodebookInfo, TokenizerInfo
+from megatron_lst.documents.codec import Codec
+from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.writing import write_set
 from megatron_lst.errors import UserError
@@ -24,7 +25,7 @@ from tests.support.toy import toy_config
 
 CONFIG = toy_config(patching__size=4)
 TOKENIZER = TokenizerInfo("aaaa", 60, 1, 2, "toy")
-CODEBOOK = CodebookInfo("bbbb", 50, "mfcc")
+CODEBOOK = Codec("mfcc", (50,), fingerprint="bbbb")
 
 app = typer.Typer()
 app.add_typer(evaluate.eval_app, name="eval")

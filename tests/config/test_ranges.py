@@ -20,10 +20,11 @@ from megatron_lst.errors import UserError
 from megatron_lst.values import Place, Range
 
 REQUIRED = {"SourceConfig": {"name": "a", "kind": "text", "shards": ["x"]}, "TextSource": {"name": "a", "path": "x"}}
-BESIDE: dict[str, dict[str, Any]] = {  # what a boundary needs beside it, so that no other check refuses it
+BESIDE: dict[str, Any] = {  # what a boundary needs beside it, so that no other check refuses it
     "vocabulary.text_size": {"bos": 0, "eos": 0},
     "vocabulary.bos": {"text_size": 2**31 - 1},
     "vocabulary.eos": {"text_size": 2**31 - 1},
+    "vocabulary.codebooks": lambda value: {"speech_size": value} if 1 <= value < 2**31 else {},
 }
 IN_TURN = {"vocabulary.bos": 2**31 - 2, "vocabulary.eos": 2**31 - 2}  # an id is below the number of pieces
 
@@ -91,7 +92,9 @@ def test_a_number_without_one_would_be_found_and_takes_anything() -> None:
 @pytest.mark.parametrize(("key", "cls", "name", "plain", "range_", "listed"), NUMBERS)
 def test_every_boundary(key: str, cls: type, name: str, plain: type, range_: Range, listed: bool) -> None:
     def attempt(value: float) -> str:
-        values = REQUIRED.get(cls.__name__, {}) | BESIDE.get(key, {}) | {name: [value] if listed else value}
+        beside = BESIDE.get(key, {})
+        beside = beside(value) if callable(beside) else beside
+        values = REQUIRED.get(cls.__name__, {}) | beside | {name: [value] if listed else value}
         try:
             build(cls, values, "section", "f.yaml, line 7")
         except UserError as error:

@@ -10,12 +10,13 @@ from megatron_lst.config.load import build, merge
 from megatron_lst.config.schema import Config
 from megatron_lst.data.mixture import Mixture
 from megatron_lst.data.source import DocumentList, JoinedSets
-from megatron_lst.documents.format import CodebookInfo, TokenizerInfo
+from megatron_lst.documents.codec import Codec
+from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.schema import Document
 
 TEXT, SPEECH = 100, 20
 TOKENIZER = TokenizerInfo("tok", TEXT, 1, 2, "toy")
-CODEBOOK = CodebookInfo("code", SPEECH, "toy")
+CODEBOOK = Codec("toy", (SPEECH,), fingerprint="code")
 
 
 def speech_document(i: int, words: int | None = None, longest_word: int = 12, pieces: bool = True) -> Document:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -28,35 +29,37 @@ SENTENCES = [
     "The sun also riseth, and the sun goeth down.",
 ]
 
+RATE = Fraction(25)
+
 
 def seconds(*pairs: tuple[float, float]) -> np.ndarray:
     return np.array(pairs, np.float64)
 
 
 def test_rounding_is_the_specified_one() -> None:
-    spans, owner = to_frames(seconds((0.28, 0.56), (0.56, 0.6), (0.61, 0.99)), 100)
+    spans, owner = to_frames(seconds((0.28, 0.56), (0.56, 0.6), (0.61, 0.99)), 100, RATE)
     assert spans.tolist() == [[7, 14], [14, 15], [15, 25]]  # 25 * 0.28 is 7.000000000000001 in floats
     assert owner.tolist() == [0, 1, 2]
 
 
 def test_a_word_left_empty_joins_its_predecessor() -> None:
-    spans, owner = to_frames(seconds((0.0, 0.15), (0.13, 0.15), (0.2, 0.3)), 100)
+    spans, owner = to_frames(seconds((0.0, 0.15), (0.13, 0.15), (0.2, 0.3)), 100, RATE)
     assert spans.tolist() == [[0, 4], [5, 8]]
     assert owner.tolist() == [0, 0, 1]
 
 
 def test_times_behind_the_audio_are_clamped() -> None:
-    spans, owner = to_frames(seconds((0.9, 1.3), (1.3, 1.4)), 25)
+    spans, owner = to_frames(seconds((0.9, 1.3), (1.3, 1.4)), 25, RATE)
     assert spans.tolist() == [[22, 25]]
     assert owner.tolist() == [0, 0]
-    assert to_frames(seconds((2.0, 3.0)), 25)[0].tolist() == [[24, 25]]
+    assert to_frames(seconds((2.0, 3.0)), 25, RATE)[0].tolist() == [[24, 25]]
 
 
 def test_spans_are_always_increasing_and_within() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         times = np.sort(rng.uniform(0, 4, 40)).reshape(-1, 2) + rng.normal(0, 0.02, (20, 1))
-        spans, owner = to_frames(times, 90)
+        spans, owner = to_frames(times, 90, RATE)
         assert (spans[:, 0] < spans[:, 1]).all()
         assert (spans[1:, 0] >= spans[:-1, 1]).all()
         assert spans[0, 0] >= 0

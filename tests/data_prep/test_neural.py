@@ -272,8 +272,8 @@ def test_hubert_and_ctc_end_to_end(hubert: str, ctc: str, tmp_path: Path) -> Non
     assert 0.5 * compared < alike < compared
     assert f"{alike / compared:.1%} of {compared} units" in (tmp_path / "out" / "report.md").read_text()
     shards = ShardSet.open(tmp_path / "out" / "speech")
-    assert shards.codebook is not None
-    assert shards.codebook.extractor == "hubert"
+    assert shards.codec is not None
+    assert shards.codec.name == "hubert"
     for document in shards:
         document.check(20, 32000)
         assert document.piece_frames.shape == (len(document.token_ids), 2)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lst_prep.unit_bpe import UnitBpe, convert_set, train
-from megatron_lst.documents.format import CodebookInfo, TokenizerInfo
+from megatron_lst.documents.codec import Codec
+from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet, verify
 from megatron_lst.documents.writing import write_set
@@ -42,7 +43,7 @@ def speech(tmp_path: Path) -> ShardSet:
         )
 
     return write_set(
-        tmp_path / "speech", map(document, range(30)), "speech", TOKENIZER, CodebookInfo("c", 20, "mfcc"), 8192
+        tmp_path / "speech", map(document, range(30)), "speech", TOKENIZER, Codec("mfcc", (20,), fingerprint="c"), 8192
     )
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_lst.documents.format import CodebookInfo, TokenizerInfo, file_hash
+from megatron_lst.documents.codec import Codec
+from megatron_lst.documents.format import TokenizerInfo, file_hash
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import LocalFiles, ShardSet, verify
 from megatron_lst.documents.writing import write_set
 from megatron_lst.errors import DamagedDataError, UserError
 
 TOKENIZER = TokenizerInfo("tok", 100, 1, 2, "toy")
-CODEBOOK = CodebookInfo("code", 20, "mfcc")
+CODEBOOK = Codec("mfcc", (20,), fingerprint="code")
 
 
 def speech_document(i: int) -> Document:
@@ -77,7 +78,7 @@ def test_text_documents_have_no_units(tmp_path: Path) -> None:
     found = shards.get(0)
     assert not found.has_speech
     assert found.word_frames.shape == (0, 2)
-    assert shards.codebook is None
+    assert shards.codec is None
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word
-from megatron_lst.documents.schema import FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -89,23 +89,24 @@ def group_spoken(
     )
 
 
-def to_frames(seconds: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Half-open 25 Hz spans of words (SPEC 6).
+def to_frames(seconds: np.ndarray, frames: int, rate: Fraction) -> tuple[np.ndarray, np.ndarray]:
+    """Half-open frame spans of words (SPEC 6).
 
-    b = floor(25 t_begin), e = max(b + 1, ceil(25 t_end)), with 25 t rounded to 1e-6 first; clamped to [0, frames] and
-    to begin no earlier than the word before ends. A word left empty joins its predecessor (the first word takes the
+    b = floor(rate t_begin), e = max(b + 1, ceil(rate t_end)), with rate t rounded to 1e-6 first; clamped to [0, frames]
+    and to begin no earlier than the word before ends. A word left empty joins its predecessor (the first word takes the
     last frame when it begins behind the audio).
 
     Args:
         seconds: float64 [W, 2].
         frames: number of frames, at least 1.
+        rate: frames a second.
 
     Returns:
         int32 [V, 2] spans of the V <= W words that remain, and int32 [W], the remaining word that each word is now in.
     """
     if frames < 1:
         raise ValueError("to_frames needs at least one frame")
-    ticks = np.round(seconds * FRAMES_PER_SECOND, 6)
+    ticks = np.round(seconds * float(rate), 6)
     begins = np.floor(ticks[:, 0]).astype(np.int64)
     ends = np.maximum(begins + 1, np.ceil(ticks[:, 1]).astype(np.int64))
     spans: list[list[int]] = []

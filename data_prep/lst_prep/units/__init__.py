@@ -1,4 +1,4 @@
-"""Audio to 25 Hz units: an extractor gives one feature vector a frame, a codebook gives each its nearest entry."""
+"""Audio to units: an extractor gives one feature vector a frame, a codebook gives each its nearest entry."""
 
 from lst_prep.config import UnitsConfig
 from lst_prep.units.codebook import Codebook
@@ -12,7 +12,7 @@ def make_extractor(config: UnitsConfig) -> Extractor:
     if config.extractor == "mfcc":
         from lst_prep.units.mfcc import MfccExtractor
 
-        return MfccExtractor()
+        return MfccExtractor(config.hertz)
     from lst_prep.units.hubert import HubertExtractor
 
     return HubertExtractor(config)

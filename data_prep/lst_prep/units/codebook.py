@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from megatron_lst.documents.format import CodebookInfo
+from megatron_lst.documents.codec import Codec
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_bytes
+from megatron_lst.vocabulary import parse_rate, rate_text
 
 
 class Codebook:
@@ -24,11 +26,14 @@ class Codebook:
         centres: float32 [S, dim].
         extractor: the extractor's name; `extractor_fingerprint` its identity.
         fingerprint: of centres and extractor together; equal units need equal fingerprints.
+        rate: units a second.
     """
 
-    def __init__(self, centres: np.ndarray, extractor: str, extractor_fingerprint: str) -> None:
+    def __init__(
+        self, centres: np.ndarray, extractor: str, extractor_fingerprint: str, rate: Fraction = Fraction(25)
+    ) -> None:
         self.centres = np.ascontiguousarray(centres, np.float32)
-        self.extractor = extractor
+        self.extractor, self.rate = extractor, rate
         self.extractor_fingerprint = extractor_fingerprint
         digest = hashlib.sha256(self.centres.tobytes())
         digest.update(f"{self.centres.shape} {extractor} {extractor_fingerprint}".encode())
@@ -36,8 +41,9 @@ class Codebook:
         self._half_norms = 0.5 * (self.centres.astype(np.float64) ** 2).sum(1).astype(np.float32)
 
     @property
-    def info(self) -> CodebookInfo:
-        return CodebookInfo(self.fingerprint, len(self.centres), self.extractor)
+    def codec(self) -> Codec:
+        """What shards say of its units."""
+        return Codec(self.extractor, (len(self.centres),), self.rate, self.fingerprint)
 
     def encode(self, features: np.ndarray) -> np.ndarray:
         """Nearest centre of each frame: float32 [F, dim] -> int16 [F]."""
@@ -47,12 +53,16 @@ class Codebook:
             units[begin : begin + 8192] = np.argmin(self._half_norms - block @ self.centres.T, axis=1)
         return units
 
-    def require(self, extractor: str, fingerprint: str) -> None:
+    def require(self, extractor: str, fingerprint: str, rate: Fraction) -> None:
         """Raises UserError when these centres belong to another extractor's features."""
         if (self.extractor, self.extractor_fingerprint) != (extractor, fingerprint):
             raise UserError(
                 f"the codebook was fitted on {self.extractor} features ({self.extractor_fingerprint}), "
                 f"the units are to be made with {extractor} ({fingerprint})"
+            )
+        if self.rate != rate:
+            raise UserError(
+                f"the codebook is of {rate_text(self.rate)} units a second, {extractor} gives {rate_text(rate)}"
             )
 
     def save(self, path: Path) -> None:
@@ -62,7 +72,7 @@ class Codebook:
             "version": "1",
             "extractor": self.extractor,
             "extractor_fingerprint": self.extractor_fingerprint,
-        }
+        } | ({} if self.rate == 25 else {"rate": rate_text(self.rate)})
         metadata = {"codebook": json.dumps(about)}  # one key: safetensors writes several in random order
         write_bytes(path, save({"centres": self.centres}, metadata))
 
@@ -74,12 +84,13 @@ class Codebook:
                 metadata = json.loads((file.metadata() or {}).get("codebook", "{}"))
                 if metadata.get("format") != "megatron-lst codebook" or metadata.get("version") != "1":
                     raise UserError(f"codebook {path}: a safetensors file, but not a codebook of version 1")
-                return cls(file.get_tensor("centres"), metadata["extractor"], metadata["extractor_fingerprint"])
+                rate = parse_rate(metadata.get("rate", 25), f"codebook {path}: rate")
+                return cls(file.get_tensor("centres"), metadata["extractor"], metadata["extractor_fingerprint"], rate)
         except (SafetensorError, OSError) as error:
             raise UserError(f"codebook {path}: cannot be read ({error})") from error
 
 
-def import_codebook(path: Path, extractor: str, extractor_fingerprint: str) -> Codebook:
+def import_codebook(path: Path, extractor: str, extractor_fingerprint: str, rate: Fraction) -> Codebook:
     """Take in somebody else's centres: .safetensors of ours, .npz, .npy, or a pickled scikit-learn k-means.
 
     A pickle passes a loader that constructs numpy arrays and bare k-means objects and refuses everything else.
@@ -99,7 +110,7 @@ def import_codebook(path: Path, extractor: str, extractor_fingerprint: str) -> C
         raise UserError(f"codebook {path}: cannot be read ({error})") from error
     if centres.ndim != 2:
         raise UserError(f"codebook {path}: centres of shape {centres.shape}, expected [entries, dim]")
-    return Codebook(centres, extractor, extractor_fingerprint)
+    return Codebook(centres, extractor, extractor_fingerprint, rate)
 
 
 class _Bare:
@@ -157,7 +168,7 @@ def fit(features: np.ndarray, size: int, seed: int, progress: Callable[[int, int
 
     if len(features) < 2 * size:
         raise UserError(
-            f"codebook: {len(features)} frames ({len(features) / 25:.0f} s) cannot fit {size} entries; give more audio "
+            f"codebook: {len(features)} frames cannot fit {size} entries; give more audio "
             f"or a smaller units.codebook_size"
         )
     rng = np.random.default_rng(seed)

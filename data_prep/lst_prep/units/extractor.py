@@ -1,23 +1,26 @@
 """What turns audio into frames of features."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 
 
 class Extractor(Protocol):
-    """Features at 25 Hz.
+    """Features of frames.
 
     Attributes:
         name: goes into the codebook, so that units of one extractor are never made with another's codebook.
         fingerprint: identity of the extractor, its weights and its settings.
         dim: length of one feature vector.
+        rate: frames a second.
     """
 
     name: str
     fingerprint: str
     dim: int
+    rate: Fraction
 
     def features(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Features of several pieces of audio.
@@ -26,6 +29,6 @@ class Extractor(Protocol):
             pieces: float32 [N_i] each, 16 kHz.
 
         Returns:
-            float32 [F_i, dim] each; frame f stands for seconds [f/25, (f+1)/25). A piece shorter than a frame may
+            float32 [F_i, dim] each; frame f stands for seconds [f/rate, (f+1)/rate). A piece shorter than a frame may
             give F_i = 0.
         """

@@ -1,4 +1,4 @@
-"""HuBERT features (transformers HubertModel), 25 a second or whatever its strides give.
+"""HuBERT features (transformers HubertModel), at the rate that its strides give.
 
 The documented preset is `slprl/mhubert-base-25hz`: layer 11, 500 clusters, the waveform padded by 40 samples on each
 side, which gives that model one frame for every 640 samples.
@@ -13,18 +13,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from lst_prep.audio import RATE, SAMPLES_PER_FRAME
+from lst_prep.audio import RATE
 from lst_prep.config import UnitsConfig
 from lst_prep.devices import choose_device, choose_dtype, model_fingerprint
 from lst_prep.pieces import equal_length_batches, quiet_cuts
 from megatron_lst.errors import UserError
+from megatron_lst.vocabulary import rate_text
 
 
 class HubertExtractor:
     """One loaded model. See `Extractor`.
 
     Raises:
-        UserError: the model cannot be loaded, has too few layers, or does not give 25 frames a second.
+        UserError: the model cannot be loaded, has too few layers, or does not give units.rate frames a second.
     """
 
     name = "hubert"
@@ -41,11 +42,12 @@ class HubertExtractor:
         if not 0 <= config.layer <= layers:
             raise UserError(f"units.layer {config.layer}: the model has hidden layers 0..{layers}")
         stride = int(np.prod(model.config.conv_stride))
-        if stride != SAMPLES_PER_FRAME:
+        if stride != config.frame_samples:
             raise UserError(
-                f"units.model {config.model!r}: one frame every {stride} samples ({RATE / stride:g} Hz); units are "
-                f"25 Hz, one frame every {SAMPLES_PER_FRAME} samples"
+                f"units.model {config.model!r}: one frame every {stride} samples ({RATE / stride:g} Hz); units.rate is "
+                f"{rate_text(config.hertz)} Hz, one frame every {config.frame_samples} samples"
             )
+        self.rate, self._stride = config.hertz, stride
         self._config = config
         self.dim = int(model.config.hidden_size)
         weights = model_fingerprint(model)
@@ -66,11 +68,11 @@ class HubertExtractor:
         return self._dtype == self._torch.float32
 
     def features(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """float32 [N] each -> float32 [F, dim] each, F = N // 640 up to the model's own rounding at the ends."""
+        """float32 [N] each -> float32 [F, dim] each, F = N // stride up to the model's own rounding at the ends."""
         parts: list[np.ndarray] = []
         owners: list[int] = []
         for owner, piece in enumerate(pieces):
-            cuts = quiet_cuts(piece, self._longest, SAMPLES_PER_FRAME)
+            cuts = quiet_cuts(piece, self._longest, self._stride)
             for begin, end in zip(cuts, cuts[1:], strict=False):
                 parts.append(piece[begin:end])
                 owners.append(owner)
@@ -85,9 +87,9 @@ class HubertExtractor:
         return [np.concatenate(f) if f else np.zeros((0, self.dim), np.float32) for f in out]
 
     def _run(self, batch: list[np.ndarray]) -> np.ndarray:
-        """Equal lengths [N] each -> float32 [B, N // 640, dim]."""
+        """Equal lengths [N] each -> float32 [B, N // stride, dim]."""
         torch = self._torch
-        frames = len(batch[0]) // SAMPLES_PER_FRAME
+        frames = len(batch[0]) // self._stride
         if not frames:
             return np.zeros((len(batch), 0, self.dim), np.float32)
         waves = torch.from_numpy(np.stack(batch)).to(self._device)

@@ -1,17 +1,18 @@
-"""MFCC with deltas, 25 a second: units that need no trained weights. Plain numpy, so that workers start quickly."""
+"""MFCC with deltas: units that need no trained weights. Plain numpy, so that workers start quickly."""
 
 import hashlib
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
-from lst_prep.audio import RATE, SAMPLES_PER_FRAME
+from lst_prep.audio import RATE
 
 _WINDOW, _HOP, _FFT, _MELS, _COEFFICIENTS = 400, 160, 512, 40, 13
 _LOW, _HIGH = 40.0, 7600.0
-_SPEC = "mfcc-1: 25 ms Hann, 10 ms hop, 512 FFT, 40 mels 40-7600 Hz, 13 cepstra, per-piece norm, 2 deltas, mean of 4"
+_SPEC = "mfcc-1: 25 ms Hann, 10 ms hop, 512 FFT, 40 mels 40-7600 Hz, 13 cepstra, per-piece norm, 2 deltas, mean of {}"
 _BLOCK_FRAMES = 6000
 """10 ms frames transformed at once: memory does not grow with the piece."""
 
@@ -64,18 +65,22 @@ class MfccExtractor:
 
     name = "mfcc"
     dim = 3 * _COEFFICIENTS
-    fingerprint = hashlib.sha256(_SPEC.encode()).hexdigest()[:16]
+
+    def __init__(self, rate: Fraction = Fraction(25)) -> None:
+        """Args: rate: frames a second, 100 divided by a whole number: a frame is the mean of so many of 10 ms."""
+        self.rate, self._mean = rate, int(100 / rate)
+        self.fingerprint = hashlib.sha256(_SPEC.format(self._mean).encode()).hexdigest()[:16]
 
     def features(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """float32 [N] each -> float32 [N // 640, 39] each."""
+        """float32 [N] each -> float32 [N // (16,000 / rate), 39] each."""
         return [self._features(piece) for piece in pieces]
 
     def _features(self, samples: np.ndarray) -> np.ndarray:
-        frames = len(samples) // SAMPLES_PER_FRAME
+        frames = len(samples) // (_HOP * self._mean)
         if not frames:
             return np.zeros((0, self.dim), np.float32)
         values = cepstra(samples)
         values = (values - values.mean(0)) / (values.std(0) + np.float32(1e-3))
         first = _delta(values)
         stacked = np.concatenate([values, 2 * first, 2 * _delta(first)], axis=1)
-        return stacked[: 4 * frames].reshape(frames, 4, -1).mean(1).astype(np.float32)
+        return stacked[: self._mean * frames].reshape(frames, self._mean, -1).mean(1).astype(np.float32)
