@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep import audio
 from lst_prep.align import AlignedWords, make_aligner
 from lst_prep.config import PrepConfig
 from lst_prep.cutting import Cutter
