@@ -225,7 +225,10 @@ def write(path: Path, entries: Iterable[Entry]) -> int:
     count, folder = 0, path.parent.resolve()
     with replacing(path) as out:
         for entry in entries:
-            value = {name: item for name, item in vars(entry).items() if item not in (None, "")}
+            value = {name: item for name, item in vars(entry).items() if item is not None and item != ""}
+            for name in ("id", "speaker", "license", "source", "document"):
+                if name in value:
+                    value[name] = printable(value[name])
             audio = Path(entry.audio).resolve()
             value["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
             value.setdefault("text", "")

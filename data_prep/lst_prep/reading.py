@@ -13,7 +13,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,28 +130,34 @@ class Inputs:
 
         return self.retry(folder, found)
 
-    def walk(self, root: str | Path) -> Iterator[Path]:
-        """Every file under a folder, as `sorted` would order the paths; links to folders are followed, loops are not.
+    def walk(self, root: str | Path, leave_out: Container[str] = ()) -> Iterator[Path]:
+        """Every file under a folder, as `sorted` would order the paths.
 
-        One folder's names are held at a time. A folder that is given up is left out.
+        Links to folders are followed, but to those that are reached under another name, and round in circles. One
+        folder's names are held at a time.
+
+        Args:
+            leave_out: names of folders that are not entered; neither are those that are given up.
 
         Raises:
             CannotRead: a folder that cannot be listed: what is in it is not lost silently.
         """
-        yield from self._walk(str(root), frozenset())
+        yield from self._walk(str(root), leave_out, [os.path.realpath(root)])
 
-    def _walk(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    def _walk(self, folder: str, leave_out: Container[str], reached: list[str]) -> Iterator[Path]:
         if self.is_given_up(folder):
-            return
-        place = self.retry(folder, lambda: os.stat(folder))
-        if (key := (place.st_dev, place.st_ino)) in above:
             return
         for name, is_folder in self.entries(folder):
             path = os.path.join(folder, name)
-            if is_folder:
-                yield from self._walk(path, above | {key})
-            else:
+            if not is_folder:
                 yield Path(path)
+            elif name not in leave_out:
+                if os.path.islink(path):
+                    there = os.path.realpath(path)
+                    if any(os.path.commonpath([there, other]) == other for other in reached):
+                        continue
+                    reached.append(there)
+                yield from self._walk(path, leave_out, reached)
 
     def expand(self, pattern: str) -> list[Path]:
         """Paths that a pattern names, sorted: `*`, `?`, `[a-z]`, and `**` for any folders, none included. Names that

@@ -201,7 +201,9 @@ def _record(source: TextSource, name: str, text: str, value: dict[str, Any]) -> 
     """A text with its own `id` and `split` where the record has them."""
     split, own = value.get("split"), value.get("id")
     return TextRecord(
-        name if own is None or own == "" else str(own), text, split if split in ("train", "heldout") else source.split
+        str(own) if isinstance(own, str | int) and own != "" else name,
+        text,
+        split if split in ("train", "heldout") else source.split,
     )
 
 

@@ -118,6 +118,13 @@ def manifest(
         typer.Option("--from", help="librispeech, mls, libriheavy, peoples-speech, yodas, folder or huggingface"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --from: the manifest to write.")] = None,
+    name: Annotated[str, typer.Option(help="With --from folder or huggingface: what the corpus is called.")] = "",
+    split: Annotated[
+        list[str] | None, typer.Option(help="With --from: NAME=train or NAME=heldout, for a split that nobody knows.")
+    ] = None,
+    give_up: Annotated[
+        list[str] | None, typer.Option(help="With --from: a file or folder that cannot be read, and is left out.")
+    ] = None,
 ) -> None:
     """Write the manifest of a corpus (--from), or divide a config's manifests into items of work."""
     if kind is None:
@@ -126,10 +133,16 @@ def manifest(
         return
     if out is None:
         raise UserError("lst prep manifest --from needs --out, the manifest to write")
-    from lst_prep import manifest as manifests
-    from lst_prep import sources
+    from lst_prep.corpora.writing import write_manifest
 
-    typer.echo(f"{out}: {manifests.write(out, sources.read(kind, path))} pieces")
+    typer.echo(write_manifest(kind, path, out, name, dict(map(_split, split or [])), give_up or []))
+
+
+def _split(given: str) -> tuple[str, str]:
+    name, sign, use = given.rpartition("=")
+    if not sign or use not in ("train", "heldout"):
+        raise UserError(f"--split {given!r}: expected NAME=train or NAME=heldout")
+    return name, use
 
 
 @prep_app.command("give-up")

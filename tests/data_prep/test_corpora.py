@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lst_prep import manifest, sources
+from lst_prep import corpora, manifest
+from lst_prep.corpora import Corpus
 from lst_prep.manifest import Entry
 from megatron_lst.errors import UserError
 
@@ -28,7 +29,7 @@ def put(path: Path, text: str | None = None) -> Path:
 
 
 def read(kind: str, root: Path) -> dict[str, Entry]:
-    entries = list(sources.read(kind, root))
+    entries = list(corpora.read(kind, Corpus(root)))
     assert len({entry.id for entry in entries}) == len(entries)
     assert all(Path(entry.audio).exists() for entry in entries)
     return {entry.id: entry for entry in entries}
@@ -53,7 +54,7 @@ def test_mls_joins_only_what_follows(tmp_path: Path) -> None:
     put(tmp_path / "train" / "segments.txt", lines)
     for name in names:
         put(tmp_path / "train" / "audio" / "1" / "2" / f"{name}.opus")
-    entries = list(sources.read("mls", tmp_path))
+    entries = list(corpora.read("mls", Corpus(tmp_path)))
     assert [e.id for e in entries] == ["1_2_000001", "1_2_000000", "1_2_000002"]
     assert entries[0].document == entries[1].document != entries[2].document
 
@@ -64,7 +65,7 @@ def test_mls_holds_one_book_at_a_time_in_whatever_order_the_lines_are(tmp_path: 
     spans = "".join(f"{n}\thttp://x/{n.split('_')[1]}.mp3\t{i}\t{i + 1}\n" for i, n in enumerate(reversed(names)))
     put(tmp_path / "train" / "segments.txt", spans)
     tracemalloc.start()
-    ids = [entry.id for entry in sources.read("mls", tmp_path) if entry.text.endswith(entry.id)]
+    ids = [entry.id for entry in corpora.read("mls", Corpus(tmp_path)) if entry.text.endswith(entry.id)]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     order = sorted(names, key=lambda n: (n.rsplit("_", 1)[0], -int(n.rsplit("_", 1)[1])))  # later lines begin earlier
@@ -114,16 +115,20 @@ def test_yodas_joins_subtitles_that_follow(tmp_path: Path) -> None:
     assert found[names[0]].document == found[names[1]].document != found[names[2]].document
 
 
-def test_a_file_name_of_another_encoding_is_rejected_when_read(tmp_path: Path) -> None:
-    put(tmp_path / "a.ogg")
+def test_a_file_name_of_another_encoding_is_written_with_an_escape(tmp_path: Path) -> None:
+    root = tmp_path / "set of mine"
+    put(root / "a.ogg")
     try:
-        put(tmp_path / os.fsdecode(b"caf\xe9.ogg"))
+        put(root / os.fsdecode(b"caf\xe9") / "b.ogg")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    assert manifest.write(tmp_path / "manifest.jsonl", sources.read("folder", tmp_path)) == 2
-    said: list[str] = []
-    entries = manifest.read([tmp_path / "manifest.jsonl"], lambda _, why: said.append(why.reason))
-    assert ([entry.id for entry in entries], said) == (["a"], ["bad_manifest_line"])
+    assert manifest.write(tmp_path / "manifest.jsonl", corpora.read("folder", Corpus(root))) == 2
+    found = list(manifest.read([tmp_path / "manifest.jsonl"], lambda where, why: pytest.fail(f"{where}: {why}")))
+    assert [(e.id, e.speaker) for e in found] == [
+        ("set of mine/a", ""),
+        ("set of mine/caf\\udce9/b", "caf\\udce9"),
+    ]
+    assert all(Path(e.audio).read_bytes() == SPEECH.read_bytes() for e in found)
 
 
 def test_yodas_finds_the_audio_of_every_language(tmp_path: Path) -> None:
@@ -150,14 +155,14 @@ def test_a_folder_is_walked_in_the_order_of_sorted_paths(tmp_path: Path) -> None
     ):
         put(tmp_path / name, "text")
     expected = sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.suffix.lower() == ".wav")
-    assert [Path(entry.audio) for entry in sources.read("folder", tmp_path)] == expected
+    assert [Path(entry.audio) for entry in corpora.read("folder", Corpus(tmp_path))] == expected
 
 
 def test_a_folder_and_its_manifest(tmp_path: Path) -> None:
     put(tmp_path / "anna" / "1.ogg")
     put(tmp_path / "anna" / "1.txt", " He was not an ill-disposed young man,\n")
     put(tmp_path / "2.ogg")
-    found = read("folder", tmp_path)
+    found = {name.partition("/")[2]: entry for name, entry in read("folder", tmp_path).items()}
     assert found["anna/1"].text == "He was not an ill-disposed young man,"
     assert found["anna/1"].speaker == "anna"
     assert found["2"].text == ""
@@ -172,25 +177,26 @@ def test_huggingface(tmp_path: Path) -> None:
     rows = {"id": ["x"], "audio": [{"bytes": SPEECH.read_bytes(), "path": "a.ogg"}], "sentence": ["he was"]}
     made = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
     made.save_to_disk(tmp_path / "set")
-    found = read("huggingface", tmp_path / "set")
-    assert found["x"].text == "he was"
-    assert Path(found["x"].audio).read_bytes() == SPEECH.read_bytes()
+    (entry,) = corpora.read("huggingface", Corpus(tmp_path / "set", name="mine", extracted=tmp_path / "sound"))
+    assert (entry.id, entry.text, entry.split) == ("mine/x", "he was", "train")
+    assert Path(entry.audio).read_bytes() == SPEECH.read_bytes()
+    assert Path(entry.audio).is_relative_to(tmp_path / "sound")
 
 
 @pytest.mark.parametrize("kind", ["librispeech", "mls", "libriheavy", "peoples-speech", "yodas", "folder"])
 def test_another_layout_is_said(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
-        list(sources.read(kind, tmp_path))
+        list(corpora.read(kind, Corpus(tmp_path)))
     with pytest.raises(UserError, match="no such file"):
-        list(sources.read(kind, tmp_path / "none"))
+        list(corpora.read(kind, Corpus(tmp_path / "none")))
 
 
 def test_nonsense_in_the_right_place_is_the_users_mistake(tmp_path: Path) -> None:
     put(tmp_path / "x.jsonl", '{"id": "a"}\n')
     with pytest.raises(UserError, match="not the layout of libriheavy"):
-        list(sources.read("libriheavy", tmp_path))
+        list(corpora.read("libriheavy", Corpus(tmp_path)))
     with pytest.raises(UserError, match="unknown corpus"):
-        list(sources.read("nope", tmp_path))
+        list(corpora.read("nope", Corpus(tmp_path)))
 
 
 def write_lines(path: Path, *lines: object) -> Path:
