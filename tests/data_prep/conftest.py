@@ -1,9 +1,12 @@
-"""A program that tests install and remove: a stand-in for flite, which says one pronunciation of everything."""
+"""Fixtures: a store that fails, and a stand-in for flite, which says one pronunciation of everything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support.faulty_store import STORES, FaultyFile, FaultyStore
 
 
 @pytest.fixture
@@ -22,3 +25,19 @@ def install_flite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             script.chmod(0o755)
 
     return install
+
+
+@pytest.fixture
+def faulty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """Of everything below the test's folder."""
+    store = FaultyStore([tmp_path])
+    real = Path.open
+
+    def opened(self: Path, *arguments: Any, **options: Any) -> Any:
+        file = real(self, *arguments, **options)
+        return FaultyFile(file, store, self) if options.get("buffering") == 0 else file
+
+    monkeypatch.setattr(Path, "open", opened)
+    STORES.append(store)
+    yield store
+    STORES.remove(store)
