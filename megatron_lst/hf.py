@@ -15,10 +15,11 @@ from transformers.modeling_outputs import CausalLMOutput
 from megatron_lst.config.load import build, to_plain
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import UserError
+from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.export import MODEL_TYPE
 from megatron_lst.inference.generation import GenerationSettings
 from megatron_lst.inference.generation import generate as generate_tokens
-from megatron_lst.inference.model import Cache, LatentSpeechTextModel
+from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
 

@@ -16,7 +16,8 @@ from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import score_laid
 from megatron_lst.evaluation.items import Laid, lay_out, text
 from megatron_lst.inference import GenerationSettings, generate, load_export
-from megatron_lst.inference.model import Cache, LatentSpeechTextModel
+from megatron_lst.inference.cache import Cache
+from megatron_lst.inference.model import LatentSpeechTextModel
 
 Encode = Callable[[str, bool], list[int]]
 Decode = Callable[[list[int]], str]

@@ -1,10 +1,9 @@
 """What people run: the exported model in plain torch with KV caches, generation and a vocoder; no Megatron here.
 
-arithmetic  the row-wise operations and interval attention, batched for speed or row by row for proof
-cache       keys and values of a batch of sequences
-inputs      which tokens and units a call adds to each sequence, from a row's maps or from a patch counter
-modules     blocks with the canonical weight names
 model       LatentSpeechTextModel: advance a batch of sequences, score rows
+layers      its parts: blocks, patch encoder, patch decoder, under the canonical weight names
+cache       what a batch of sequences remembers: keys and values of every layer
+inputs      which tokens and units a call adds to each sequence, from a row's maps or from a patch counter
 generation  the decoding loop (SPEC 9)
 fixed       decoding in fixed shapes, captured as CUDA graphs on a GPU
 export      the exported folder: config.json, model*.safetensors, README.md

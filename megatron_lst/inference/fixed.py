@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from megatron_lst.inference.arithmetic import SlotMask
-from megatron_lst.inference.cache import KVCache, LayerCache, StaticKVCache
+from megatron_lst.inference.cache import Cache, KVCache, LayerCache, SlotMask, StaticKVCache, TokenWindow
 from megatron_lst.inference.inputs import PatchCounter, SequenceInput
-from megatron_lst.inference.model import Cache, LatentSpeechTextModel, LocalAxis
-from megatron_lst.inference.modules import Axis
+from megatron_lst.inference.layers import Positions
+from megatron_lst.inference.model import LatentSpeechTextModel
 
 _NEVER = -(1 << 60)
 """Position of a slot that holds nothing."""
@@ -67,8 +67,8 @@ class FixedDecoder:
             self.cross_slots = config.decoder_window_units * config.queries
             self.cross = _slots(cache.cross, b, self.cross_slots, config.queries, heads, size, like)
             self.encoder, self.decoder = (
-                _Window(axes, _slots(stores, b, config.window, 1, heads, size, like))
-                for axes, stores in ((cache.encoder_axis, cache.encoder), (cache.decoder_axis, cache.decoder))
+                _Window(windows, _slots(caches, b, config.window, 1, heads, size, like))
+                for windows, caches in ((cache.encoder_window, cache.encoder), (cache.decoder_window, cache.decoder))
             )
             self._take_open_patches(counters)
         self._encode, self._close, self._read = (_replayed(f, device) for f in (self.encode, self.close, self.read))
@@ -77,10 +77,10 @@ class FixedDecoder:
         device, like = self.model.device, self.model.embedding.weight
         self.rows = torch.arange(len(counters), device=device)
         self.h = like.new_zeros(len(counters), self.model.config.local_hidden)
-        self.open = like.new_zeros(len(counters), self.model.patch_size + 1, self.model.config.local_hidden)
+        self.open_patch = like.new_zeros(len(counters), self.model.patch_size + 1, self.model.config.local_hidden)
         self.open_count = torch.tensor([len(counter.open) for counter in counters], device=device)
         self.first_token = torch.tensor([(counter.open or [0])[0] for counter in counters], device=device)
-        for row, held in zip(self.open, self.cache.open, strict=True):
+        for row, held in zip(self.open_patch, self.cache.open_patch, strict=True):
             if held is not None:
                 row[: len(held)] = held
 
@@ -118,7 +118,6 @@ class FixedDecoder:
         for i, (new, closed) in enumerate(zip(inputs, units, strict=True)):
             self.cache.tokens[i] += len(new.tokens)
             self.cache.units[i] += closed
-            self.cache.global_steps[i] += closed
         return self.logits
 
     @property
@@ -131,11 +130,11 @@ class FixedDecoder:
         tokens, active, model = self._inputs[0], self.active, self.model
         runs = active & self.is_speech[tokens] if self.direct else active
         x = model.embedding(tokens)
-        axis = Axis(self.encoder.add(self.position, runs), model.local_rotation(self.position))
-        h = model.encoder.states(x, axis, self.encoder.stores, model.math)
+        at = Positions(model.local_rope(self.position), self.encoder.add(self.position, runs))
+        h = model.encoder.states(x, at, self.encoder.caches)
         self.h.copy_(torch.where(runs[:, None], h, x) if self.direct else h)
         self.first_token.copy_(torch.where(self.open_count == 0, tokens, self.first_token))
-        self.open[self.rows, torch.where(active, self.open_count, model.patch_size)] = self.h
+        self.open_patch[self.rows, torch.where(active, self.open_count, model.patch_size)] = self.h
         self.open_count += active
 
     def close(self) -> None:
@@ -144,25 +143,25 @@ class FixedDecoder:
         e = self._patches() if self.lst else model.embedding(self._inputs[0])
         # Whoever closes no unit writes where the next one will: it is overwritten before anyone sees it.
         mask = torch.arange(self.capacity + 1, device=closing.device) <= self.units[:, None]
-        axis = Axis(SlotMask(self.units, mask), model.global_rotation(self.units))
-        g = model.global_transformer(e, axis, self.global_layers, model.math)
+        at = Positions(model.global_rope(self.units), SlotMask(self.units, mask))
+        g = model.global_transformer(e, at, self.global_layers)
         self.g.copy_(torch.where(closing[:, None], g, self.g))
         if self.lst:
             k = model.config.queries
             first = torch.where(closing, self.units * k % self.cross_slots, self.cross_slots)
             slots = (first[:, None] + torch.arange(k, device=first.device)).flatten()
-            turn = model.local_rotation(self.units.repeat_interleave(k)) if model.config.cross_rope else None
-            model.decoder.push(g, turn, slots, self.cross, model.math)
+            rope = model.local_rope(self.units.repeat_interleave(k)) if model.config.cross_rope else None
+            model.decoder.append_units(g, rope, slots, self.cross)
             self.open_count.masked_fill_(closing, 0)
         self.units += closing
 
     def _patches(self) -> Tensor:
         """Embeddings [b, d_g] of the open patches; those of nobody who closes one mean nothing."""
         model, encoder = self.model, self.model.encoder
-        inside = torch.arange(model.patch_size, device=self.open.device) < self.open_count.clamp(min=1)[:, None]
-        members = torch.where(inside[..., None], self.open[:, :-1], self.open[:, :1])
-        k, v = encoder.cross_attention.keys_values(members, model.math)
-        e = encoder.project(encoder.pool(members, k, v, inside, model.math), model.math)
+        inside = torch.arange(model.patch_size, device=self.open_patch.device) < self.open_count.clamp(min=1)[:, None]
+        members = torch.where(inside[..., None], self.open_patch[:, :-1], self.open_patch[:, :1])
+        k, v = encoder.cross_attention.keys_values(members)
+        e = encoder.project(encoder.pool(members, k, v, inside))
         if self.direct:
             speech = self.is_speech[self.first_token]
             e = torch.where(speech[:, None], e, model.text_embedding(self.first_token))
@@ -172,50 +171,41 @@ class FixedDecoder:
         """Logits after the tokens."""
         model, config, tokens, active = self.model, self.model.config, self._inputs[0], self.active
         if not self.lst:
-            self.logits.copy_(model.math.linear(model.norm(self.g, model.math), self.heads[0]))
+            self.logits.copy_(linear(model.norm(self.g), self.heads[0]))
             return
         spoken = self.is_speech[tokens] | (tokens == model.vocabulary.speech_marker)
-        local = Axis(
-            self.decoder.add(self.position, active & spoken if self.direct else active),
-            model.local_rotation(self.position),
-        )
+        runs = active & spoken if self.direct else active
+        local = Positions(model.local_rope(self.position), self.decoder.add(self.position, runs))
         filled = (self.units * config.queries).clamp(max=self.cross_slots)
         mask = torch.arange(self.cross_slots + config.queries, device=filled.device) < filled[:, None]
-        turn = model.local_rotation(self.units - 1) if config.cross_rope else None
+        units = Positions(model.local_rope(self.units - 1) if config.cross_rope else None, SlotMask(None, mask))
         x = model.decoder.embedding(tokens) if config.decoder_input == "embedding" else self.h
-        x = model.decoder.states(
-            x, local, Axis(SlotMask(None, mask), turn), self.cross, self.decoder.stores, model.math
-        )
-        logits = model.math.linear(x, self.heads[0])
+        x = model.decoder.states(x, local, units, self.decoder.caches, self.cross)
+        logits = linear(x, self.heads[0])
         if self.direct:
-            text = model.math.linear(model.text_norm(self.g, model.math), self.heads[1])
+            text = linear(model.text_norm(self.g), self.heads[1])
             logits = torch.where(spoken[:, None], logits, text)
         self.logits.copy_(logits)
         self.position += active
 
-    def cache_bytes(self) -> dict[str, int]:
-        """Bytes held by the caches of each module."""
-        groups: dict[str, Sequence[StaticKVCache]] = {
-            "encoder": [],
-            "global": self.global_layers,
-            "decoder": [],
-            "cross": [],
-        }
+    def allocated_bytes(self) -> dict[str, int]:
+        """Bytes held for each module."""
+        groups = {"encoder": [], "global": self.global_layers, "decoder": [], "cross": []}
         if self.lst:
-            groups |= {"encoder": self.encoder.stores, "decoder": self.decoder.stores, "cross": self.cross}
-        return {name: sum(store.allocated_bytes for store in stores) for name, stores in groups.items()}
+            groups |= {"encoder": self.encoder.caches, "decoder": self.decoder.caches, "cross": self.cross}
+        return {name: sum(cache.allocated_bytes for cache in caches) for name, caches in groups.items()}
 
 
 class _Window:
     """The newest entries of a local attention, all layers: where they stand, and where the next one goes."""
 
-    def __init__(self, axes: Sequence[LocalAxis], stores: Sequence[StaticKVCache]) -> None:
-        rows = stores[0].rows
-        self.stores, self.rows, self.size = stores, rows, stores[0].keys.shape[1] - 1
-        count = [axis.dropped + len(axis.positions) for axis in axes]  # entries that each sequence ever had
-        positions = np.full((len(axes), self.size + 1), _NEVER)
-        for row, axis, n in zip(positions, axes, count, strict=True):
-            row[np.arange(axis.dropped, n) % self.size] = axis.positions
+    def __init__(self, windows: Sequence[TokenWindow], caches: list[StaticKVCache]) -> None:
+        rows = caches[0].rows
+        self.caches, self.rows, self.size = caches, rows, caches[0].keys.shape[1] - 1
+        count = [window.dropped + len(window.positions) for window in windows]  # entries that each sequence ever had
+        positions = np.full((len(windows), self.size + 1), _NEVER)
+        for row, window, n in zip(positions, windows, count, strict=True):
+            row[np.arange(window.dropped, n) % self.size] = window.positions
         self.count, self.positions = (
             torch.tensor(count, device=rows.device),
             torch.from_numpy(positions).to(rows.device),
@@ -232,14 +222,14 @@ class _Window:
 
 
 def _slots(
-    stores: Sequence[LayerCache], batch: int, size: int, spare: int, heads: int, head_size: int, like: Tensor
+    caches: Sequence[LayerCache], batch: int, size: int, spare: int, heads: int, head_size: int, like: Tensor
 ) -> list[StaticKVCache]:
-    """Each store's newest `size` entries, in slots; `spare` more for sequences that have nothing to write."""
+    """Each cache's newest `size` entries, in slots; `spare` more for sequences that have nothing to write."""
     result = []
-    for store in stores:
-        assert isinstance(store, KVCache), "a cache of one call has no past to go on from"
+    for cache in caches:
+        assert isinstance(cache, KVCache), "a cache of one call has no past to go on from"
         result.append(StaticKVCache(batch, size + spare, heads, head_size, like))
-        result[-1].take_over(store, size)
+        result[-1].take_over(cache, size)
     return result
 
 

@@ -231,7 +231,7 @@ def stream(
         if not timing.tokens:
             timing.first_token = time.perf_counter() - began
             for i, result in enumerate(results):
-                result.prompt_units = cache.global_steps[i]
+                result.prompt_units = cache.units[i]
         else:
             timing.global_passes += any(len(new.lengths) for new in inputs)
         timing.tokens += len(tokens)
@@ -249,10 +249,10 @@ def stream(
                 room = settings.context is None or len(prompts[i]) + len(result.tokens) < settings.context
                 if len(result.tokens) < settings.max_tokens and room:
                     pending[i] = (token,)
-            result.units = cache.global_steps[i] - result.prompt_units
+            result.units = cache.units[i] - result.prompt_units
         active = [i for i in active if pending[i]]
         timing.seconds = time.perf_counter() - began
-        timing.cache_bytes = decoder.cache_bytes() if decoder else cache.cache_bytes()
+        timing.cache_bytes = (decoder or cache).allocated_bytes()
         yield emitted
 
 

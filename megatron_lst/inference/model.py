@@ -1,113 +1,60 @@
 """LatentSpeechTextModel: the exported model, for inference. Advances a batch of sequences, or scores packed rows.
 
 A sequence is one document; attention never leaves it.  All sequences of a call lie end to end on one packed axis, so
-prompts of different lengths need no padding.  With a `Cache` every layer appends to its keys and values, and the
-next call continues; the global transformer runs once for each unit that closes (SPEC 9).
+prompts of different lengths need no padding.  The next call goes on from the `Cache`; the global transformer runs once
+for each unit that closes (SPEC 9).
 
-    b sequences, n new tokens, m newly closed units, k queries a unit
+    b sequences, n new tokens, m newly closed units, k queries a unit, d_l and d_g local and global width
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear as matrix_product
 
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import UserError
-from megatron_lst.inference.arithmetic import Batched, Intervals, Rotation, wide
-from megatron_lst.inference.cache import KVCache, LayerCache, OneCallKVCache
+from megatron_lst.inference.cache import Cache, Intervals, TokenWindow
 from megatron_lst.inference.inputs import PatchCounter, SequenceInput, inputs_of
-from megatron_lst.inference.modules import (
-    Axis,
-    Decoder,
+from megatron_lst.inference.layers import (
     GlobalTransformer,
-    Norm,
-    PatchPooling,
-    Projection,
-    Table,
+    PatchDecoder,
+    PatchEncoder,
+    Positions,
+    Rope,
+    linear,
+    rope_at,
 )
 from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.vocabulary import IGNORE, Vocabulary
-
-
-@dataclass
-class LocalAxis:
-    """Where the entries of one sequence's local attention stand; the last `window` of them are remembered."""
-
-    positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    dropped: int = 0
-
-    def extend(self, new: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """(start, end) of the interval of entries that each new position sees: itself and `window` - 1 before."""
-        positions = np.concatenate([self.positions, new])
-        start = np.searchsorted(positions, new - window + 1) + self.dropped
-        end = np.arange(len(self.positions), len(positions)) + self.dropped + 1
-        extra = max(0, len(positions) - window)
-        self.positions, self.dropped = positions[extra:], self.dropped + extra
-        return start, end
-
-
-class Cache:
-    """Everything that a batch of sequences remembers between calls.
-
-    Attributes:
-        encoder, global_layers, decoder: keys and values of each layer's self-attention.
-        cross: those of each decoder layer's cross-attention, to the newest W_u units.
-        tokens, units: seen and closed so far, of each sequence.
-        global_steps: units that went through the global transformer, of each sequence.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, one_call: bool = False) -> None:
-        def stores(layers: int, window: int | None) -> list[LayerCache]:
-            return [OneCallKVCache() if one_call else KVCache(batch, window) for _ in range(layers)]
-
-        lst = config.kind == "lst"
-        self.encoder = stores(config.encoder_layers if lst else 0, config.window)
-        self.global_layers = stores(config.layers, None)
-        self.decoder = stores(config.decoder_layers if lst else 0, config.window)
-        self.cross = stores(config.decoder_layers if lst else 0, config.decoder_window_units * config.queries)
-        self.encoder_axis = [LocalAxis() for _ in range(batch)]
-        self.decoder_axis = [LocalAxis() for _ in range(batch)]
-        self.open: list[Tensor | None] = [None] * batch
-        self.tokens, self.units, self.global_steps = [0] * batch, [0] * batch, [0] * batch
-
-    def cache_bytes(self) -> dict[str, int]:
-        """Bytes held by the caches of each module."""
-        groups = {
-            "encoder": self.encoder,
-            "global": self.global_layers,
-            "decoder": self.decoder,
-            "cross": self.cross,
-        }
-        return {
-            name: sum(store.allocated_bytes for store in stores if isinstance(store, KVCache))
-            for name, stores in groups.items()
-        }
 
 
 class Outputs:
     """Final hidden states of the new tokens; logits are computed for those that are asked for.
 
     The vocabulary is large: logits of a whole row would take gigabytes.
+
+    Args:
+        count: n.
+        groups: for each head: the tokens [a] whose successor it predicts, their hidden states [a, d], the head.
     """
 
-    def __init__(self, count: int, groups: list[tuple[np.ndarray, Tensor, Projection]], math: Batched) -> None:
-        self.count, self.groups, self.math = count, groups, math
+    def __init__(self, count: int, groups: list[tuple[np.ndarray, Tensor, nn.Linear]]) -> None:
+        self.count, self.groups = count, groups
 
     @torch.inference_mode()
     def logits(self, at: np.ndarray, ids: Tensor | None = None) -> Tensor:
         """[len(at), V] of the packed token positions `at` (increasing); of `ids` [A] alone, [len(at), A]."""
-        size = self.groups[0][2].weight.shape[0] if ids is None else len(ids)
-        result = self.groups[0][1].new_empty(len(at), size)
+        _, hidden, head = self.groups[0]
+        result = hidden.new_empty(len(at), head.out_features if ids is None else len(ids))
         for index, hidden, head in self.groups:
-            wanted, here, there = np.intersect1d(at, index, assume_unique=True, return_indices=True)
-            if len(wanted):
-                device = hidden.device
+            _, here, there = np.intersect1d(at, index, assume_unique=True, return_indices=True)
+            if len(here):
                 weight = head.weight if ids is None else head.weight[ids]
-                rows = self.math.linear(hidden[torch.from_numpy(there).to(device)], weight)
-                result[torch.from_numpy(here).to(device)] = rows
+                rows = matrix_product(hidden[torch.from_numpy(there).to(hidden.device)], weight)
+                result[torch.from_numpy(here).to(hidden.device)] = rows
         return result
 
 
@@ -125,21 +72,20 @@ class LatentSpeechTextModel(nn.Module):
         if config.kind == "baseline" and patch_size != 1:
             raise UserError(f"patch_size={patch_size}: a baseline has patches of one token")
         self.config, self.vocabulary, self.patch_size = config, vocabulary, patch_size
-        self.math = Batched()
         size, eps = vocabulary.padded_size, config.norm_eps
         self.global_transformer = GlobalTransformer(config)
         if config.kind == "baseline":
-            self.embedding = Table(size, config.hidden)
-            self.norm = Norm(config.hidden, eps)
-            self.head = Projection(config.hidden, size)
+            self.embedding = nn.Embedding(size, config.hidden)
+            self.norm = nn.RMSNorm(config.hidden, eps)
+            self.head = linear(config.hidden, size)
             return
-        self.embedding = Table(size, config.local_hidden)
-        self.encoder = PatchPooling(config)
-        self.decoder = Decoder(config, size)
+        self.embedding = nn.Embedding(size, config.local_hidden)
+        self.encoder = PatchEncoder(config)
+        self.decoder = PatchDecoder(config, size)
         if config.text_path == "direct":
-            self.text_embedding = Table(size, config.hidden)
-            self.text_norm = Norm(config.hidden, eps)
-            self.text_head = Projection(config.hidden, size)
+            self.text_embedding = nn.Embedding(size, config.hidden)
+            self.text_norm = nn.RMSNorm(config.hidden, eps)
+            self.text_head = linear(config.hidden, size)
 
     @property
     def device(self) -> torch.device:
@@ -174,143 +120,146 @@ class LatentSpeechTextModel(nn.Module):
 
     @torch.inference_mode()
     def advance(self, inputs: Sequence[SequenceInput], cache: Cache) -> Outputs:
-        """Add tokens to each sequence; one may be empty.
+        """Add tokens to each sequence; an input may be empty.
 
         Returns:
             Outputs of the new tokens, packed in the order of the sequences.
+
+        Raises:
+            UserError: a baseline is given patches of more than one token.
         """
+        tokens = self._tensor(np.concatenate([new.tokens for new in inputs]))
         if self.config.kind == "baseline":
-            return self._advance_baseline(inputs, cache)
-        math, config = self.math, self.config
-        tokens = self._here(np.concatenate([p.tokens for p in inputs]))
-        local = [np.arange(len(p.tokens)) + cache.tokens[i] for i, p in enumerate(inputs)]
-        everything = [np.ones(len(p.tokens), bool) for p in inputs]
-        direct = config.text_path == "direct"
-        h = self._token_states(tokens, local, inputs, cache)
-        e = self._unit_embeddings(h, inputs, cache)
-        g = e
-        if len(e):
-            g = self._global(e, inputs, cache)
-            self._push(g, inputs, cache)
-
-        spoken = everything
-        if direct:
-            marker = self.vocabulary.speech_marker
-            spoken = [self.vocabulary.is_speech(p.tokens) | (p.tokens == marker) for p in inputs]
-        outputs: list[tuple[np.ndarray, Tensor, Projection]] = []
-        chosen = np.concatenate(spoken)
-        if chosen.any():
-            at = self._here(np.flatnonzero(chosen))
-            x = (self.decoder.embedding(tokens) if config.decoder_input == "embedding" else h)[at]
-            axis = self._local_axis(local, spoken, cache.decoder_axis)
-            x = self._decode(x, axis, [p.closed[s] for p, s in zip(inputs, spoken, strict=True)], cache)
-            outputs.append((np.flatnonzero(chosen), x, self.decoder.head))
-        if direct and not chosen.all():
-            offsets = np.cumsum([0, *(len(p.lengths) for p in inputs)])
-            unit = np.concatenate([p.unit - cache.units[i] + offsets[i] for i, p in enumerate(inputs)])
-            written = g[self._here(unit[~chosen])]
-            outputs.append((np.flatnonzero(~chosen), self.text_norm(written, math), self.text_head))
+            if any((new.lengths != 1).any() for new in inputs):
+                raise UserError("a baseline takes units of one token (patching.strategy none or bpe)")
+            g = self._global_states(self.embedding(tokens), inputs, cache)
+            groups = [(np.arange(len(tokens)), self.norm(g), self.head)]
+        else:
+            h = self._token_states(tokens, inputs, cache)
+            e = self._patch_embeddings(h, inputs, cache)
+            g = self._global_states(e, inputs, cache)
+            groups = self._decoder_outputs(tokens, h, g, inputs, cache)
         for i, new in enumerate(inputs):
             cache.tokens[i] += len(new.tokens)
             cache.units[i] += len(new.lengths)
-        return Outputs(len(tokens), outputs, math)
+        return Outputs(len(tokens), groups)
 
-    def _advance_baseline(self, inputs: Sequence[SequenceInput], cache: Cache) -> Outputs:
-        if any((p.lengths != 1).any() for p in inputs):
-            raise UserError("a baseline takes units of one token (patching.strategy none or bpe)")
-        tokens = self._here(np.concatenate([p.tokens for p in inputs]))
-        g = self._global(self.embedding(tokens), inputs, cache)
-        for i, new in enumerate(inputs):
-            cache.tokens[i] += len(new.tokens)
-            cache.units[i] += len(new.lengths)
-        return Outputs(len(tokens), [(np.arange(len(tokens)), self.norm(g, self.math), self.head)], self.math)
-
-    def _local_axis(self, positions: list[np.ndarray], chosen: list[np.ndarray], memory: list[LocalAxis]) -> Axis:
-        new = [p[c] for p, c in zip(positions, chosen, strict=True)]
-        seen = [memory[i].extend(p, self.config.window) for i, p in enumerate(new)]
-        queries = Intervals(
-            [len(p) for p in new], np.concatenate([s for s, _ in seen]), np.concatenate([e for _, e in seen])
-        )
-        return Axis(queries, self.local_rotation(self._here(np.concatenate(new))))
-
-    def _here(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
-
-    def local_rotation(self, position: Tensor) -> Rotation:
-        """RoPE of encoder and decoder at `position` [n]."""
-        return self._rotation(position, self.config.local_hidden // self.config.local_heads)
-
-    def global_rotation(self, unit: Tensor) -> Rotation:
-        """RoPE of the global transformer at `unit` [m]."""
-        return self._rotation(unit, self.config.hidden // self.config.heads)
-
-    def _rotation(self, position: Tensor, head_size: int) -> Rotation:
-        return self.math.rotation(position, head_size, self.config.rope_theta, wide(self.embedding.weight[:0]).dtype)
-
-    def _token_states(
-        self, tokens: Tensor, local: list[np.ndarray], inputs: Sequence[SequenceInput], cache: Cache
-    ) -> Tensor:
+    def _token_states(self, tokens: Tensor, inputs: Sequence[SequenceInput], cache: Cache) -> Tensor:
         """Encoder states H [n, d_l]; with `text_path: direct` of speech tokens alone, text keeps its embedding."""
         embedded = self.embedding(tokens)
         direct = self.config.text_path == "direct"
-        encoded = [self.vocabulary.is_speech(p.tokens) if direct else np.ones(len(p.tokens), bool) for p in inputs]
-        axis = self._local_axis(local, encoded, cache.encoder_axis)
+        encoded = [
+            self.vocabulary.is_speech(new.tokens) if direct else np.ones(len(new.tokens), bool) for new in inputs
+        ]
         among = np.concatenate(encoded)
+        at = self._local_positions(encoded, cache.tokens, cache.encoder_window)
         if not among.any():
             return embedded
-        at = self._here(np.flatnonzero(among))
-        return embedded.index_copy(0, at, self.encoder.states(embedded[at], axis, cache.encoder, self.math))
+        index = self._tensor(np.flatnonzero(among))
+        return embedded.index_copy(0, index, self.encoder.states(embedded[index], at, cache.encoder))
 
-    def _unit_embeddings(self, h: Tensor, inputs: Sequence[SequenceInput], cache: Cache) -> Tensor:
-        """E [m, d_g] of the units that close; tokens of patches that stay open are kept in the cache."""
-        pieces: list[Tensor] = []
-        offset = 0
-        for i, new in enumerate(inputs):
-            mine = h[offset : offset + len(new.tokens)]
-            offset += len(new.tokens)
-            held = cache.open[i]
+    def _patch_embeddings(self, h: Tensor, inputs: Sequence[SequenceInput], cache: Cache) -> Tensor:
+        """E [m, d_g] of the units that close; the cache keeps the tokens of patches that stay open."""
+        states: list[Tensor] = []
+        for i, (new, mine) in enumerate(zip(inputs, h.split([len(new.tokens) for new in inputs]), strict=True)):
+            held = cache.open_patch[i]
             if held is not None:
                 mine = torch.cat([held, mine])
             used = int(new.lengths.sum())
-            pieces.append(mine[:used])
-            cache.open[i] = mine[used:].clone() if used < len(mine) else None
-        lengths = np.concatenate([p.lengths for p in inputs])
+            states.append(mine[:used])
+            cache.open_patch[i] = mine[used:].clone() if used < len(mine) else None
+        lengths = np.concatenate([new.lengths for new in inputs])
         if not len(lengths):
             return h.new_empty(0, self.config.hidden)
-        first = np.concatenate([p.first_token for p in inputs])
-        states = torch.cat(pieces)
+        members = torch.cat(states)  # [sum(lengths), d_l]
         if self.config.text_path == "patch":
-            return self.encoder.patches(states, lengths, self.math)
+            return self.encoder.patches(members, lengths)
+        first = np.concatenate([new.first_token for new in inputs])
         speech = self.vocabulary.is_speech(first)
-        e = self.text_embedding(self._here(first))
+        e = self.text_embedding(self._tensor(first))
         if speech.any():
-            inside = self._here(np.flatnonzero(np.repeat(speech, lengths)))
-            patches = self.encoder.patches(states[inside], lengths[speech], self.math)
-            e = e.index_copy(0, self._here(np.flatnonzero(speech)), patches)
+            inside = self._tensor(np.flatnonzero(np.repeat(speech, lengths)))
+            patches = self.encoder.patches(members[inside], lengths[speech])
+            e = e.index_copy(0, self._tensor(np.flatnonzero(speech)), patches)
         return e
 
-    def _global(self, e: Tensor, inputs: Sequence[SequenceInput], cache: Cache) -> Tensor:
-        counts = [len(p.lengths) for p in inputs]
-        index = np.concatenate([np.arange(count) + cache.units[i] for i, count in enumerate(counts)])
-        for i, count in enumerate(counts):
-            cache.global_steps[i] += count
-        axis = Axis(Intervals(counts, np.zeros_like(index), index + 1), self.global_rotation(self._here(index)))
-        return self.global_transformer(e, axis, cache.global_layers, self.math)
+    def _global_states(self, e: Tensor, inputs: Sequence[SequenceInput], cache: Cache) -> Tensor:
+        """G [m, d_g] of the units that close."""
+        if not len(e):
+            return e
+        index = _unit_index(inputs, cache)
+        visible = Intervals([len(new.lengths) for new in inputs], np.zeros_like(index), index + 1)
+        return self.global_transformer(
+            e, Positions(self.global_rope(self._tensor(index)), visible), cache.global_layers
+        )
 
-    def _push(self, g: Tensor, inputs: Sequence[SequenceInput], cache: Cache) -> None:
-        k = self.config.queries
-        turn = None
-        if self.config.cross_rope:
-            index = np.concatenate([np.arange(len(p.lengths)) + cache.units[i] for i, p in enumerate(inputs)])
-            turn = self.local_rotation(self._here(np.repeat(index, k)))
-        self.decoder.push(g, turn, [len(p.lengths) * k for p in inputs], cache.cross, self.math)
+    def _decoder_outputs(
+        self, tokens: Tensor, h: Tensor, g: Tensor, inputs: Sequence[SequenceInput], cache: Cache
+    ) -> list[tuple[np.ndarray, Tensor, nn.Linear]]:
+        """What `Outputs` takes: of the decoder's head, and under `text_path: direct` of the text head."""
+        config, k, marker = self.config, self.config.queries, self.vocabulary.speech_marker
+        rope = self.local_rope if config.cross_rope else lambda position: None
+        if len(g):
+            units = self._tensor(np.repeat(_unit_index(inputs, cache), k))
+            self.decoder.append_units(g, rope(units), [len(new.lengths) * k for new in inputs], cache.cross)
+        direct = config.text_path == "direct"
+        spoken = [
+            self.vocabulary.is_speech(new.tokens) | (new.tokens == marker) if direct else np.ones(len(new.tokens), bool)
+            for new in inputs
+        ]
+        chosen = np.concatenate(spoken)
+        groups = []
+        if chosen.any():
+            x = self.decoder.embedding(tokens) if config.decoder_input == "embedding" else h
+            closed = [new.closed[mine] for new, mine in zip(inputs, spoken, strict=True)]
+            newest = np.concatenate(closed)
+            oldest = np.maximum(0, newest - config.decoder_window_units + 1)
+            visible = Intervals([len(c) for c in closed], oldest * k, (newest + 1) * k)  # k keys a unit
+            x = self.decoder.states(
+                x[self._tensor(np.flatnonzero(chosen))],
+                self._local_positions(spoken, cache.tokens, cache.decoder_window),
+                Positions(rope(self._tensor(newest)), visible),
+                cache.decoder,
+                cache.cross,
+            )
+            groups.append((np.flatnonzero(chosen), x, self.decoder.head))
+        if not chosen.all():
+            before = np.cumsum([0, *(len(new.lengths) for new in inputs)])[:-1]  # rows of g of earlier sequences
+            unit = np.concatenate(
+                [new.unit - closed + rows for new, closed, rows in zip(inputs, cache.units, before, strict=True)]
+            )
+            groups.append((np.flatnonzero(~chosen), self.text_norm(g[self._tensor(unit[~chosen])]), self.text_head))
+        return groups
 
-    def _decode(self, x: Tensor, local: Axis, closed: list[np.ndarray], cache: Cache) -> Tensor:
-        k, window = self.config.queries, self.config.decoder_window_units
-        newest = np.concatenate(closed)
-        queries = Intervals([len(c) for c in closed], np.maximum(0, newest - window + 1) * k, (newest + 1) * k)
-        over_units = Axis(queries, self.local_rotation(self._here(newest)) if self.config.cross_rope else None)
-        return self.decoder.states(x, local, over_units, cache.cross, cache.decoder, self.math)
+    def _local_positions(
+        self, chosen: Sequence[np.ndarray], begin: Sequence[int], windows: Sequence[TokenWindow]
+    ) -> Positions:
+        """Of the new tokens that `chosen` (bool, of each sequence) sends through a local module.
+
+        Args:
+            begin: the position of each sequence's first new token.
+        """
+        new = [np.flatnonzero(mine) + first for mine, first in zip(chosen, begin, strict=True)]
+        seen = [window.extend(p, self.config.window) for window, p in zip(windows, new, strict=True)]
+        start, end = (np.concatenate(side) for side in zip(*seen, strict=True))
+        return Positions(
+            self.local_rope(self._tensor(np.concatenate(new))), Intervals([len(p) for p in new], start, end)
+        )
+
+    def local_rope(self, position: Tensor) -> Rope:
+        """RoPE of encoder and decoder at `position` [n]."""
+        return self._rope(position, self.config.local_hidden // self.config.local_heads)
+
+    def global_rope(self, unit: Tensor) -> Rope:
+        """RoPE of the global transformer at `unit` [m]."""
+        return self._rope(unit, self.config.hidden // self.config.heads)
+
+    def _rope(self, position: Tensor, head_size: int) -> Rope:
+        dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        return rope_at(position, head_size, self.config.rope_theta, dtype)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Row], tokens_at_once: int = 16384, head_rows: int = 2048) -> list[np.ndarray]:
@@ -337,7 +286,7 @@ class LatentSpeechTextModel(nn.Module):
                 at = wanted[begin : begin + head_rows]
                 logits = outputs.logits(at)
                 logits = logits.float() if logits.dtype != torch.float64 else logits
-                target = self._here(labels[at])
+                target = self._tensor(labels[at])
                 chosen = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
                 scores[at] = chosen.float().cpu().numpy()
             offset = 0
@@ -363,9 +312,9 @@ class LatentSpeechTextModel(nn.Module):
         row = assemble_row([chunk], len(chunk.patch_length), self.vocabulary)
         ((_, new),) = inputs_of(row, self.vocabulary.pad)
         cache = Cache(self.config, 1, one_call=True)
-        tokens = self._here(new.tokens)
-        h = self._token_states(tokens, [np.arange(len(new.tokens))], [new], cache)
-        return self._unit_embeddings(h, [new], cache).float().cpu().numpy()
+        tokens = self._tensor(new.tokens)
+        h = self._token_states(tokens, [new], cache)
+        return self._patch_embeddings(h, [new], cache).float().cpu().numpy()
 
     @torch.inference_mode()
     def row_logits(self, row: Row) -> Tensor:
@@ -377,3 +326,10 @@ class LatentSpeechTextModel(nn.Module):
             outputs = self.advance([new], Cache(self.config, 1, one_call=True))
             result[place] = outputs.logits(np.arange(len(new.tokens)))
         return result
+
+
+def _unit_index(inputs: Sequence[SequenceInput], cache: Cache) -> np.ndarray:
+    """int64 [m]: the number of each newly closed unit in its sequence."""
+    return np.concatenate(
+        [np.arange(len(new.lengths)) + closed for new, closed in zip(inputs, cache.units, strict=True)]
+    )

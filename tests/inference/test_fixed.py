@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_lst.inference import LatentSpeechTextModel
+from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.fixed import FixedDecoder
 from megatron_lst.inference.inputs import PatchCounter
-from megatron_lst.inference.model import Cache
 from tests.inference.test_generation import VARIANTS, V, model_of
 
 PROMPTS = [[V.bos, V.speech_marker, 25, 26, 27], [V.bos, 5, 6, V.speech_marker, 28]]
@@ -64,7 +64,7 @@ def addresses(thing: object) -> dict[str, int]:
     for name, value in vars(thing).items():
         if isinstance(value, torch.Tensor):
             found[name] = value.data_ptr()
-        elif name in ("global_layers", "cross", "stores", "encoder", "decoder"):
+        elif name in ("global_layers", "cross", "caches", "encoder", "decoder"):
             for i, part in enumerate(value if isinstance(value, list) else [value]):
                 found |= {f"{name}.{i}.{inner}": at for inner, at in addresses(part).items()}
     return found
@@ -121,7 +121,7 @@ def test_any_tokens_give_the_logits_of_ragged_decoding(options: dict[str, object
         inputs = [c.add([t]) for c, t in zip(others, (first, second), strict=True)]
         right = model.advance(inputs, cache).logits(np.arange(2))
         torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
-    assert decoder.cache_bytes().keys() == cache.cache_bytes().keys()
+    assert decoder.allocated_bytes().keys() == cache.allocated_bytes().keys()
 
 
 def test_nobody_ever_sees_nothing() -> None:

@@ -199,7 +199,7 @@ def test_stops_at_a_marker_at_eos_at_the_cap_and_at_the_context() -> None:
     saved = head.clone()
     head.zero_()
     head[:8] = torch.eye(8, dtype=torch.float64)
-    from megatron_lst.inference.model import Cache
+    from megatron_lst.inference.cache import Cache
 
     hidden = model.advance([model.counters(1)[0].add(prompt)], Cache(model.config, 1)).logits(np.array([2]))[0, :8]
     for token, finish in ((V.eos, "eos"), (V.text_marker, "marker")):

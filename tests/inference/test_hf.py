@@ -16,7 +16,7 @@ import megatron_lst.hf
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.inference import LatentSpeechTextModel, write_export
-from megatron_lst.inference.model import Cache
+from megatron_lst.inference.cache import Cache
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.vocabulary import Vocabulary
 

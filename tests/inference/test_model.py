@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import UserError
 from megatron_lst.inference import LatentSpeechTextModel
-from megatron_lst.inference.arithmetic import RowByRow
+from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.inputs import PatchCounter
-from megatron_lst.inference.model import Cache
 from megatron_lst.patching.row import Row, assemble_row
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.reference.causality import Kind, random_chunk
 from megatron_lst.vocabulary import IGNORE, Vocabulary
+from tests.inference.row_by_row import RowByRow
 
 V = Vocabulary(text_size=24, speech_size=9, multiple=8)
 BASE = ModelConfig(
@@ -94,12 +94,27 @@ def test_t4_cached_equals_uncached_bit_for_bit_row_by_row(option: str, seed: int
     """Uncached: each position's logits from a fresh pass over its whole prefix."""
     rng = np.random.default_rng(seed)
     _, model = pair(option)
-    model.math = RowByRow()
     tokens = random_chunk(rng, V, "static", model.patch_size, 14).tokens.tolist()
-    cached = incremental(model, tokens, [1] * len(tokens))
-    for t in rng.permutation(len(tokens))[:2].tolist():
-        uncached = incremental(model, tokens[: t + 1], [t + 1])
-        assert torch.equal(uncached, cached[: t + 1])
+    with RowByRow() as mode:
+        cached = incremental(model, tokens, [1] * len(tokens))
+        for t in rng.permutation(len(tokens))[:2].tolist():
+            uncached = incremental(model, tokens[: t + 1], [t + 1])
+            assert torch.equal(uncached, cached[: t + 1])
+    used = {"linear", "rms_norm", "silu", "cos", "sin", "scaled_dot_product_attention"}
+    assert set(mode.calls) == used, "everything whose bits may depend on its neighbours ran row by row"
+    torch.testing.assert_close(cached, incremental(model, tokens, [1] * len(tokens)), rtol=1e-10, atol=1e-11)
+
+
+def test_t4_bits_differ_without_row_by_row() -> None:
+    """The negative control of the last test: batched products do change bits, and it would see that."""
+    _, model = pair("default")
+    rng = np.random.default_rng(0)
+    different = 0
+    for _ in range(6):
+        tokens = random_chunk(rng, V, "static", SIZE, 24).tokens.tolist()
+        cached = incremental(model, tokens, [1] * len(tokens))
+        different += not torch.equal(incremental(model, tokens, [len(tokens)]), cached)
+    assert different
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -154,11 +169,14 @@ def test_t4_catches_units_that_close_at_another_token() -> None:
 def test_global_steps_are_units_and_caches_are_bounded() -> None:
     _, model = pair("default")
     cache, counter = Cache(model.config, 1), PatchCounter(V, SIZE)
+    passed: list[int] = []
+    model.global_transformer.register_forward_hook(lambda module, given, out: passed.append(len(out)))
     tokens = [V.bos, V.speech_marker] + [V.text_size] * 300
     for token in tokens:
         model.advance([counter.add([token])], cache)
-    assert cache.global_steps == [2 + 100] == [counter.units]
-    held = cache.cache_bytes()
+    assert cache.units == [2 + 100] == [counter.units]
+    assert passed == [1] * (2 + 100)
+    held = cache.allocated_bytes()
     entry = 8 * 2 * 8  # local hidden, key and value, float64
     assert held["decoder"] <= 2 * 2 * BASE.window * entry
     assert held["cross"] <= 2 * 2 * BASE.queries * entry
