@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from megatron_lst.errors import UserError
+from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.fixed import FixedDecoder
 from megatron_lst.inference.inputs import EMPTY, PatchCounter
-from megatron_lst.inference.model import Cache, LatentSpeechTextModel
+from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
 Finish = Literal["eos", "marker", "length"]

@@ -20,8 +20,8 @@ import transformers
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.inference import LatentSpeechTextModel
+from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.families import FAMILIES
-from megatron_lst.inference.model import Cache
 from megatron_lst.inference.warm_start import WarmStart, warm_start
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.vocabulary import Vocabulary
