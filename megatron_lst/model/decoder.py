@@ -1,4 +1,4 @@
-"""The patch decoder: from token states and global outputs to the loss of the next token (SPEC 5).
+"""The patch decoder: from token states and global outputs to the hidden states of the head (SPEC 5).
 
 Shapes: n tokens of the decoder's axis (see `batch`), P = b*U units, d_l local width, d_g global width, k vectors a
 unit.
@@ -43,7 +43,7 @@ class PatchDecoderLayer(MegatronModule):
 
 
 class PatchDecoder(MegatronModule):
-    """L_d layers over all tokens, the last norm and the untied head, sharded over the vocabulary."""
+    """L_d layers over all tokens and the last norm; `ModelChunk` asks its untied head for losses or logits."""
 
     def __init__(self, config: Config, state: ParallelState) -> None:
         model = config.model
@@ -61,16 +61,15 @@ class PatchDecoder(MegatronModule):
         self.norm = norm(config=settings, hidden_size=d, eps=model.norm_eps)
         self.head = VocabularyHead(d, config, settings, state.tensor_group)
 
-    def forward(self, hidden: Tensor, units: Tensor, batch: Batch, labels: Tensor) -> Tensor:
-        """Losses of the next token.
+    def forward(self, hidden: Tensor, units: Tensor, batch: Batch) -> Tensor:
+        """What the head reads.
 
         Args:
             hidden: decoder input [n, 1, d_l] (a shard of n under sequence parallelism).
             units: global outputs G [P, 1, d_g], all of them.
-            labels: int [n].
 
         Returns:
-            float32 [n], 0 where the label is IGNORE.
+            [n, 1, d_l], normed (a shard of n under sequence parallelism).
         """
         model = self.model
         keys = self.unit_proj(units)[0].reshape(-1, model.local_hidden)
@@ -79,7 +78,7 @@ class PatchDecoder(MegatronModule):
         cross_tables = self._cross_tables(batch, head_size) if model.cross_rope else None
         for layer in self.layers:
             hidden = layer(hidden, keys, batch, tables, cross_tables)
-        return self.head(self.norm(hidden), labels)
+        return self.norm(hidden)
 
     def _cross_tables(self, batch: Batch, head_size: int) -> tuple[Tensor, Tensor]:
         """Rotary tables of the newest unit that each token may see, and of every unit's k keys."""

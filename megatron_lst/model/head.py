@@ -40,6 +40,13 @@ class VocabularyHead(ColumnParallelLinear):
         )
         self.chunk = config.engine.loss_chunk
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [n, 1, d] (a shard of n under sequence parallelism) -> [n, 1, V / ranks], this rank's vocabulary.
+
+        Training asks for losses instead, which need not hold all logits at once.
+        """
+        return super().forward(hidden)[0]
+
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         """Cross-entropy of each position.
 
@@ -53,7 +60,7 @@ class VocabularyHead(ColumnParallelLinear):
         positions = hidden.shape[0] * (self.tp_group.size() if self.sequence_parallel else 1)
         if self.chunk == 0 or positions <= self.chunk:
             # They fit: kept for the backward pass, which chunks compute again.
-            return whole_losses(super().forward(hidden)[0], labels)
+            return _whole_losses(self.logits(hidden), labels)
         if self.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
         else:
@@ -64,7 +71,7 @@ class VocabularyHead(ColumnParallelLinear):
         )
 
 
-def whole_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def _whole_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each position, float32 [n]; 0 where the label is IGNORE. logits [n, 1, V / ranks]."""
     counted = labels != IGNORE
     losses = vocab_parallel_cross_entropy(logits, labels.clamp(min=0).long()[:, None])

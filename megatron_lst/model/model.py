@@ -5,11 +5,14 @@ all of them.  Where the decoder starts from the encoder's token states, the last
 encoder (SPEC 8), so that only [b*U, 1, d_g] crosses a stage boundary.
 """
 
+from dataclasses import dataclass
+
 import torch
 from megatron.core.enums import ModelType
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.attention import Attention
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from megatron_lst.config.schema import Config
 from megatron_lst.model import fp8
-from megatron_lst.model.batch import Batch, DirectMaps
+from megatron_lst.model.batch import Batch
 from megatron_lst.model.decoder import PatchDecoder
 from megatron_lst.model.encoder import PatchEncoder, embed, token_embedding
 from megatron_lst.model.head import VocabularyHead
@@ -30,6 +33,22 @@ from megatron_lst.parallel.state import ParallelState
 
 REPLICATED = ("embedding.", "encoder.layers.")
 """Names of the parameters that the last pipeline stage holds a second time."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one head predicts: the source of losses and of logits.
+
+    Attributes:
+        hidden: [n, 1, d] (a shard of n under sequence parallelism).
+        labels: int [n].
+        slot: int [n], where each stands among the N tokens of the batch, N where it is thrown away; None: in order.
+    """
+
+    head: VocabularyHead
+    hidden: Tensor
+    labels: Tensor
+    slot: Tensor | None = None
 
 
 class ModelChunk(MegatronModule):
@@ -102,7 +121,36 @@ class ModelChunk(MegatronModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """-> [b*U, 1, d_g] for the next stage; on the last chunk the loss of each token, float32 [N]."""
+        out = self.predictions(batch)
+        if isinstance(out, Tensor):
+            return out
+        return _on_tokens([p.head(p.hidden, p.labels) for p in out], out, len(batch.labels))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits of the token after each one, [N, V]; for comparisons, a training step never holds them all.
+
+        Only a model of one stage has them, under any tensor parallelism.
+        """
+        out = self.predictions(batch)
+        assert not isinstance(out, Tensor), "the heads are on the last pipeline stage"
+        group = self.state.tensor_group
+        logits = [gather_from_tensor_model_parallel_region(p.head.logits(p.hidden)[:, 0], group=group) for p in out]
+        return _on_tokens(logits, out, len(batch.labels))
+
+    def predictions(self, batch: Batch) -> Tensor | list[Predictions]:
+        """-> [b*U, 1, d_g] for the next stage; on the last chunk what its heads predict."""
         raise NotImplementedError
+
+
+def _on_tokens(values: list[Tensor], predictions: list[Predictions], tokens: int) -> Tensor:
+    """Each head's losses or logits [n, ...] brought to the batch's axis, [tokens, ...]."""
+    if predictions[0].slot is None:
+        return values[0]
+    out = values[0].new_zeros(tokens + 1, *values[0].shape[1:])
+    for value, of_head in zip(values, predictions, strict=True):
+        assert of_head.slot is not None, "several heads share the axis"
+        out = out.index_add(0, of_head.slot, value)
+    return out[:-1]
 
 
 class LstChunk(ModelChunk):
@@ -131,7 +179,7 @@ class LstChunk(ModelChunk):
                 self.text_head = VocabularyHead(model.hidden, config, whole, self.group)
         self.mark_replicas()
 
-    def forward(self, batch: Batch) -> Tensor:
+    def predictions(self, batch: Batch) -> Tensor | list[Predictions]:
         hidden = units = None
         if hasattr(self, "encoder"):
             hidden = self.encoder.states(embed(self.embedding, batch.encoder_tokens), batch)
@@ -144,9 +192,15 @@ class LstChunk(ModelChunk):
         if self.sequence:
             # All that reads the units gives the same gradient on every rank: the backward takes this rank's part.
             units = gather_from_sequence_parallel_region(units, tensor_parallel_output_grad=False, group=self.group)
-        labels = batch.labels if batch.direct is None else batch.direct.decoder_labels
-        losses = self.decoder(self._decoder_input(hidden, batch), units, batch, labels)
-        return losses if batch.direct is None else self._direct_losses(losses, units, batch, batch.direct)
+        spoken = self.decoder(self._decoder_input(hidden, batch), units, batch)
+        maps = batch.direct
+        if maps is None:
+            return [Predictions(self.decoder.head, spoken, batch.labels)]
+        written = self.text_norm(units[maps.text_unit])
+        return [
+            Predictions(self.decoder.head, spoken, maps.decoder_labels, maps.decoder_slot),
+            Predictions(self.text_head, written, maps.text_labels, maps.text_slot),
+        ]
 
     def _unit_embeddings(self, hidden: Tensor, batch: Batch) -> Tensor:
         """E [P, 1, d_g] (a shard of P under sequence parallelism) from token states."""
@@ -175,13 +229,6 @@ class LstChunk(ModelChunk):
         embedded = embed(self.embedding, batch.decoder_tokens)
         return torch.where((source >= 0)[:, None, None], hidden[source.clamp(min=0)], embedded)
 
-    def _direct_losses(self, spoken: Tensor, units: Tensor, batch: Batch, maps: DirectMaps) -> Tensor:
-        """Losses [N] from the decoder's [n_d] and those of the text head over global outputs."""
-        written = self.text_head(self.text_norm(units[maps.text_unit]), maps.text_labels)
-        losses = spoken.new_zeros(batch.labels.shape[0] + 1)
-        losses = losses.index_add(0, maps.decoder_slot, spoken)
-        return losses.index_add(0, maps.text_slot, written)[:-1]
-
 
 class BaselineChunk(ModelChunk):
     """The same trunk without patches: every token is a unit; final norm, untied head (SPEC 8)."""
@@ -197,13 +244,13 @@ class BaselineChunk(ModelChunk):
             self.norm = norm(config=self.config, hidden_size=model.hidden, eps=model.norm_eps)
             self.head = VocabularyHead(model.hidden, config, self.config, state.tensor_group)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def predictions(self, batch: Batch) -> Tensor | list[Predictions]:
         count = batch.rows * batch.units
         units = embed(self.embedding, batch.encoder_tokens[:count]) if self.pre_process else None
         units = self.run_global(units, batch)
         if not self.post_process:
             return units
-        return self.head(self.norm(units), batch.labels[:count])
+        return [Predictions(self.head, self.norm(units), batch.labels[:count])]
 
 
 def build_chunk(config: Config, state: ParallelState, split: PipelineSplit, chunk: int) -> ModelChunk:
