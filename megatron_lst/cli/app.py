@@ -23,6 +23,7 @@ from megatron_lst.cli.runs import checkpoint_app, report
 from megatron_lst.cli.spoken import warm_start
 from megatron_lst.cli.study import study
 from megatron_lst.errors import LstError
+from megatron_lst.terminal import unfailing_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,10 +43,11 @@ def train(config: CONFIG, overrides: OVERRIDES = None) -> None:
     from megatron_lst.training.trainer import train as run
 
     settings = load_config(config, overrides or ())
-    end = run(settings)
-    if os.environ.get("RANK", "0") == "0":
-        state = f"saved on {end.signal.name}; the same command goes on from there" if end.signal else "finished"
-        print(f"{state}: {settings.run.dir}, step {end.step}")
+    with unfailing_output():
+        end = run(settings)
+        if os.environ.get("RANK", "0") == "0":
+            state = f"saved on {end.signal.name}; the same command goes on from there" if end.signal else "finished"
+            print(f"{state}: {settings.run.dir}, step {end.step}")
 
 
 for command in (demo, study, report, generate, export, warm_start, flops, plan, doctor):
@@ -69,12 +71,10 @@ def main() -> None:
         warnings.simplefilter("ignore")
     try:
         app()
-    except LstError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (LstError, KeyboardInterrupt) as error:
+        with unfailing_output():  # the exit code says what happened, also where nobody reads
+            print(f"error: {error}" if isinstance(error, LstError) else "interrupted", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, LstError) else 130)
 
 
 if __name__ == "__main__":

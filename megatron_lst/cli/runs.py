@@ -5,22 +5,40 @@ from typing import Annotated
 
 import typer
 
-checkpoint_app = typer.Typer(no_args_is_help=True, help="List and verify the checkpoints of a run.")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="List, verify and keep the checkpoints of a run.")
 RUN = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo")]
 
 
 @checkpoint_app.command("list")
 def list_checkpoints(run: RUN) -> None:
-    """The complete checkpoints of a run, with size."""
+    """The complete checkpoints of a run, with size, and those that are kept for good or have the least loss."""
     from megatron_lst.errors import UserError
     from megatron_lst.training.checkpoint import complete_checkpoints, newest_checkpoint
+    from megatron_lst.training.checkpoint.retention import best_checkpoint
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
+    best = best_checkpoint(run)
     for found in complete_checkpoints(run):
-        print(f"{found.path}  {found.size() / 1e6:.1f} MB")
+        loss = found.heldout_loss()
+        notes = [f"held-out loss {loss:.4f}" + (", the least" if found == best else "")] if loss is not None else []
+        notes += ["kept"] if found.kept else []
+        print("  ".join([str(found.path), f"{found.size() / 1e6:.1f} MB", *notes]))
     if newest_checkpoint(run, print) is None:
         print(f"{run}: no complete checkpoint")
+
+
+@checkpoint_app.command("keep")
+def keep_checkpoint(
+    run: RUN,
+    step: Annotated[int, typer.Argument(help="Which checkpoint: its step")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let the run remove it again")] = False,
+) -> None:
+    """Keep one for good, whatever `checkpoint.keep` says; also while the run trains."""
+    from megatron_lst.training.checkpoint.retention import keep, release
+
+    found = release(run, step) if undo else keep(run, step)
+    print(f"{found.path}: {'no longer kept' if undo else 'kept'}")
 
 
 @checkpoint_app.command("verify")

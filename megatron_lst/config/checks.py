@@ -70,6 +70,19 @@ def check(config: Config) -> None:
             f"training.global_batch={training.global_batch} is not divisible by "
             f"training.micro_batch={training.micro_batch}"
         )
+    if training.schedule == "wsd" and training.warmup_steps + (training.decay_steps or 1) > training.steps:
+        refuse(
+            f"training.warmup_steps={training.warmup_steps} and training.decay_steps={training.decay_steps or 'null'} "
+            f"do not fit into training.steps={training.steps}"
+        )
+    if training.decay_steps is not None and training.schedule != "wsd":
+        refuse(f"training.decay_steps={training.decay_steps} is for training.schedule=wsd, not {training.schedule}")
+    measured = config.evaluation.every
+    if config.checkpoint.keep_best and not (data.validation and measured and config.checkpoint.every % measured == 0):
+        refuse(
+            f"checkpoint.keep_best=true needs data.validation, and checkpoint.every={config.checkpoint.every} to be a "
+            f"multiple of evaluation.every={measured}: checkpoints that were not measured cannot be compared"
+        )
     if training.freeze_global_steps and training.init_from is None:
         refuse(
             f"training.freeze_global_steps={training.freeze_global_steps} without training.init_from would hold random "

@@ -250,8 +250,14 @@ class TrainingConfig:
     """Rows that go through the model at once on one rank."""
     lr: Positive = 4e-4
     """Peak learning rate."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """Learning rate after the warm-up. `cosine`: half a cosine over the whole run, which cannot be extended without
+    raising the rate again. `constant`: the peak. `wsd` (warm-up, stable, decay): the peak, then a line down over the
+    last `decay_steps`; the checkpoint before the decay is kept, and a longer run can go on from it."""
+    decay_steps: Count | None = None
+    """`wsd`: steps of the decay at the end; null: a tenth of `steps`."""
     min_lr_ratio: Share = 0.01
-    """The cosine ends at this share of the peak."""
+    """`cosine` and `wsd` end at this share of the peak."""
     warmup_steps: CountOr0 = 2000
     """Steps of linear warm-up; 0: none."""
     beta1: Annotated[float, Range(0, 1, below=True)] = 0.9
@@ -299,7 +305,10 @@ class CheckpointConfig:
     every: Count = 1000
     """Steps between checkpoints; the last step is always saved."""
     keep: CountOr0 = 3
-    """Newest checkpoints that are kept; 0 keeps all."""
+    """Newest checkpoints that are kept; 0 keeps all. Those of `lst checkpoint keep` stay besides."""
+    keep_best: bool = False
+    """Keep the checkpoint with the least held-out loss (mean over the validation sources) besides. Every checkpoint
+    has to be measured for that: `every` is a multiple of `evaluation.every`."""
     asynchronous: bool = True
     """Write while training goes on."""
     retries: CountOr0 = 2

@@ -20,6 +20,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.data.stream import RowStream
 from megatron_lst.errors import LstError
 from megatron_lst.patching.serialisation import row_to_bytes
+from megatron_lst.terminal import STOP_SIGNALS
 
 READY_STEPS = 3
 """Steps that a worker builds ahead of what the socket holds."""
@@ -74,7 +75,7 @@ def serve(task: Task, connection: Connection) -> None:
 def main(descriptor: int) -> None:
     """Entry point of the process: the task arrives through the socket `descriptor`."""
     # schedulers send these to every process; they are for the trainer, which still needs rows until its step ends
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
     try:

@@ -34,6 +34,7 @@ from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.model.weights import ShardSpec, canonical_shapes
 from megatron_lst.parallel.children import end_with_parent, forked_children_end_with_this_process
 from megatron_lst.parallel.state import ParallelState
+from megatron_lst.terminal import STOP_SIGNALS
 
 SHAPES = "model.json"
 _GLOBAL = "global_transformer.layers."
@@ -175,9 +176,7 @@ def _start_helper() -> None:
     main = threading.current_thread() is threading.main_thread()
     if not main or getattr(filesystem_async, "_results_queue", "no such thing in this release") is not None:
         return
-    before = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    }
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         resource_tracker.ensure_running()
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))

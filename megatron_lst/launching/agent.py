@@ -5,8 +5,8 @@
 
 torchrun alone turns every failure into exit code 1 and ends its ranks when it gets SIGTERM. Here the exit code is
 that of the rank that failed first (128 + the signal's number for a killed one), its last lines are shown first, and
-SIGTERM, SIGINT and SIGUSR1 are passed on: the ranks save and leave by themselves. In a SLURM step the numbers of
-nodes come from SLURM.
+SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on: the ranks save and leave by themselves; what this process was started
+to ignore (`nohup`) stays ignored. In a SLURM step the numbers of nodes come from SLURM.
 """
 
 import argparse
@@ -26,9 +26,11 @@ import psutil
 
 from megatron_lst.errors import UserError
 from megatron_lst.machine import usable_cores
+from megatron_lst.terminal import heard_signals, unfailing_output
 
 _KNOWN_CODES = (2, 3, 4)
 _TAIL_LINES = 20
+_NEVER_SENT = "SIGURG"  # torchrun wants to be told of a signal to handle; this one means nothing here
 _OUTSIDE = "192.0.2.1"  # an address that is nobody's (RFC 5737): the default route leads to it
 
 
@@ -124,14 +126,15 @@ def _pass_signals_on() -> None:
         while True:
             to_ranks(signal.sigwait({signal.SIGUSR1}))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, forward)
+    for number in heard_signals():
+        if number != signal.SIGUSR1:
+            signal.signal(number, forward)
     # Blocked here, it is blocked in the ranks from their first instruction on: one that comes while they still import
     # waits until they listen (`StopSignals`), where its default would kill them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     threading.Thread(target=wait_for_usr1, name="usr1", daemon=True).start()
     # torchrun would install handlers of its own, which end the ranks before they have saved
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _NEVER_SENT
 
 
 def _quiet_the_end() -> None:
@@ -176,7 +179,7 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parsed = torchrun.parse_args([*torchrun_arguments(options, command)])
-    parsed.signals_to_handle = "SIGHUP"
+    parsed.signals_to_handle = _NEVER_SENT
     _pass_signals_on()
     try:
         torchrun.run(parsed)
@@ -190,7 +193,7 @@ def _run(options: argparse.Namespace, command: Sequence[str]) -> int:
             print(f"  {line}", file=sys.stderr)
         return code
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):  # a late one must not kill this process on its way out
+        for number in heard_signals():  # a late one must not kill this process on its way out
             signal.signal(number, signal.SIG_IGN)
     return 0
 
@@ -205,11 +208,12 @@ def _tail(options: argparse.Namespace, local_rank: int) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    try:
-        code = run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
+    with unfailing_output():
+        try:
+            code = run(sys.argv[1:])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
     sys.exit(code)
 
 

@@ -55,3 +55,9 @@ class HeldOutEvaluation:
             result = run_choice(CONTINUATION, items, self._score, config.vocabulary, patching)
             found[f"heldout_choice_{direction}"] = float(result.credits().mean())
         return found
+
+    def mean_loss(self, measured: dict[str, float | None]) -> float | None:
+        """Mean of the sources' `heldout_SOURCE_loss`; None where one of them could not be measured."""
+        found = [measured[f"heldout_{name}_loss"] for name in self._rows]
+        values = [loss for loss in found if loss is not None]
+        return sum(values) / len(values) if values and len(values) == len(found) else None

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,28 +12,34 @@ from megatron_lst.files import write_text
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All complete lines of a run's metrics.jsonl; a line cut by a kill is left out."""
+    """All complete lines of a run's metrics.jsonl; a line cut by a kill, or damaged by a disk, is left out."""
     path = run / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records
 
 
 class MetricsWriter:
     """Writes one object a step; on resume it first drops what lies past the checkpoint.
 
+    A full disk does not end a run: what could not be written waits in memory for the next step, or for the end.
+
     Args:
         run: the run folder.
         after_step: the step of the checkpoint that training goes on from; 0 for a new run.
+        tell: takes a sentence when writing begins to fail, and when it works again.
     """
 
-    def __init__(self, run: Path, after_step: int) -> None:
-        self._path = run / "metrics.jsonl"
+    def __init__(self, run: Path, after_step: int, tell: Callable[[str], None] = lambda sentence: None) -> None:
+        self._path, self._tell = run / "metrics.jsonl", tell
         kept = {r["step"]: r for r in read_metrics(run) if r["step"] <= after_step}
         write_text(self._path, "".join(json.dumps(kept[step]) + "\n" for step in sorted(kept)))
-        self._file = self._path.open("a")
+        self._file = self._path.open("ab", buffering=0)
+        self._waiting, self._failing = b"", False
         self._board: Any = None
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
@@ -42,17 +49,38 @@ class MetricsWriter:
     def write(self, record: dict[str, Any]) -> None:
         """Append one step. Values that are not finite become null, so that every reader can parse the line."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(clean).encode() + b"\n"
+        self._write_waiting()
         if self._board is not None:
-            for key, value in clean.items():
-                if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._board.add_scalar(key, value, record["step"])
+            try:
+                for key, value in clean.items():
+                    if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                        self._board.add_scalar(key, value, record["step"])
+            except OSError as error:
+                self._board = None
+                self._tell(f"TensorBoard's files cannot be written ({error}): it has no more steps of this start")
+
+    def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not self._failing:
+                self._tell(f"{self._path} cannot be written ({error.strerror}): its lines wait for room")
+            self._failing = True
+            return
+        if self._failing:
+            self._failing = False
+            self._tell(f"{self._path} has all steps again")
 
     def close(self) -> None:
+        self._write_waiting()
+        if self._waiting:
+            self._tell(f"{self._path} lacks {self._waiting.count(bytes([10]))} lines: it could not be written")
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self

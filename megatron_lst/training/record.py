@@ -13,6 +13,7 @@ from megatron_lst.flops import row_flops
 from megatron_lst.patching.row import Row, batch_hash
 from megatron_lst.planning.devices import peak_flops
 from megatron_lst.training.ranks import Ranks
+from megatron_lst.training.schedule import phase
 
 _COUNTS = (
     "tokens",
@@ -95,6 +96,7 @@ class StepRecorder:
             "loss_marker": result.loss_marker,
             "grad_norm": result.grad_norm,
             "lr": lr,
+            "lr_phase": phase(step, self._config.training),
             "rows": len(pairs),
             "units": units,
             "tokens": counts["tokens"],

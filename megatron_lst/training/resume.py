@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from megatron_lst.config.load import build, to_plain
-from megatron_lst.config.schema import Config
+from megatron_lst.config.load import build, read_yaml, to_plain
+from megatron_lst.config.schema import Config, TrainingConfig
 from megatron_lst.errors import UserError
+from megatron_lst.training.checkpoint import Checkpoint
 
 MAY_DIFFER = (
     "parallel.",
@@ -14,6 +15,7 @@ MAY_DIFFER = (
     "run.",
     "evaluation.",
     "training.steps",
+    "training.decay_steps",
     "training.micro_batch",
     "training.max_bad_steps",
     "training.hang_seconds",
@@ -73,6 +75,7 @@ def continue_config(config: Config, stored: dict[str, Any]) -> Config:
         (key, before, now)
         for key, before, now in _differences(to_plain(old), to_plain(config), "")
         if key == "engine.name" or not key.startswith(MAY_DIFFER)
+        if not (key == "training.schedule" and {before, now} == {"constant", "wsd"})  # the same until the decay
     ]
     if differences:
         listed = "\n".join(f"  {key}: {before!r} in the run, {now!r} now" for key, before, now in differences)
@@ -82,6 +85,12 @@ def continue_config(config: Config, stored: dict[str, Any]) -> Config:
             "training.init_from."
         )
     return config
+
+
+def stored_training(checkpoint: Checkpoint) -> TrainingConfig:
+    """What the steps up to a checkpoint were trained with."""
+    config: Config = build(Config, read_yaml(checkpoint.path / "config.yaml"))
+    return config.training
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:

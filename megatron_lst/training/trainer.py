@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
 from megatron_lst.patching.serialisation import save_rows
 from megatron_lst.progress import Progress
+from megatron_lst.terminal import unfailing_output
 from megatron_lst.training.balancing import RowBalancer
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.checkpoint.saving import CheckpointSaver
@@ -36,7 +38,8 @@ from megatron_lst.training.resilience.lock import check as check_lock
 from megatron_lst.training.resilience.signals import StopSignals
 from megatron_lst.training.resilience.stragglers import StragglerReport, probe
 from megatron_lst.training.resilience.watchdog import Watchdog
-from megatron_lst.training.schedule import is_frozen, learning_rate
+from megatron_lst.training.resume import stored_training
+from megatron_lst.training.schedule import change, is_frozen, last_stable_step, learning_rate
 from megatron_lst.training.start import init_distributed, lock_run_folder, settle_config
 
 
@@ -60,7 +63,7 @@ def train(config: Config) -> Outcome:
         LstError: another rank failed; names it and its error.
     """
     config = settle_config(config)
-    with init_distributed(config) as ranks:
+    with unfailing_output(), init_distributed(config) as ranks:
         lock, generation = lock_run_folder(config, ranks)
         with lock or contextlib.nullcontext():
             run = _Run(config, ranks, generation)
@@ -86,6 +89,7 @@ class _Run:
         self.engine: Engine | None = None
         self.resumed: dict[str, Any] = {}  # cursors of all streams at the start of this call
         self.cursors: dict[str, Any] = {}  # of those that this rank has served since
+        self.heldout_loss: tuple[int, float | None] = (0, None)  # the step of the last evaluation, and its loss
         self.writer = ranks.rank == 0
         self.check_lock = lambda: check_lock(self.folder, generation)
         self.events = EventLog(self.folder / "events.log", writer=self.writer, guard=self.check_lock)
@@ -145,7 +149,9 @@ class _Run:
         balancer = RowBalancer(engine.data_rank, engine.data_size)
         start = self._resume(engine, recorder)
         config_yaml = dump_yaml(config)
-        if self.writer:
+        if start >= steps:
+            self.tell("start", f"{start} steps are done, and training.steps={steps}: nothing to train")
+        elif self.writer:
             write_text(self.folder / "config.yaml", config_yaml)
         for key, value in engine.describe().items():
             self.tell("engine", f"{key}: {value}")
@@ -156,7 +162,11 @@ class _Run:
         with contextlib.ExitStack() as stack:
             loader = open_loader(config, engine.data_rank, engine.data_size, self.resumed or None, start)
             batches = iter(stack.enter_context(loader))
-            metrics = stack.enter_context(MetricsWriter(self.folder, start)) if self.writer else None
+            metrics = (
+                stack.enter_context(MetricsWriter(self.folder, start, partial(self.tell, "metrics")))
+                if self.writer
+                else None
+            )
             progress = stack.enter_context(Progress(f"train {self.folder.name}", steps, start))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
@@ -164,17 +174,19 @@ class _Run:
                 if held_out.due(self.step):
                     self.watchdog.beat(self.step, "evaluation")
                     measured = held_out.measure()
+                    self.heldout_loss = (self.step, held_out.mean_loss(measured))
                     record = None if record is None else record | measured
                 if metrics is not None and record is not None:
                     self.check_lock()
                     metrics.write(record)
                     progress.update(self.step, f"loss {record['loss']:.4f}, {record['units_per_second']:,.0f} units/s")
                 stopped = signals.agreed(self.ranks.max)
-                due = self.step == steps or self.step % config.checkpoint.every == 0 or stopped is not None
+                stable_end = config.training.schedule == "wsd" and self.step == last_stable_step(config.training)
+                due = self.step == steps or stable_end or self.step % config.checkpoint.every == 0
                 self.watchdog.beat(self.step, "checkpoint")
                 saver.poll()
-                if due or saver.retry_due:
-                    saver.start(self.step, self._position(recorder))
+                if due or stopped is not None or saver.retry_due:
+                    saver.start(self.step, self._position(recorder), kept=stable_end)
             saver.finish()
         if self.writer:
             self.check_lock()
@@ -257,6 +269,8 @@ class _Run:
         self.bad_steps.restore(position["bad_steps"])
         self.spikes.restore(position["spikes"])
         self.tell("resume", f"from {found.path}")
+        if changed := change(found.step, stored_training(found), self.config.training):
+            self.tell("schedule", changed)
         return found.step
 
     def _verify(self, found: Checkpoint) -> None:
@@ -272,6 +286,7 @@ class _Run:
             "step": self.step,
             "cursors": merged,
             "raw_tokens": recorder.raw_tokens,
+            "heldout_loss": self.heldout_loss[1] if self.heldout_loss[0] == self.step else None,
             "bad_steps": self.bad_steps.state(),
             "spikes": self.spikes.state(),
         }

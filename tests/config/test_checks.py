@@ -36,6 +36,20 @@ CONTRADICTIONS = [
     (["engine.fp8=e4m3", "engine.name=deepspeed"], ["engine.fp8=e4m3", "engine.name=megatron"]),
     (["training.micro_batch=3"], ["training.global_batch=128", "training.micro_batch=3"]),
     (["training.freeze_global_steps=-1"], ["training.freeze_global_steps"]),
+    (
+        ["training.schedule=wsd", "training.decay_steps=90", "training.steps=100", "training.warmup_steps=20"],
+        ["training.decay_steps=90", "training.warmup_steps=20", "training.steps=100"],
+    ),
+    (["training.decay_steps=90"], ["training.decay_steps=90", "training.schedule=wsd", "cosine"]),
+    (["checkpoint.keep_best=true"], ["checkpoint.keep_best", "evaluation.every=0"]),
+    (
+        [
+            "checkpoint.keep_best=true",
+            "evaluation.every=300",
+            "data.validation=[{name: a, kind: text, shards: [x]}]",
+        ],
+        ["checkpoint.every=1000", "evaluation.every=300"],
+    ),
     (["training.freeze_global_steps=5"], ["training.freeze_global_steps=5", "training.init_from"]),
     (["vocabulary.bos=40000"], ["bos=40000", "32000"]),
 ]

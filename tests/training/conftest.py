@@ -9,7 +9,7 @@ import pytest
 
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import Config
-from megatron_lst.training.resilience.signals import SIGNALS
+from megatron_lst.terminal import STOP_SIGNALS
 from tests.data.conftest import shard_sets  # noqa: F401
 from tests.data.toy import make_config, on_disk
 
@@ -34,7 +34,7 @@ TINY_MODEL: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """Leaving StopSignals ignores late signals for good, which later tests and child processes would inherit."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -56,6 +56,34 @@ def test_latest_is_only_a_hint(tmp_path: Path) -> None:
     assert found.step == 10
 
 
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00garbage", b"", b"\n\n", b"step-99", b"../../etc", b"step-00000010\n"]
+)
+def test_whatever_is_in_latest(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, 10)
+    (tmp_path / "checkpoints" / "latest").write_bytes(content)
+    told: list[str] = []
+    found = folders.newest_checkpoint(tmp_path, told.append)
+    assert found is not None
+    assert found.step == 10
+    assert len(told) == (content.strip() not in (b"", b"step-00000010"))
+    assert all(line.isprintable() for line in told)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder"])
+def test_latest_may_be_something_else_and_a_checkpoint_is_complete_all_the_same(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, 10)
+    hint = tmp_path / "checkpoints" / "latest"
+    hint.unlink()
+    if kind == "folder":
+        (hint / "x").mkdir(parents=True)
+    else:
+        hint.symlink_to("step-00000010" if kind == "link" else "nowhere")
+    assert folders.newest_checkpoint(tmp_path) == folders.find_checkpoint(tmp_path, 10)
+    assert write(tmp_path, 20) == folders.newest_checkpoint(tmp_path)
+    assert folders.find_checkpoint(tmp_path, 10).damaged_files() == []  # nothing was written through the link
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     done = write(tmp_path, 10, b"0123456789")
@@ -79,24 +107,6 @@ def test_ranks_divide_the_verification(tmp_path: Path) -> None:
     shares = [done.damaged_files(share=rank, shares=2) for rank in range(2)]
     assert [len(part) for part in shares] == [2, 1]
     assert sorted(shares[0] + shares[1]) == sorted(done.damaged_files())
-
-
-def test_retention_keeps_the_newest(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 40):
-        write(tmp_path, step)
-    removed = folders.retain(tmp_path, keep=2)
-    assert [c.step for c in removed] == [10, 20]
-    assert [c.step for c in folders.complete_checkpoints(tmp_path)] == [30, 40]
-    assert folders.retain(tmp_path, keep=0) == []
-
-
-def test_retention_cleans_leftovers_older_than_the_newest_but_not_a_save_under_way(tmp_path: Path) -> None:
-    folders.begin(tmp_path, 5)
-    write(tmp_path, 10)
-    under_way = folders.begin(tmp_path, 15)
-    folders.retain(tmp_path, keep=3)
-    assert under_way.exists()
-    assert not under_way.with_name("step-00000005.tmp").exists()
 
 
 def test_a_missing_step_names_those_that_are_there(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from megatron_lst.training.metrics import MetricsWriter, read_metrics
 
 
@@ -35,3 +37,47 @@ def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
     writer.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
     writer.close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None}]
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\x00" * 8,
+        b'{"step": 4, "lo\xff\n',
+        b"\xff\xfe\n",
+        b"5\n",
+        b"null\n",
+        b'["step"]\n',
+        b'{"loss": 1}\n',
+        b'{"step": "4"}\n',
+    ],
+)
+def test_damaged_lines_stop_nothing(tmp_path: Path, rubbish: bytes) -> None:
+    write(tmp_path, 0, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + rubbish)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
+    write(tmp_path, 3, range(4, 6))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_delays_lines_and_ends_nothing(tmp_path: Path) -> None:
+    told: list[str] = []
+    writer = MetricsWriter(tmp_path, 0, told.append)
+    writer.write({"step": 1})
+    good, full = writer._file, open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    writer._file = full
+    for step in (2, 3):
+        writer.write({"step": step})
+    assert len(told) == 1
+    assert "No space left" in told[0]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+    writer._file = good
+    writer.write({"step": 4})
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert "has all steps again" in told[1]
+    writer._file = full
+    writer.write({"step": 5})
+    writer.close()
+    assert "lacks 1 lines" in told[-1]
+    good.close()

@@ -59,6 +59,17 @@ def test_extending_a_run_moves_neither_curriculum_nor_streams() -> None:
     assert resolve(config("training.steps=900")).patching.tau1 == 3000
 
 
+def test_a_constant_rate_may_get_a_decay_and_no_other_schedule_may_change() -> None:
+    constant = to_plain(resolve(config("training.schedule=constant")))
+    wsd = ("training.schedule=wsd", "training.warmup_steps=1", "training.decay_steps=10")
+    stored = merge(constant, {"training": {"warmup_steps": 1}})
+    assert continue_config(config(*wsd), stored).training.decay_steps == 10
+    with pytest.raises(UserError, match=r"training\.schedule: 'constant' in the run, 'cosine' now"):
+        continue_config(config(), constant)
+    with pytest.raises(UserError, match=r"training\.schedule: 'cosine' in the run, 'wsd' now"):
+        continue_config(config("training.schedule=wsd"), STORED)
+
+
 def test_resolving_twice_changes_nothing() -> None:
     once = resolve(config())
     assert resolve(once) == once

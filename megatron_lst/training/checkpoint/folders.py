@@ -5,12 +5,16 @@
         position.json                       step, data cursors
         config.yaml                         the run's resolved configuration
         manifest.json                       size and hash of every other file; written last, it means complete
+        KEEP                                where it is there, retention leaves the checkpoint alone
     RUN/checkpoints/latest                  a hint: the name of the newest one
+    RUN/checkpoints/written.json            the steps that this run wrote itself: no others are ever removed
 
 A checkpoint is written in `step-00000010.tmp` and renamed when its manifest stands.  How model and optimizer get
-into `engine/` is the engine's affair.
+into `engine/` is the engine's affair. What else lies in `checkpoints/` (copies, notes) is the user's.
 """
 
+import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -23,12 +27,14 @@ from typing import Any
 import xxhash
 
 from megatron_lst.errors import DamagedDataError, UserError
-from megatron_lst.files import write_json, write_text
+from megatron_lst.files import read_json, write_json, write_text
 
 MANIFEST = "manifest.json"
 HASHING_THREADS = 4
 """Files of a checkpoint that a rank hashes at a time: reading waits for the disk; hashing lets other threads run."""
-_NAME = re.compile(r"step-(\d{8,})")
+KEEP = "KEEP"
+_WRITTEN = "written.json"
+_NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 
 
 def checkpoint_root(run: Path) -> Path:
@@ -62,6 +68,19 @@ class Checkpoint:
             return json.loads((self.path / "position.json").read_text())
         except (OSError, ValueError) as error:
             raise DamagedDataError(f"{self.path / 'position.json'}: unreadable ({error})") from None
+
+    @property
+    def kept(self) -> bool:
+        """It stays for good: `lst checkpoint keep`."""
+        return (self.path / KEEP).exists()
+
+    def heldout_loss(self) -> float | None:
+        """Mean held-out loss of its weights; None: it was not measured at its step, or cannot be read."""
+        try:
+            loss = self.position().get("heldout_loss")
+        except DamagedDataError:
+            return None
+        return float(loss) if isinstance(loss, int | float) else None
 
     def size(self) -> int:
         """Bytes."""
@@ -128,7 +147,11 @@ def newest_checkpoint(run: Path, tell: Callable[[str], None] = lambda message: N
     """
     found = complete_checkpoints(run)
     hint = checkpoint_root(run) / "latest"
-    named = hint.read_text().strip() if hint.is_file() else None
+    try:
+        named = hint.read_bytes().decode(errors="replace").strip()
+    except OSError:
+        named = ""
+    named = named if named.isprintable() else repr(named)
     newest = found[-1] if found else None
     if named and (newest is None or newest.path.name != named):
         use = f"using {newest.path.name}, the newest complete one" if newest else "there is no complete one"
@@ -177,28 +200,35 @@ def finish(
         files[name] = {"bytes": (temporary / name).stat().st_size, "xxh3_64": hash_file(temporary / name)}
     write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": dict(sorted(files.items()))})
     final = temporary.with_name(folder_name(step))
-    if final.exists():  # the same step saved again, as after a rollback: the newer one is what continues
+    note_written(final.parent.parent, written_steps(final.parent.parent) | {step})
+    if (final / KEEP).exists():
+        final.rename(_free_name(final))
+    elif final.exists():  # the same step saved again, as after a rollback: the newer one is what continues
         shutil.rmtree(final)
     temporary.rename(final)
-    write_text(final.parent / "latest", final.name + "\n")
+    with contextlib.suppress(OSError):  # a hint: nothing depends on it
+        write_text(final.parent / "latest", final.name + "\n")
     return Checkpoint(final, step)
+
+
+def _free_name(folder: Path) -> Path:
+    """Where a kept checkpoint goes whose step is saved again."""
+    return next(p for i in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.kept-{i}")).exists())
+
+
+def written_steps(run: Path) -> set[int]:
+    """Steps whose checkpoints this run wrote itself, by its own record. A run of an earlier version has no record yet:
+    there it is every complete checkpoint whose name is its step."""
+    record = checkpoint_root(run) / _WRITTEN
+    if not record.exists():
+        return {c.step for c in complete_checkpoints(run) if (read_json(c.path / MANIFEST) or {}).get("step") == c.step}
+    steps = (read_json(record) or {}).get("steps")
+    return {step for step in steps if isinstance(step, int)} if isinstance(steps, list) else set()
+
+
+def note_written(run: Path, steps: set[int]) -> None:
+    write_json(checkpoint_root(run) / _WRITTEN, {"steps": sorted(steps)})
 
 
 def discard(temporary: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
-
-
-def retain(run: Path, keep: int) -> list[Checkpoint]:
-    """Delete all but the newest `keep` complete checkpoints (0 keeps all) and older unfinished ones."""
-    found = complete_checkpoints(run)
-    removed = found[:-keep] if keep else []
-    for checkpoint in removed:
-        # Without its manifest it is not complete: a kill in the middle of the deletion leaves nothing half valid.
-        (checkpoint.path / MANIFEST).unlink()
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
-    for path in checkpoint_root(run).glob("step-*"):
-        match = re.match(r"step-(\d{8,})", path.name)
-        complete = any(c.path == path for c in found)
-        if match and not complete and found and int(match.group(1)) <= found[-1].step:
-            shutil.rmtree(path, ignore_errors=True)
-    return removed

@@ -5,6 +5,7 @@ finishes the folder.  A save that fails leaves the previous checkpoint as it was
 step, when there may be room.
 """
 
+import contextlib
 import shutil
 import threading
 import time
@@ -15,7 +16,9 @@ from typing import Any
 from megatron_lst.config.schema import CheckpointConfig
 from megatron_lst.engines.base import Engine
 from megatron_lst.errors import TrainingFault
+from megatron_lst.files import write_text
 from megatron_lst.training.checkpoint import folders
+from megatron_lst.training.checkpoint.retention import retain
 from megatron_lst.training.ranks import Ranks
 
 RETRY_SECONDS = 2.0
@@ -47,6 +50,7 @@ class CheckpointSaver:
         self._step: int | None = None  # of the save that is under way
         self._last_step = 0
         self._position: dict[str, Any] = {}
+        self._kept = False
         self._hashing: threading.Thread | None = None
         self._files: dict[str, dict[str, Any]] = {}
         self._hash_error: OSError | None = None
@@ -66,17 +70,18 @@ class CheckpointSaver:
         assert self._step is not None, "no save is under way"
         return folders.checkpoint_root(self._run) / f"{folders.folder_name(self._step)}.tmp"
 
-    def start(self, step: int, position: dict[str, Any]) -> None:
+    def start(self, step: int, position: dict[str, Any], *, kept: bool = False) -> None:
         """Begin a checkpoint of the state after `step`; a previous one is finished first.
 
         Args:
             position: what goes into position.json; only the writer's is used.
+            kept: retention leaves it alone for good.
 
         Raises:
             TrainingFault: saves failed too often in a row.
         """
         self.wait()
-        self._step, self._position = step, position
+        self._step, self._position, self._kept = step, position, kept
         problem: Exception | None = None
         self._guard()
         try:
@@ -113,7 +118,7 @@ class CheckpointSaver:
         self.wait()
         while self.retry_due:
             time.sleep(RETRY_SECONDS)
-            self.start(self._last_step, self._position)
+            self.start(self._last_step, self._position, kept=self._kept)
             self.wait()
         if self._failures:
             raise TrainingFault(f"the last checkpoint could not be written to {folders.checkpoint_root(self._run)}")
@@ -139,19 +144,34 @@ class CheckpointSaver:
         if self._failed(self._hash_error):
             return
         parts = self._ranks.gather_objects(self._files)
+        done: folders.Checkpoint | None = None
         try:
             if self._engine.is_writer:
                 self._guard()
                 assert parts is not None, "the writer is rank 0"
                 assert self._step is not None, "a save is under way"
+                if self._kept:
+                    write_text(self._temporary / folders.KEEP, "the last one before the learning rate's decay\n")
                 done = folders.finish(self._temporary, self._step, self._position, self._config_yaml, parts)
-                self._tell("checkpoint", f"{done.path} is complete ({done.size() / 1e6:.1f} MB)")
-                for old in folders.retain(self._run, self._settings.keep):
-                    self._tell("checkpoint", f"{old.path.name} removed: checkpoint.keep={self._settings.keep}")
         except OSError as error:
             problem = error
-        if not self._failed(problem):
-            self._failures, self._tries, self._step = 0, 0, None
+        if self._failed(problem):
+            return
+        self._failures, self._tries, self._step = 0, 0, None
+        if done is not None:
+            self._tell_and_retain(done)
+
+    def _tell_and_retain(self, done: folders.Checkpoint) -> None:
+        """The checkpoint is complete: nothing from here on can make it a failed one."""
+        self._tell("checkpoint", f"{done.path} is complete ({done.size() / 1e6:.1f} MB)")
+        settings = self._settings
+        with contextlib.suppress(OSError):  # the folder cannot be listed: the next checkpoint tries again
+            retain(
+                self._run,
+                settings.keep,
+                keep_best=settings.keep_best,
+                tell=lambda sentence: self._tell("checkpoint", sentence),
+            )
 
     def _hash(self) -> None:
         try:

@@ -4,6 +4,7 @@ A line is `2026-01-31T12:00:00.000Z step=120 kind: message`. Times in the file n
 clock does: a clock that jumps is itself an event, and the lines go on from the last time that was written.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -59,6 +60,7 @@ class EventLog:
         self._last = 0.0
         if writer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._end_half_a_line()
             events = read_events(self.path)
             self._last = events[-1].time if events else 0.0
             if self._anchor[0] < self._last - JUMP_SECONDS:
@@ -66,6 +68,12 @@ class EventLog:
                 self._append(
                     self._last, None, "clock", f"this machine's clock is {behind:.0f} s behind the last event here"
                 )
+
+    def _end_half_a_line(self) -> None:
+        """What a full disk cut off must not swallow the next line."""
+        with contextlib.suppress(OSError), open(self.path, "rb+") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
 
     def write(self, kind: str, message: str, step: int | None = None) -> None:
         """Append one event.

@@ -1,15 +1,16 @@
 """A signal on any rank becomes one decision of all ranks at the end of a step. What to save is the trainer's."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from megatron_lst.terminal import heard_signals
+
 Reduce = Callable[[int], int]
 """The largest of a number over all ranks."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
@@ -19,12 +20,10 @@ class StopSignals:
     others in a collective for ever. So each step ends with `agreed`.
     """
 
-    def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS):
-        """
-        Args:
-            signals: those that end a run. A second SIGINT raises KeyboardInterrupt at once.
-        """
-        self._signals = signals
+    def __init__(self) -> None:
+        """The signals that end a run are those of `terminal.STOP_SIGNALS` that this process was not started to ignore.
+        A second SIGINT raises KeyboardInterrupt at once."""
+        self._signals = heard_signals()
         self._received = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -40,7 +39,7 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             # launchers repeat themselves; a late signal must not kill a rank on its way out, after the save
-            late = number == signal.SIGUSR1 or (number == signal.SIGTERM and self._received)
+            late = number == signal.SIGUSR1 or (number in (signal.SIGTERM, signal.SIGHUP) and self._received)
             signal.signal(number, signal.SIG_IGN if late and handler == signal.SIG_DFL else handler)
         self._before.clear()
 
@@ -49,7 +48,8 @@ class StopSignals:
             raise KeyboardInterrupt
         if not self._received:
             message = f"{signal.Signals(number).name}: saving at the end of this step, then stopping\n"
-            os.write(2, message.encode())  # print() is not safe in a signal handler
+            with contextlib.suppress(OSError):  # the terminal that sends SIGHUP is gone
+                os.write(2, message.encode())  # print() is not safe in a signal handler
         # SIGUSR1 is the one that promises a restart, and SIGTERM follows it when the time is over
         if self._received != signal.SIGUSR1:
             self._received = number
@@ -62,11 +62,8 @@ class StopSignals:
     def agreed(self, largest: Reduce) -> signal.Signals | None:
         """What any rank has received; collective, the same answer on all ranks.
 
-        SIGUSR1 wins over SIGTERM, and SIGTERM over SIGINT.
+        SIGUSR1 wins over SIGTERM, that over SIGHUP, and that over SIGINT.
         """
-        order = (0, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        mine = order.index(self._received) if self._received in order else len(order) + self._received
-        answer = largest(mine)
-        if not answer:
-            return None
-        return signal.Signals(order[answer] if answer < len(order) else answer - len(order))
+        order = (0, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+        answer = largest(order.index(self._received))
+        return signal.Signals(order[answer]) if answer else None
