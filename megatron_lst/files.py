@@ -79,6 +79,15 @@ def _create_exclusively(path: Path, content: Any) -> bool:
     return True
 
 
+@contextmanager
+def with_usual_mode(path: Path) -> Iterator[None]:
+    """Give a file that a library writes the mode that the umask asks for; some write 0600."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None where there is no file or no object in it."""
     try:

@@ -22,7 +22,10 @@ def generate(
     units: Annotated[list[str] | None, typer.Option(help="Speech prompt as codebook ids, such as '3 17 17 4'")] = None,
     to: Annotated[str, typer.Option(help="speech, text, or any (the prompt's modality goes on)")] = "any",
     tokenizer: Annotated[str | None, typer.Option(help="Default: the one that the export names")] = None,
-    codebook: Annotated[Path | None, typer.Option(help="Codebook: encodes --audio, and makes sound of ids")] = None,
+    codebook: Annotated[
+        Path | None, typer.Option(help="Encodes --audio, and makes sound of ids; default: the export's own")
+    ] = None,
+    units_model: Annotated[Path | None, typer.Option(help="HuBERT model of the ids; default: the export's own")] = None,
     vocoder: Annotated[
         Path | None, typer.Option(help="Folder of a HiFi-GAN over the codebook's ids; else spectral inversion")
     ] = None,
@@ -42,7 +45,7 @@ def generate(
     """Patch by patch: the global transformer runs once a patch. Prints text or codebook ids, and what it cost."""
     import torch
 
-    from megatron_lst.cli.speech import audio_encoder, text_decoder, text_encoder
+    from megatron_lst.cli.speech import audio_encoder, codebook_of, text_decoder, text_encoder, tokenizer_of
     from megatron_lst.errors import UserError
     from megatron_lst.inference import GenerationSettings, load_export
     from megatron_lst.inference import generate as run
@@ -54,13 +57,13 @@ def generate(
         raise UserError(f"--to {to!r}: expected speech, text or any")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    spec = tokenizer or (opened.metadata.get("tokenizer") or {}).get("name")
+    codebook = codebook_of(opened, codebook)
+    spec = tokenizer_of(opened, tokenizer) if text or tokenizer else opened.tokenizer
     spoken: list[list[int]] = []
     for path in audio or []:
         if codebook is None:
-            raise UserError("--audio needs --codebook, the one that made the model's speech tokens")
-        encode, info = audio_encoder(codebook)
-        opened.check_fingerprints(codebook=info["fingerprint"])
+            raise UserError("--audio needs --codebook, the one of the model's speech tokens: the export has none")
+        encode, _ = audio_encoder(codebook, str(units_model or opened.units_model or ""))
         spoken.append(encode(path).tolist())
     for line in units or []:
         if not all(u.isdigit() and int(u) < v.speech_size for u in line.split()) or not line.split():
@@ -72,8 +75,7 @@ def generate(
     for sentence in text or []:
         if spec is None:
             raise UserError("--text needs --tokenizer: the export does not name one")
-        encode_text, info = text_encoder(spec)
-        opened.check_fingerprints(tokenizer=info["fingerprint"])
+        encode_text, _ = text_encoder(spec)
         prompts.append([v.bos, *encode_text(sentence, False), *([v.speech_marker] if to == "speech" else [])])
     if not prompts:
         raise UserError("no prompt: give --text, --audio or --units")

@@ -21,15 +21,13 @@ def harness(
     import json
 
     from megatron_lst.cli import speech
-    from megatron_lst.cli.spoken import tokenizer_name
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.harness import make_harness_model
     from megatron_lst.inference import load_export
 
     opened = load_export(export)
-    spec = tokenizer_name(tokenizer, opened.metadata)
-    encode, info = speech.text_encoder(spec)
-    opened.check_fingerprints(tokenizer=info["fingerprint"])
+    spec = speech.require_tokenizer(opened, tokenizer)
+    encode, _ = speech.text_encoder(spec)
     model = make_harness_model(export, encode, speech.text_decoder(spec), device, units)
     import lm_eval
     from lm_eval.tasks import TaskManager

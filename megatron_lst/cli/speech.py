@@ -1,12 +1,16 @@
 """Text and audio in and out of ids, for commands: tokenizers and the codebook of data preparation."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megatron_lst.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_lst.inference import Export
 
 
 def text_encoder(spec: str) -> tuple[Callable[[str, bool], list[int]], dict[str, Any]]:
@@ -33,7 +37,7 @@ def audio_encoder(codebook: Path, hubert: str = "") -> tuple[Callable[[Path], np
     """(audio file -> speech ids, {"fingerprint"}) of a codebook with its extractor.
 
     Args:
-        hubert: path of the model where the codebook is of HuBERT features.
+        hubert: path of the model where the codebook is of HuBERT features, such as `Export.units_model`.
 
     Raises:
         UserError: the codebook belongs to another extractor.
@@ -56,3 +60,44 @@ def audio_encoder(codebook: Path, hubert: str = "") -> tuple[Callable[[Path], np
         return book.encode(extractor.features([audio.samples])[0])
 
     return encode, {"fingerprint": book.fingerprint}
+
+
+def codebook_of(export: "Export", given: Path | None) -> Path | None:
+    """The codebook to use with an exported model: the given one, compared, or its own; None where it has none.
+
+    Raises:
+        UserError: another codebook than the one that the model was trained with.
+    """
+    from lst_prep.units import Codebook
+
+    if given is None:
+        return export.codebook
+    export.check_fingerprints(codebook=Codebook.load(given).fingerprint)
+    _tell_unchecked(export, "codebook", given)
+    return given
+
+
+def tokenizer_of(export: "Export", given: str | None) -> str | None:
+    """The same for the text tokenizer: a file, or the name that the export gives it; None where it gives none.
+
+    Raises:
+        UserError: another tokenizer than the one that the model was trained with.
+    """
+    spec = given or export.tokenizer
+    if spec is not None:
+        export.check_fingerprints(tokenizer=text_encoder(spec)[1]["fingerprint"])
+        _tell_unchecked(export, "tokenizer", spec)
+    return spec
+
+
+def require_tokenizer(export: "Export", given: str | None) -> str:
+    """The same. Raises UserError where neither the user nor the export names one."""
+    spec = tokenizer_of(export, given)
+    if spec is None:
+        raise UserError("give --tokenizer: the export does not name one")
+    return spec
+
+
+def _tell_unchecked(export: "Export", what: str, given: Path | str) -> None:
+    if not (export.metadata.get(what) or {}).get("fingerprint"):
+        print(f"{export.folder} does not say which {what} it was trained with: {given} is not checked", file=sys.stderr)

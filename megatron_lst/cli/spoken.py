@@ -31,20 +31,10 @@ def open_with_documents(export: Path, documents: Path, limit: int, device: str) 
     return opened, opened.model(device=device), list(islice(shards, limit))
 
 
-def tokenizer_name(given: str | None, metadata: dict[str, Any]) -> str:
-    """The tokenizer that the user or the export names. Raises UserError where neither does."""
-    from megatron_lst.errors import UserError
+def _decoder(opened: Any, tokenizer: str | None) -> Any:
+    from megatron_lst.cli.speech import require_tokenizer, text_decoder
 
-    spec = given or (metadata.get("tokenizer") or {}).get("name")
-    if spec is None:
-        raise UserError("give --tokenizer: the export does not name one")
-    return str(spec)
-
-
-def _decoder(tokenizer: str | None, metadata: dict[str, Any]) -> Any:
-    from megatron_lst.cli.speech import text_decoder
-
-    return text_decoder(tokenizer_name(tokenizer, metadata))
+    return text_decoder(require_tokenizer(opened, tokenizer))
 
 
 def _transcriber(
@@ -83,7 +73,7 @@ def asr(
     from megatron_lst.evaluation.spoken import recognise
 
     opened, model, found = open_with_documents(export, documents, limit, device)
-    result = recognise(model, found, _decoder(tokenizer, opened.metadata), batch=batch, max_tokens=max_tokens)
+    result = recognise(model, found, _decoder(opened, tokenizer), batch=batch, max_tokens=max_tokens)
     for name, reason in result.refused.items():
         print(f"refused {name}: {reason}")
     print(f"WER {result.wer.rate:.1%} of {result.wer.length} words, CER {result.cer.rate:.1%}")
@@ -104,11 +94,12 @@ def tts(
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
     from megatron_lst.cli.generate import open_vocoder, speak
+    from megatron_lst.cli.speech import codebook_of
     from megatron_lst.evaluation.paper import SPEECH
     from megatron_lst.evaluation.spoken import synthesise
 
-    _, model, found = open_with_documents(export, documents, limit, device)
-    v = model.vocabulary
+    opened, model, found = open_with_documents(export, documents, limit, device)
+    codebook, v = codebook_of(opened, codebook), model.vocabulary
     voice = None if out is None else open_vocoder(v, codebook, vocoder)
     hear = _transcriber(recogniser, v, codebook, vocoder, device)
     result = synthesise(model, found, temperature=temperature, max_tokens=max_tokens, transcribe=hear)
@@ -126,7 +117,9 @@ def tts(
 
 def questions(
     export: EXPORT, source: Annotated[Path, typer.Argument(help="Questions as published")],
-    codebook: Annotated[Path, typer.Option(help="The codebook of the model's speech tokens")],
+    codebook: Annotated[
+        Path | None, typer.Option(help="The codebook of the model's speech tokens; default: the export's own")
+    ] = None,
     shots: Annotated[int, typer.Option(help="Examples in front of each question, the file's first")] = 0,
     tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
     to: Annotated[str, typer.Option(help="Answers in text, or in speech, which needs --recogniser")] = "text",
@@ -135,7 +128,7 @@ def questions(
     tts: Annotated[str | None, typer.Option(help="Speaks the examples' answers, for --to speech with --shots")] = None,
 ) -> None:  # fmt: skip
     """Spoken questions, answered in text (S->T) or speech (S->S): the share of answers that hold an accepted one."""
-    from megatron_lst.cli.speech import audio_encoder, text_encoder
+    from megatron_lst.cli.speech import audio_encoder, codebook_of, require_tokenizer, text_encoder
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.benchmarks.prepare import choose_synthesiser
     from megatron_lst.evaluation.benchmarks.questions import questions as read_questions
@@ -144,11 +137,13 @@ def questions(
     from megatron_lst.inference import load_export
 
     opened = load_export(export)
-    encode, info = audio_encoder(codebook)
-    opened.check_fingerprints(codebook=info["fingerprint"])
+    codebook = codebook_of(opened, codebook)
+    if codebook is None:
+        raise UserError("give --codebook, the one that made the model's speech tokens: the export has none")
+    encode, _ = audio_encoder(codebook, str(opened.units_model or ""))
     if to not in ("text", "speech"):
         raise UserError(f"--to {to!r}: expected text or speech")
-    decode = _decoder(tokenizer, opened.metadata)
+    decode = _decoder(opened, tokenizer)
     hear = _transcriber(recogniser, opened.vocabulary, codebook, vocoder, device)
     with tempfile.TemporaryDirectory() as folder:
         found, refused = read_questions(source, Path(folder))
@@ -158,7 +153,7 @@ def questions(
         raise UserError(f"{source}: {len(spoken)} spoken questions, {shots} of them examples: none is left")
     examples: list[Any] = []
     if shots and to == "text":
-        encode_text, _ = text_encoder(tokenizer_name(tokenizer, opened.metadata))
+        encode_text, _ = text_encoder(require_tokenizer(opened, tokenizer))
         examples = [(speech(q.speech_ids), text(encode_text(q.answers[0], False))) for q in spoken[:shots]]
     elif shots:
         say = choose_synthesiser(tts)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config, ParallelConfig
 from megatron_lst.engines.scoring import score_on_all_ranks
-from megatron_lst.errors import UserError
+from megatron_lst.errors import LstError, UserError
 from megatron_lst.patching.row import Row
 from megatron_lst.vocabulary import Vocabulary
 
@@ -59,7 +59,7 @@ def open_target(
         step: of a run's checkpoint; None: the newest.
         untrained: a run's initial weights instead of a checkpoint.
         device: of an export; None: CUDA where there is one.
-        units: U of rows for an export; None: 4096.
+        units: U of rows for an export; None: what it was trained on, or 4096 where it does not say.
 
     Raises:
         UserError: neither, or no checkpoint.
@@ -75,7 +75,7 @@ def open_target(
     export = load_export(path)
     model = export.model(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     metadata = {**export.metadata, "kind": export.config.kind, "strategy": export.patching.strategy}
-    return Target(str(path), model.score, export.vocabulary, export.patch_size, units or 4096, metadata)
+    return Target(str(path), model.score, export.vocabulary, export.patch_size, units or export.units or 4096, metadata)
 
 
 def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> tuple["Engine", Config, int]:
@@ -122,7 +122,7 @@ def _open_run(path: Path, step: int | None, untrained: bool) -> Target:
             "step": found,
             "kind": config.model.kind,
             "strategy": config.patching.strategy,
-            **data_fingerprints(config),
+            **data_fingerprints(path, config),
         },
         config=config,
         is_writer=engine.is_writer,
@@ -130,33 +130,17 @@ def _open_run(path: Path, step: int | None, untrained: bool) -> Target:
     )
 
 
-def data_fingerprints(config: Config) -> dict[str, Any]:
-    """Tokenizer, codec and licences of a run's sources; empty where the data is not at hand."""
-    from megatron_lst.documents.codec import codebook_entry
-    from megatron_lst.documents.shards import ShardSet
+def data_fingerprints(run: Path, config: Config) -> dict[str, Any]:
+    """Tokenizer, codebook and licences of a run's sources, as it recorded them when it began.
 
-    found: dict[str, Any] = {}
-    for source in (*config.data.sources, *config.data.validation):
-        for shards in _open_quietly(ShardSet, source.shards):
-            found.setdefault("tokenizer", dataclasses.asdict(shards.tokenizer))
-            if shards.codec is not None:
-                found.setdefault("codec", shards.codec.to_plain())
-                found.setdefault("codebook", codebook_entry(shards.codec))
-            licenses = shards.manifest.get("licenses")
-            if licenses:
-                found["licenses"] = sorted({*found.get("licenses", ()), *licenses})
-    if config.data.sources:
-        found["data"] = [source.name for source in config.data.sources]
-    return found
+    For runs of older versions, as its shards say them now; the names of the sources alone where those are not here.
+    """
+    from megatron_lst.training.provenance import describe_sources, read
 
-
-def _open_quietly(shard_set: Any, paths: Iterable[str]) -> list[Any]:
-    from megatron_lst.errors import LstError
-
-    opened = []
-    for path in paths:
-        try:
-            opened.append(shard_set.open(path))
-        except LstError:
-            continue
-    return opened
+    recorded = read(run)
+    if recorded is not None or not config.data.sources:
+        return recorded or {}
+    try:
+        return describe_sources(config)
+    except LstError:
+        return {"data": [source.name for source in config.data.sources]}

@@ -278,7 +278,10 @@ class TrainingConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the global transformer."""
     init_from: PathText | None = None
-    """An exported model to start from (fork, adapt, extend); null: random weights."""
+    """An exported model to start from (fork, adapt, extend); null: random weights. Its model, vocabulary, patch size,
+    tokenizer and codebook must be this run's."""
+    init_may_differ: tuple[str, ...] = ()
+    """Keys in which this run differs from `init_from` on purpose, such as [model.rope_theta] or [codebook]."""
     freeze_global_steps: CountOr0 = 0
     """Steps at the start during which what `lst warm-start` takes from a language model stands still: the global
     transformer, and the text rows of tables and heads where the architecture has a place for them."""

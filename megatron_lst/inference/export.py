@@ -5,13 +5,17 @@
                           shard size model-00001-of-0000N.safetensors with model.safetensors.index.json, as
                           transformers reads them
     README.md             the model card
+    text_tokenizer.model  the text tokenizer as it made the training data (.json: of the tokenizers library)
+    tokenizer.json, ...   the same with speech units and markers, as transformers' AutoTokenizer reads it
+    codebook.safetensors  the codebook of the units
+    units_model/          the model whose features the codebook clusters, where it is one
 
 A folder is written beside its name and renamed when complete.  `load_export` reads it strictly.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,13 @@ from torch import Tensor
 from megatron_lst.config.load import build, to_plain
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
 from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.files import with_usual_mode
 from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
 FORMAT = 2
+TOKENIZER_FILES = ("text_tokenizer.model", "text_tokenizer.json")
+CODEBOOK_FILE, UNITS_MODEL = "codebook.safetensors", "units_model"
 MODEL_TYPE = "megatron_lst"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -45,6 +52,7 @@ class Export:
     Attributes:
         config, vocabulary, patching: as trained.
         patch_size: p of generation.
+        units: U of the rows that it was trained on; None where an older version did not write it down.
         metadata: everything else in config.json's `metadata`: fingerprints of tokenizer and codebook, step, commit,
             data, licences, results.
         weights: canonical name -> tensor.
@@ -55,8 +63,29 @@ class Export:
     vocabulary: Vocabulary
     patching: PatchingConfig
     patch_size: int
+    units: int | None
     metadata: dict[str, Any]
     weights: dict[str, Tensor]
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer's file in the folder, or the name that the shards gave it; None: unknown."""
+        for name in TOKENIZER_FILES:
+            if (self.folder / name).is_file():
+                return str(self.folder / name)
+        return (self.metadata.get("tokenizer") or {}).get("name") or None
+
+    @property
+    def codebook(self) -> Path | None:
+        """The codebook in the folder; None: it holds none."""
+        path = self.folder / CODEBOOK_FILE
+        return path if path.is_file() else None
+
+    @property
+    def units_model(self) -> Path | None:
+        """Folder of the model whose features the codebook clusters; None: it needs none, or holds none."""
+        path = self.folder / UNITS_MODEL
+        return path if path.is_dir() else None
 
     def model(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LatentSpeechTextModel:
         """The model, in the stored dtype unless told otherwise.
@@ -94,6 +123,7 @@ def write_export(
     model_card: str | None = None,
     dtype: str = "float32",
     shard_size: str | int = "5GB",
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write an exported model; beside the given weights it needs the memory of one shard.
 
@@ -105,6 +135,7 @@ def write_export(
         model_card: README.md; None writes one from the metadata.
         dtype: float32, bfloat16, float16 or float64.
         shard_size: largest file of weights, in bytes or such as "5GB".
+        beside: writes more files into the folder before it gets its name.
 
     Raises:
         UserError: the folder is in use, or the weights do not fit.
@@ -112,13 +143,12 @@ def write_export(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; give another folder")
     patch_size = generation_patch_size(config.model, config.patching)
     LatentSpeechTextModel.from_weights(config.model, config.vocabulary, weights, patch_size)
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = claim_folder(folder)
+    size = torch.empty(0, dtype=DTYPES[dtype]).element_size() * sum(t.numel() for t in weights.values())
+    if (free := shutil.disk_usage(temporary).free) < size:
+        raise UserError(f"{folder}: the weights take {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free there")
     hashes = _write_shards(temporary, weights, DTYPES[dtype], shard_size)
     vocabulary = config.vocabulary
     content = {
@@ -131,6 +161,7 @@ def write_export(
         "eos_token_id": vocabulary.eos,
         "pad_token_id": vocabulary.pad,
         "patch_size": patch_size,
+        "units": config.data.units,
         "model": to_plain(config.model),
         "vocabulary": to_plain(vocabulary),
         "patching": to_plain(config.patching),
@@ -140,17 +171,42 @@ def write_export(
     (temporary / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     card = model_card if model_card is not None else default_card(content, weights)
     (temporary / "README.md").write_text(card)
+    beside(temporary)
     if folder.exists():
         folder.rmdir()
     temporary.rename(folder)
     return folder
 
 
-def load_export(folder: Path | str, *, verify: bool = True) -> Export:
+def tokenizer_file(path: Path) -> str:
+    """What a tokenizer's file is called in an export and in a run."""
+    return TOKENIZER_FILES[path.suffix == ".json"]
+
+
+def claim_folder(folder: Path) -> Path:
+    """Make the temporary folder of an export, which shows that it can be written before any work is done.
+
+    Raises:
+        UserError: the folder is in use, or cannot be made.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; give another folder")
+    temporary = folder.absolute().with_name(folder.absolute().name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}: {error.filename})") from None
+    return temporary
+
+
+def load_export(folder: Path | str, *, verify: bool = True, weights: bool = True) -> Export:
     """Read an exported model.
 
     Args:
-        verify: compare the hash of the weights with what was written.
+        verify: compare the hash of the weights with what was written, where the folder says it: one that
+            `save_pretrained` of transformers wrote need not.
+        weights: False leaves them out, for what the configuration alone answers.
 
     Raises:
         UserError: not an exported model, of another format, or with keys that this version does not know.
@@ -170,26 +226,56 @@ def load_export(folder: Path | str, *, verify: bool = True) -> Export:
         raise UserError(f"{folder}: model_type is {content.get('model_type')!r}, expected {MODEL_TYPE!r}")
     if content.get("format") != FORMAT:
         raise UserError(f"{folder}: export format {content.get('format')!r}; this version reads {FORMAT}")
-    weights: dict[str, Tensor] = {}
-    for name, written in content["weights_xxh3_64"].items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedDataError(f"{path} is missing")
-        if verify and (found := _hash(path)) != written:
-            raise DamagedDataError(f"{path}: hash {found}, {written} was written")
-        try:
-            weights |= load_file(path)
-        except SafetensorError as error:
-            raise DamagedDataError(f"{path}: {error}") from None
     return Export(
         folder=folder,
         config=build(ModelConfig, content["model"], "model"),
         vocabulary=build(Vocabulary, content["vocabulary"], "vocabulary"),
         patching=build(PatchingConfig, content["patching"], "patching"),
         patch_size=content["patch_size"],
+        units=content.get("units"),
         metadata=content["metadata"],
-        weights=weights,
+        weights=_load_weights(folder, content.get("weights_xxh3_64"), verify) if weights else {},
     )
+
+
+def _load_weights(folder: Path, hashes: Mapping[str, str] | None, verify: bool) -> dict[str, Tensor]:
+    """Every tensor of the folder's shards.
+
+    Args:
+        hashes: file -> hash; None: the files are those that transformers reads.
+    """
+    names = list(hashes) if hashes is not None else _weight_files(folder)
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise DamagedDataError(f"{path} is missing")
+        if verify and hashes is not None and (found := _hash(path)) != hashes[name]:
+            raise DamagedDataError(f"{path}: hash {found}, {hashes[name]} was written")
+        try:
+            weights |= load_file(path)
+        except SafetensorError as error:
+            raise DamagedDataError(f"{path}: {error}") from None
+    return weights
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The files of the weights as transformers finds them."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        named = set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DamagedDataError(f"{index}: not readable ({error})") from None
+    if not all(Path(name).name == name for name in named):
+        raise DamagedDataError(f"{index}: names files outside the folder")
+    return sorted(named)
+
+
+def hash_weights(folder: Path) -> dict[str, str]:
+    """File name -> hash of the weights in a folder, as config.json holds them."""
+    return {name: _hash(folder / name) for name in _weight_files(folder)}
 
 
 def _write_shards(
@@ -206,7 +292,8 @@ def _write_shards(
     hashes = {}
     for file, names in plan.filename_to_tensors.items():
         shard = {name: weights[name].detach().to("cpu", dtype).contiguous().clone() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        with with_usual_mode(folder / file):
+            save_file(shard, folder / file, metadata={"format": "pt"})
         hashes[file] = _hash(folder / file)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

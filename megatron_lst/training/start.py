@@ -24,10 +24,10 @@ def settle_config(config: Config) -> Config:
         UserError: the run folder holds a run of another configuration.
     """
     stored = Path(config.run.dir) / "config.yaml"
-    return continue_config(config, read_yaml(stored)) if _has_begun(stored.parent) else resolve(config)
+    return continue_config(config, read_yaml(stored)) if has_begun(stored.parent) else resolve(config)
 
 
-def _has_begun(folder: Path) -> bool:
+def has_begun(folder: Path) -> bool:
     """Whether a folder's configuration binds. One that failed before its first step (data of another tokenizer, memory
     that did not suffice) has made nothing that a corrected configuration could spoil."""
     metrics = folder / "metrics.jsonl"

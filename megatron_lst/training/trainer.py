@@ -28,7 +28,9 @@ from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.checkpoint.saving import CheckpointSaver
 from megatron_lst.training.checkpoint.verification import verify_checkpoint
 from megatron_lst.training.held_out import HeldOutEvaluation
+from megatron_lst.training.init_from import check_export
 from megatron_lst.training.metrics import MetricsWriter
+from megatron_lst.training.provenance import record
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.record import StepRecorder, job_peak
 from megatron_lst.training.resilience import outcome
@@ -40,7 +42,7 @@ from megatron_lst.training.resilience.stragglers import StragglerReport, probe
 from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.resume import stored_training
 from megatron_lst.training.schedule import change, is_frozen, last_stable_step, learning_rate
-from megatron_lst.training.start import init_distributed, lock_run_folder, settle_config
+from megatron_lst.training.start import has_begun, init_distributed, lock_run_folder, settle_config
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,17 @@ class _Run:
         if self.writer:
             outcome.clear(self.folder)
         self.ranks.on_writer(lambda: check_shard_sizes(config))
+        self.ranks.on_writer(self._check_provenance)
         self.engine = build_engine(config, fresh=False)
         assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
         return self._train(self.engine, signals)
+
+    def _check_provenance(self) -> None:
+        """Record what the shards are; refuse others later, and an export to start from that is of another model."""
+        recorded = record(self.config, has_begun(self.folder), self.tell)
+        if self.config.training.init_from and newest_checkpoint(self.folder) is None:
+            for line in check_export(self.config, recorded):
+                self.tell("start", line)
 
     def _train(self, engine: Engine, signals: StopSignals) -> Outcome:
         config, steps = self.config, self.config.training.steps
