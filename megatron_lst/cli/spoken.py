@@ -203,6 +203,21 @@ def warm_start(
     settings = load_config(config)
     weights = dict(ReferenceModel(settings.model, settings.vocabulary, settings.training.seed).state_dict())
     result = take(checkpoint, weights, settings.model, settings.vocabulary, settings.data.units)
-    write_export(out, weights, settings, {"step": 0, "warm_start": str(checkpoint)})
+    metadata = {"step": 0, "warm_start": str(checkpoint), "tokenizers": _tokenizers(checkpoint)}
+    write_export(out, weights, settings, metadata)
     print(result.report())
     print(f"{out}: train with training.init_from={out}")
+
+
+def _tokenizers(checkpoint: Path) -> dict[str, str]:
+    """Fingerprint of each tokenizer file of a language model; data may have been prepared with any of them."""
+    from lst_prep.tokenizer import load_tokenizer
+    from megatron_lst.errors import UserError
+
+    found = {}
+    for name in ("tokenizer.model", "tokenizer.json"):
+        try:
+            found[name] = load_tokenizer(str(checkpoint / name)).info.fingerprint
+        except UserError:  # not there, or of a kind that data preparation does not read either
+            continue
+    return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,8 @@ def open_target(
 def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> tuple["Engine", Config, int]:
     """A run's engine with the weights of a checkpoint: on the run's layout under a launcher, else on one rank.
 
+    A run that trains may delete the checkpoint meanwhile. Then the newest one is read, unless a step was asked for.
+
     Returns:
         (engine, configuration in use, the checkpoint's step; 0 for the initial weights).
 
@@ -95,17 +98,33 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
 
     found = None if untrained else find_checkpoint(run, step)
     config = load_config(run / "config.yaml")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone := int(os.environ.get("WORLD_SIZE", "1")) == 1:
         config = dataclasses.replace(config, parallel=ParallelConfig())
     engine = build_engine(config, fresh=untrained)
-    if found is not None:
-        try:
-            verify_checkpoint(found, config.checkpoint, Ranks())
-            engine.load(found.engine_folder)
-        except BaseException:
-            engine.close()
-            raise
+    try:
+        while found is not None:
+            try:
+                verify_checkpoint(found, config.checkpoint, Ranks())
+                engine.load(found.engine_folder)
+                break
+            except Exception as error:
+                if found.is_complete():
+                    raise
+                gone = f"{found.path} was deleted while it was read, as checkpoint.keep={config.checkpoint.keep} has it"
+                if step is not None or not alone:
+                    raise UserError(f"{gone}; there are {_steps(run)}") from error
+                print(f"{gone}; reading the newest one", file=sys.stderr)
+                found = find_checkpoint(run)
+    except BaseException:
+        engine.close()
+        raise
     return engine, config, found.step if found is not None else 0
+
+
+def _steps(run: Path) -> str:
+    from megatron_lst.training.checkpoint import complete_checkpoints
+
+    return ", ".join(str(found.step) for found in complete_checkpoints(run)) or "none"
 
 
 def _open_run(path: Path, step: int | None, untrained: bool) -> Target:

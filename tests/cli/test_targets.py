@@ -118,6 +118,44 @@ def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None
     assert not (tmp_path / "export").exists()
 
 
+DELETE = """
+import shutil, sys
+from pathlib import Path
+from megatron_lst.errors import UserError
+from megatron_lst.training.checkpoint import verification
+from tests.cli import test_targets
+real = verification.verify_checkpoint
+def verify(found, *rest):
+    real(found, *rest)
+    if found.step == 3:  # between verification and loading, as a run that trains deletes it
+        (found.path / "manifest.json").unlink()
+        shutil.rmtree(found.path)
+        Path(sys.argv[2]).joinpath("checkpoints", "newer").rename(found.path.with_name("step-00000004"))
+verification.verify_checkpoint = verify
+try:
+    test_targets.app()
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_not_half_read(run: Path, tmp_path: Path) -> None:
+    for number, asked in enumerate(((), ("--step", "3"))):
+        copy = Path(shutil.copytree(run, tmp_path / f"run{number}"))
+        newer = Path(shutil.copytree(copy / "checkpoints" / "step-00000003", copy / "checkpoints" / "newer"))
+        assert (newer / "manifest.json").is_file()
+        out = tmp_path / f"out{number}"
+        done = subprocess.run(
+            [sys.executable, "-c", DELETE, "export", str(copy), str(out), *asked],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert "step-00000003 was deleted while it was read" in done.stderr
+        assert (done.returncode == 0) == (not asked), done.stderr
+        assert out.exists() == (not asked)
+    assert "; there are 4" in done.stderr
+    assert load_export(tmp_path / "out0").metadata["step"] == 4
+
+
 def test_run_and_export_give_the_same_accuracies(run: Path, exported: Path, task: Path, tmp_path: Path) -> None:
     output = lst("eval", exported, "--task", task, "--out", tmp_path / "a", "--units", 64)
     assert "| storycloze | S->S | 6 (1 refused) | 50.0 |" in output

@@ -56,6 +56,10 @@ class Checkpoint:
     def engine_folder(self) -> Path:
         return self.path / "engine"
 
+    def is_complete(self) -> bool:
+        """Whether it is still there: a deletion takes the manifest first."""
+        return (self.path / MANIFEST).is_file()
+
     def manifest(self) -> dict[str, Any]:
         try:
             return json.loads((self.path / MANIFEST).read_text())
