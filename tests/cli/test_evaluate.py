@@ -130,6 +130,10 @@ def test_what_is_spoken_is_graded_by_a_recogniser(exported: Path, shards: Path, 
     """The recogniser is a command that hears the document's own text, then one that hears nothing of it."""
     codebook = random_codebook(tmp_path / "codebook.safetensors")
     options = ("--limit", 1, "--max-tokens", 9, "--codebook", codebook, "--recogniser")
+    with pytest.raises(UserError, match="trained with the codebook of fingerprint bbbb"):
+        lst("eval", "tts", exported, shards, *options, "true {wav}")
+    weights = ReferenceModel(CONFIG.model, CONFIG.vocabulary).state_dict()
+    exported = write_export(tmp_path / "model", weights, CONFIG)  # does not say which codebook it was trained with
     right = ("abcd " * 40).strip()
     assert "CER 0.0% of 199 characters" in lst(
         "eval", "tts", exported, shards, *options, f"{sys.executable} -c 'print(\"{right}\")' {{wav}}"
