@@ -4,6 +4,7 @@
     model.safetensors     weights under the canonical names (those of `reference`), [out, in], no biases; beyond the
                           shard size model-00001-of-0000N.safetensors with model.safetensors.index.json, as
                           transformers reads them
+    generation_config.json  what `generate` of transformers does by default
     README.md             the model card
     text_tokenizer.model  the text tokenizer as it made the training data (.json: of the tokenizers library)
     tokenizer.json, ...   the same with speech units and markers, as transformers' AutoTokenizer reads it
@@ -34,6 +35,8 @@ from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
 FORMAT = 2
+DEFAULT_NEW_TOKENS = 250
+"""Longest response of transformers' `generate` where nothing is asked for: 10 s of speech at 25 Hz."""
 TOKENIZER_FILES = ("text_tokenizer.model", "text_tokenizer.json")
 CODEBOOK_FILE, UNITS_MODEL = "codebook.safetensors", "units_model"
 MODEL_TYPE = "megatron_lst"
@@ -169,6 +172,9 @@ def write_export(
         "weights_xxh3_64": hashes,
     }
     (temporary / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    defaults = {"max_new_tokens": DEFAULT_NEW_TOKENS, "do_sample": False}
+    defaults |= {key: content[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    (temporary / "generation_config.json").write_text(json.dumps(defaults, indent=2) + "\n")
     card = model_card if model_card is not None else default_card(content, weights)
     (temporary / "README.md").write_text(card)
     beside(temporary)

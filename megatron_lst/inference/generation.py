@@ -5,6 +5,7 @@ alone, never on its neighbours.  Their patches close together too: whoever would
 fill theirs, so that one pass of the global transformer serves all of them, and its weights are read once for p tokens.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,11 +57,20 @@ class GenerationSettings:
     fixed_shapes: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise UserError(
-                "generation: max_tokens >= 1, temperature >= 0, 0 < top_p <= 1, top_k >= 0; got "
-                f"{self.max_tokens}, {self.temperature}, {self.top_p}, {self.top_k}"
-            )
+        """Raises UserError: a value that means nothing; names it."""
+        if self.modality not in ("speech", "text", "any"):
+            raise UserError(f"generation: modality={self.modality!r}: expected speech, text or any")
+        for name, kinds, right, wanted in (
+            ("max_tokens", int, lambda n: n >= 1, "a whole number above 0"),
+            ("min_tokens", int, lambda n: 0 <= n <= self.max_tokens, f"0 to max_tokens={self.max_tokens}"),
+            ("temperature", (int, float), lambda x: 0 <= x < math.inf, "0 or a number above it"),
+            ("top_p", (int, float), lambda x: 0 < x <= 1, "above 0, at most 1"),
+            ("top_k", int, lambda n: n >= 0, "0 or a whole number above it"),
+            ("seed", int, lambda n: 0 <= n < 1 << 64, "a whole number of at most 64 bits"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not right(value):
+                raise UserError(f"generation: {name}={value!r}: expected {wanted}")
 
 
 @dataclass

@@ -156,6 +156,21 @@ def test_auto_tokenizer_gives_the_models_ids(exported: Path) -> None:
     assert made("Say<|speech|><|unit_7|>").input_ids[-2:] == [v.speech_marker, v.text_size + 7]
 
 
+def test_the_pipeline_of_transformers_continues_text(exported: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import megatron_lst.hf  # noqa: F401 - registers the model
+
+    pipe = transformers.pipeline("text-generation", model=str(exported), device="cpu")
+    said = ["And the king said", "In"]
+    together = pipe(said, batch_size=2, max_new_tokens=4, modality="text")
+    alone = [pipe(s, max_new_tokens=4, modality="text")[0]["generated_text"] for s in said]
+    assert [answers[0]["generated_text"] for answers in together] == alone
+    assert all(answer.startswith(s) and len(answer) > len(s) for answer, s in zip(alone, said, strict=True))
+    assert len(pipe(said[0], max_new_tokens=4, num_return_sequences=2, do_sample=True)) == 2
+    with pytest.raises(UserError, match="repetition_penalty=1.3"):
+        pipe(said[0], repetition_penalty=1.3)
+
+
 def test_a_run_without_a_record_is_not_exported_blindly(run: tuple[Path, Path], tmp_path: Path) -> None:
     old = Path(shutil.copytree(run[1], tmp_path / "run"))
     shutil.rmtree(old / "provenance")

@@ -174,7 +174,7 @@ def test_sampling_follows_the_distribution_and_its_restrictions() -> None:
     assert set(np.flatnonzero(frequencies(modality="speech", top_k=2))) == set(top)
     nucleus = np.searchsorted(np.cumsum(np.sort(expected)[::-1]), 0.5) + 1
     assert (frequencies(modality="speech", top_p=0.5) > 0).sum() == nucleus
-    early = frequencies(modality="speech", min_tokens=4000)
+    early = frequencies(modality="speech", min_tokens=4000, max_tokens=4000)
     assert early[V.eos] == 0
     for modality in ("speech", "text", "any"):
         drawn = np.flatnonzero(frequencies(modality=modality, temperature=5.0))
