@@ -15,6 +15,7 @@ from typing import Any
 from megatron_lst.config.schema import Config
 from megatron_lst.data.mixture import open_source
 from megatron_lst.data.remote import is_remote
+from megatron_lst.documents.codec import Codec, codebook_entry
 from megatron_lst.errors import DamagedDataError, LstError, UserError
 from megatron_lst.files import read_json, write_json
 from megatron_lst.inference.export import CODEBOOK_FILE, TOKENIZER_FILES, tokenizer_file
@@ -34,13 +35,17 @@ def describe_sources(config: Config) -> dict[str, Any]:
     for source in config.data.sources:
         for shards in open_source(config, source).sets:
             manifest: Mapping[str, Any] = shards.manifest  # type: ignore[attr-defined]
-            for key in (*COMPARED, "codec", "unit_bpe"):
-                if manifest.get(key):
-                    found.setdefault(key, manifest[key])
+            said: dict[str, Any] = {key: manifest.get(key) for key in (*COMPARED, "unit_bpe")}
+            if shards.codec is not None:  # type: ignore[attr-defined]
+                codec: Codec = shards.codec  # type: ignore[attr-defined]
+                said |= {"codec": codec.to_plain(), "codebook": codebook_entry(codec)}
+            for key, value in said.items():
+                if value:
+                    found.setdefault(key, value)
             for key in COMPARED:
-                if manifest.get(key) and manifest[key]["fingerprint"] != found[key]["fingerprint"]:
+                if said[key] and said[key]["fingerprint"] != found[key]["fingerprint"]:
                     raise UserError(
-                        f"source {source.name!r}: made with the {key} of fingerprint {manifest[key]['fingerprint']}, "
+                        f"source {source.name!r}: made with the {key} of fingerprint {said[key]['fingerprint']}, "
                         f"other sources with {found[key]['fingerprint']}"
                     )
             licenses.update(manifest.get("licenses") or ())

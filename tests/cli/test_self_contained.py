@@ -74,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     home = tmp_path_factory.mktemp("home")
     book, text = codebook(home / "sets" / "codebook.safetensors"), load_tokenizer("mistral-v1")
     write_set(
-        home / "sets" / "speech", [document(i) for i in range(3)], "speech", text.info, book.info,
+        home / "sets" / "speech", [document(i) for i in range(3)], "speech", text.info, book.codec,
     )  # fmt: skip
     source = SourceConfig("speech", "interleaved", ("sets/speech",))
     config = toy_config(data__units=64, data__sources=(source,), run__dir="run")
