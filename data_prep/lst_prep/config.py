@@ -140,7 +140,10 @@ class TextSource:
     text_key: str = "text"
     """jsonl, parquet: the field that holds the text."""
     split: str = "train"
-    """`train` or `heldout`; a record's own field `split` overrides it."""
+    """`train` or `heldout`; a record's own field `split` overrides it. Names that data sets give their test and
+    validation splits are held out; an unknown one is refused."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """What further names in the records' field `split` mean: each `train` or `heldout`."""
     encoding: str = "utf-8"
     """Of .txt and JSON. `utf-8` also takes a file with a UTF-16 byte order mark; what is of no such encoding is
     rejected, never guessed."""
@@ -191,6 +194,8 @@ class JobConfig:
     """Processes on this machine; 0: one a core (one a GPU for GPU stages)."""
     item_pieces: Count = 16
     """Manifest lines in one item of work, the granularity of resuming."""
+    item_bytes: Count = 1 << 25
+    """Small text files of a source share an item of work (and its shards) up to this size."""
     attempts: Count = 3
     """An item whose worker dies this often is given up and named."""
 
@@ -215,6 +220,11 @@ class PrepConfig:
     give_up: tuple[str, ...] = ()
     """Files and ids that are gone for good: they become rejections, counted as `given_up`, and no run waits for them.
     `lst prep give-up` adds to them without a change of the configuration."""
+    attributions: dict[str, str] = field(default_factory=dict)
+    """Source -> whom to credit for it and how, as its licence asks; stands in the shards' manifest and in the card of
+    models trained on them."""
+    warn_lost: Share = 0.1
+    """A source that loses a larger share of its pieces or texts to rejections gets a warning."""
     audio: AudioConfig = field(default_factory=AudioConfig)
     cutting: CuttingConfig = field(default_factory=CuttingConfig)
     units: UnitsConfig = field(default_factory=UnitsConfig)
@@ -248,5 +258,7 @@ class PrepConfig:
                 raise UserError(
                     f"text source {source.name!r}: encoding {source.encoding!r} is none that Python knows"
                 ) from None
-            if source.split not in ("train", "heldout"):
-                raise UserError(f"text source {source.name!r}: split {source.split!r} is not train or heldout")
+            source.splits = {str(name): meaning for name, meaning in source.splits.items()}
+            for split in (source.split, *source.splits.values()):
+                if split not in ("train", "heldout"):
+                    raise UserError(f"text source {source.name!r}: split {split!r} is not train or heldout")

@@ -17,7 +17,7 @@ from lst_prep.reading import Inputs
 from lst_prep.text_files import source_files
 from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
-from megatron_lst.files import replacing, write_bytes
+from megatron_lst.files import read_json, replacing, write_bytes
 
 if TYPE_CHECKING:
     from lst_prep.importing.config import ImportConfig
@@ -119,14 +119,14 @@ class Layout:
         return self.out / name / f"part-{item:05d}"
 
 
-_ADDED = {"encoding": "utf-8"}
+_ADDED: dict[str, Any] = {"encoding": "utf-8", "splits": {}}
 """Keys of text sources that plans of version 1 did not have, with what they did: not written where they are that."""
 
 
 def plan_of(config: PrepConfig) -> dict[str, Any]:
     """Everything that the results depend on: the config without where and how fast, and the inputs' hashes."""
     choices = asdict(config)
-    for name in ("out", "jobs", "reading", "give_up"):
+    for name in ("out", "jobs", "reading", "give_up", "attributions", "warn_lost"):
         choices.pop(name)
     for section in ("units", "align"):
         choices[section].pop("device")
@@ -135,6 +135,8 @@ def plan_of(config: PrepConfig) -> dict[str, Any]:
             if source[name] == default:
                 source.pop(name)
     choices["item_pieces"] = config.jobs.item_pieces
+    if config.text:
+        choices["item_bytes"] = config.jobs.item_bytes
     inputs: dict[str, Any] = {}
     for path in [*config.manifests, *config.heldout, *config.align.pronunciations]:
         try:
@@ -158,13 +160,15 @@ def check_plan(layout: Layout, config: PrepConfig) -> str:
     Raises:
         UserError: the folder belongs to another plan; names what differs.
     """
-    return compare_plan(layout, plan_of(config))
+    there = read_json(layout.plan) or {}
+    begun = "manifests" in (there.get("config") or {}) and not layout.tokenizer.exists()
+    return compare_plan(layout, plan_of(config), may_replace=begun)  # there is nothing yet that could be mixed
 
 
-def compare_plan(layout: Layout, plan: dict[str, Any]) -> str:
+def compare_plan(layout: Layout, plan: dict[str, Any], may_replace: bool = False) -> str:
     """See `check_plan`."""
     plan = json.loads(json.dumps(plan))
-    if layout.plan.exists():
+    if layout.plan.exists() and not may_replace:
         try:
             there = json.loads(layout.plan.read_text())
         except ValueError as error:

@@ -49,11 +49,14 @@ class SetTotals:
     def __init__(self, codec: Codec | None = None) -> None:
         self._codec = codec
         self.sources: dict[str, dict[str, float]] = {}
+        self.licenses: dict[str, dict[str, int]] = {}
 
     def add(self, name: str, document: Document) -> None:
         totals = self.sources.setdefault(
             f"{name}/{document.source}", {"documents": 0, "seconds": 0, "units": 0, "words": 0, "pieces": 0}
         )
+        counts = self.licenses.setdefault(f"{name}/{document.source}", {})
+        counts[document.license] = counts.get(document.license, 0) + 1
         totals["documents"] += 1
         if self._codec is not None:
             totals["seconds"] += len(document.speech_ids) / float(self._codec.rate)

@@ -8,8 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -20,12 +19,14 @@ import numpy as np
 from lst_prep import manifest, stages, text_files, text_stages
 from lst_prep.config import PrepConfig
 from lst_prep.engine import JobFault, Receipts, Stage, faults_of_files_are_said, lock, run_stage
-from lst_prep.layout import SETS, Layout, check_plan
+from lst_prep.layout import SETS, Layout, Table, check_plan
 from lst_prep.loading import Rejections, batches, load_pieces, one_by_one
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
 from lst_prep.strings import printable
+from lst_prep.summary import Summary, lost_lines, read_lines
+from lst_prep.tokenizer import check_round_trip
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import fit, import_codebook
 from megatron_lst.documents.heldout import HeldOut
@@ -65,19 +66,19 @@ class Preparation:
             return len(table)
         heldout = HeldOut()
         for path in self.config.heldout:
-            heldout.hashes |= HeldOut.load(Path(path)).hashes
+            heldout.update(HeldOut.load(Path(path)))
         reasons, inputs = list[str](), self.layout.inputs(self.config)
         with replacing(self.layout.manifest_rejections) as log:
 
-            def reject(where: str, rejection: Rejection) -> None:
+            def reject(where: str, rejection: Rejection, source: str = "") -> None:
                 reasons.append(rejection.reason)
-                source = Path(where.rpartition(":")[0]).stem
+                source = source or Path(where.rpartition(":")[0]).stem
                 line = {"id": printable(where), "source": printable(source), "reason": rejection.reason}
                 log.write(json.dumps({**line, "detail": printable(rejection.detail)}) + "\n")
 
             for origin in self.config.text:
                 for ignored in text_files.ignored_files(origin, inputs):
-                    reject(f"{ignored}:", Rejection("ignored_file", f"text source {origin.name!r}"))
+                    reject(str(ignored), Rejection("ignored_file", f"text source {origin.name!r}"), origin.name)
 
             def entries() -> Iterator[manifest.Entry]:
                 for entry in manifest.read(self.config.manifests, reject, self.config.audio.root, inputs):
@@ -91,9 +92,10 @@ class Preparation:
             why = f"; {len(reasons)} lines were rejected, the first as {reasons[0]}" if reasons else ""
             raise UserError(f"nothing to prepare: no usable manifest line and no text source{why}")
         self._stage("text-heldout", len(texts), text_stages.text_heldout_factory, self.config, texts)
-        for result in self.results("text-heldout", len(texts)):
-            assert result is not None, "a stage that ended has all its receipts"
-            heldout.hashes.update(result["hashes"])
+        heldout.update(text_stages.collect_heldout(self.layout, texts, self.results("text-heldout", len(texts))))
+        check_round_trip(
+            self.tokenizer, chain(self._first_transcripts(table), text_stages.first_texts(self.config, texts))
+        )
         heldout.save(self.layout.heldout)
         write_bytes(
             self.layout.tokenizer,
@@ -102,6 +104,11 @@ class Preparation:
             ).encode(),
         )
         return items
+
+    @staticmethod
+    def _first_transcripts(table: Table) -> Iterator[tuple[str, str]]:
+        """(source, transcript) of some pieces, from the beginning on."""
+        return ((entry.source, entry.text) for item in range(min(len(table), 100)) for _, entry in table.read(item))
 
     def _require_manifest(self) -> None:
         if not self.layout.tokenizer.exists():  # what `manifest` writes last
@@ -221,12 +228,7 @@ class Preparation:
     # -- text ---------------------------------------------------------------------------------------------------
 
     def _text_items(self) -> list[text_stages.TextItem]:
-        inputs = self.layout.inputs(self.config)
-        return [
-            (asdict(source), str(path))
-            for source in self.config.text
-            for path in text_files.source_files(source, inputs)
-        ]
+        return text_stages.text_items(self.config, self.layout.inputs(self.config))
 
     def text(self) -> None:
         """Text -> parts of the text sets; identical documents are dropped over all files."""
@@ -234,40 +236,16 @@ class Preparation:
         items = self._text_items()
         if self.config.text_options.deduplicate and items:
             self._stage("text-hashes", len(items), text_stages.text_hashes_factory, self.config, items)
-            if None in self.results("text-hashes", len(items)):
+            hashed = list(self.results("text-hashes", len(items)))
+            if None in hashed:
                 print(
                     "prep text: this slice is hashed; duplicates are known when every slice is: then run it again",
                     file=sys.stderr,
                 )
                 return
-            self._mark_duplicates(len(items))
+            texts = sum(result["texts"] for result in hashed if result)
+            text_stages.mark_duplicates(self.layout, len(items), texts)
         self._stage("text", len(items), text_stages.text_shards_factory, self.config, items)
-
-    def _mark_duplicates(self, items: int) -> None:
-        """Per file, which training texts are the first of their kind. Takes 8 bytes of memory a text."""
-        files = [self.layout.item("text-hashes", item, ".npz") for item in range(items)]
-        keeps = [self.layout.item("text-keep", item, ".npz") for item in range(items)]
-        if all(keep.exists() for keep in keeps):
-            return
-        every = np.empty(sum(result["texts"] for result in self.results("text-hashes", items) if result), np.uint64)
-        at = 0
-        for file in files:
-            hashes = stages.arrays(file)["hashes"]
-            every[at : at + len(hashes)] = hashes
-            at += len(hashes)
-        every.sort()
-        repeated = np.unique(every[1:][every[1:] == every[:-1]])
-        del every
-        seen = np.zeros(len(repeated), bool)
-        for path, file in zip(keeps, files, strict=True):
-            hashes = stages.arrays(file)["hashes"]
-            suspects = np.flatnonzero(np.isin(hashes, repeated))
-            kinds, first = np.unique(np.searchsorted(repeated, hashes[suspects]), return_index=True)
-            keep = np.ones(len(hashes), bool)
-            keep[suspects] = False
-            keep[suspects[first[~seen[kinds]]]] = True
-            seen[kinds] = True
-            stages.save_arrays(path, {"keep": keep})
 
     # -- all ----------------------------------------------------------------------------------------------------
 
@@ -300,9 +278,14 @@ class Preparation:
             yield result
 
     def _merge(self, groups: int, texts: int) -> dict[str, dict[str, Any]]:
-        """Join the parts into shard sets, write the summary."""
+        """Join the parts into shard sets, write the summary.
+
+        Raises:
+            UserError: there is not one document; the summary is written.
+        """
         manifests: dict[str, dict[str, Any]] = {}
         codec = Codebook.load(self.layout.codebook).codec if groups else None
+        summary = self._summary(groups, texts)
         for name in SETS:
             kind = "speech" if name.endswith("speech") else "text"
             results = self._all("shards", groups) if kind == "speech" else self._all("text", texts)
@@ -316,64 +299,29 @@ class Preparation:
                     kind,
                     self.tokenizer.info,
                     codec if kind == "speech" else None,
-                    {"plan": self.plan},
+                    {"plan": self.plan, **summary.about(name, self.config.attributions)},
                 )
-        items = len(self.layout.pieces)
-        self._summarise(
-            manifests,
-            chain(
-                self._all("cut", len(self.layout.recordings) if self._cuts else 0),
-                self._all("units", items),
-                self._all("align", items),
-                self._all("shards", groups),
-                self._all("text", texts),
-            ),
-        )
+        heldout = len(HeldOut.load(self.layout.heldout))
+        content = summary.content(self.plan, manifests, heldout, self.config.warn_lost)
+        write_bytes(self.layout.summary, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        if not manifests:
+            what = f"{self.layout.out}: not one document came out of it, see {self.layout.summary}"
+            raise UserError("\n".join([what, *lost_lines(content)]))
         return manifests
 
-    def _summarise(self, manifests: dict[str, dict[str, Any]], results: Iterable[dict[str, Any] | None]) -> None:
-        rejected: Counter[str] = Counter()
-        examples: dict[str, list[dict[str, str]]] = {}
-        sources: dict[str, dict[str, float]] = {}
-        changes: Counter[str] = Counter()
-        alike = np.zeros(2, np.int64)
-        removed = 0
-        by_source: dict[str, Counter[str]] = {}
-
-        def count(line: dict[str, str]) -> None:
-            rejected[line["reason"]] += 1
-            by_source.setdefault(line["source"], Counter())[line["reason"]] += 1
-            if len(examples.setdefault(line["reason"], [])) < 5:
-                examples[line["reason"]].append(line)
-
-        with self.layout.manifest_rejections.open() as log:
-            for line in log:
-                count(json.loads(line))
-        for result in results:
-            if result is None:
-                continue
-            for rejection in result.get("rejections", []):
-                count(rejection)
-            changes.update(result.get("changes", {}))
-            alike += result.get("like_fp32", [0, 0])
-            removed += result.get("heldout_sentences_removed", 0)
-            for name, totals in result.get("sources", {}).items():
-                mine = sources.setdefault(name, dict.fromkeys(totals, 0))
-                for key, value in totals.items():
-                    mine[key] += value
-        summary = {
-            "plan": self.plan,
-            "sets": {name: {"documents": m["documents"], "totals": m["totals"]} for name, m in manifests.items()},
-            "sources": sources,
-            "rejected": dict(rejected),
-            "rejected_by_source": {source: dict(counts) for source, counts in by_source.items()},
-            "rejection_examples": examples,
-            "audio_changes": dict(changes),
-            "units_like_fp32": alike.tolist(),
-            "heldout_sentences": len(HeldOut.load(self.layout.heldout)),
-            "heldout_sentences_removed_from_text": removed,
-        }
-        write_bytes(self.layout.summary, json.dumps(summary, indent=1, ensure_ascii=False).encode())
+    def _summary(self, groups: int, texts: int) -> Summary:
+        summary, items = Summary(), len(self.layout.pieces)
+        for line in read_lines(self.layout.manifest_rejections):
+            summary.reject(line)
+        for result in chain(
+            self._all("cut", len(self.layout.recordings) if self._cuts else 0),
+            self._all("units", items),
+            self._all("align", items),
+            self._all("shards", groups),
+            self._all("text", texts),
+        ):
+            summary.add(result)
+        return summary
 
 
 def _stream(quiet: bool) -> Any:

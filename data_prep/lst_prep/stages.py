@@ -268,6 +268,20 @@ def _letters(align: dict[str, np.ndarray], words: slice) -> tuple[np.ndarray, ..
     return align["letters"][ends[words.start] : ends[words.stop]], counts[words]
 
 
+def _without_held_out(pieces: list[Piece | None], heldout: HeldOut, rejections: Rejections) -> Iterator[Piece | None]:
+    """The pieces of a recording without those that are held out only together with their neighbours, when they are
+    joined: a sentence that goes on in the next piece."""
+    texts = [piece.entry.text if piece is not None else "\n" for piece in pieces]
+    spans = heldout.spans(" ".join(texts))
+    at = 0
+    for piece, text in zip(pieces, texts, strict=True):
+        inside = any(begin < at + len(text) and at < end for begin, end in spans)
+        at += len(text) + 1
+        if piece is not None and inside:
+            rejections.add(piece.entry.id, piece.entry.source, Rejection("held_out", "together with its neighbour"))
+        yield None if inside else piece
+
+
 def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], plan: str) -> Work:
     """Units + words -> documents -> one part of `speech` and of `heldout-speech` for each group of items."""
     layout = Layout(config.out)
@@ -276,11 +290,15 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
 
     def work(group: int) -> dict[str, Any]:
         parts, rejections, stats = Parts(layout, config.shards, group, codec), Rejections(), SetTotals(codec)
+        used: Counter[str] = Counter()
         for item in range(*groups[group]):
             for recording, pieces in _item_pieces(layout, item, plan):
                 entry = next((piece.entry for piece in pieces if piece is not None), None)
                 if entry is None:
                     continue
+                if entry.split == "train":
+                    pieces = list(_without_held_out(pieces, heldout, rejections))
+                used.update(piece.entry.source for piece in pieces if piece is not None)
                 try:
                     made = list(documents(pieces, tokenizer, config.shards.max_document_seconds, codec.rate))
                 except Rejection as rejection:
@@ -294,6 +312,13 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
                     parts.add(name, document, codec.size, tokenizer.info.size)
                     stats.add(name, document)
         files = parts.finish()
-        return {"files": files, "counts": parts.counts, "rejections": rejections.all, "sources": stats.sources}
+        return {
+            "files": files,
+            "counts": parts.counts,
+            "rejections": rejections.all,
+            "sources": stats.sources,
+            "licenses": stats.licenses,
+            "used": dict(used),
+        }
 
     return work

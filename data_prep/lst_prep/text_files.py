@@ -11,6 +11,7 @@ from lst_prep import packed
 from lst_prep.config import TextSource
 from lst_prep.reading import Inputs, left_of
 from lst_prep.rejection import Rejection
+from lst_prep.splits import split_of
 from lst_prep.strings import is_unicode
 from lst_prep.text_lines import as_text, utf8_fault
 from megatron_lst.errors import UserError
@@ -35,6 +36,7 @@ class TextRecord:
     id: str
     text: str
     split: str
+    """`train` or `heldout`."""
 
 
 def _kind(path: Path) -> str | None:
@@ -87,9 +89,15 @@ def name_of(source: TextSource, path: Path) -> str:
     return "/".join(part for part in (source.name, folder, name.split(".")[0]) if part)
 
 
-def heldout_texts(source: TextSource, path: Path, inputs: Inputs | None = None) -> Iterator[str]:
-    """The held-out texts of one file; where none is, most of it is skipped."""
-    for record in read_records(source, path, lambda *_: None, inputs, skim=source.split == "train"):
+def heldout_texts(
+    source: TextSource, path: Path, inputs: Inputs | None = None, on_reject: OnReject = lambda *_: None
+) -> Iterator[str]:
+    """The held-out texts of one file; where none is, most of it is skipped.
+
+    Args:
+        on_reject: what cannot be read may have been held out: who collects has to stop there, see `text_stages`.
+    """
+    for record in read_records(source, path, on_reject, inputs, skim=source.split == "train"):
         if record.split == "heldout":
             yield record.text
 
@@ -105,7 +113,7 @@ def read_records(
 
     Raises:
         CannotRead: the file cannot be read now.
-        UserError: parquet without the text column, or without pyarrow.
+        UserError: parquet without the text column, or without pyarrow; a record of a split that nobody knows.
     """
     inputs, kind, stem = inputs or Inputs(), _kind(path), name_of(source, path)
     if kind == "txt" and skim:
@@ -124,8 +132,7 @@ def read_records(
                 if kind == "txt":
                     yield from _read_txt(source, lines.read(), path, stem, on_reject)
                 else:
-                    wanted = filter(_may_name_split, lines) if skim and kind == "jsonl" else lines
-                    yield from _read_jsonl(source, wanted, path, stem, on_reject)
+                    yield from _read_jsonl(source, lines, path, stem, on_reject, skim)
         except UserError:
             raise  # a ValueError, too
         except Exception as error:
@@ -144,9 +151,9 @@ def _read_txt(source: TextSource, text: str, path: Path, stem: str, on_reject: O
 
 
 def _read_jsonl(
-    source: TextSource, lines: Iterable[str], path: Path, stem: str, on_reject: OnReject
+    source: TextSource, lines: Iterable[str], path: Path, stem: str, on_reject: OnReject, skim: bool
 ) -> Iterator[TextRecord]:
-    for number, value in _json_values(source, lines, path, on_reject):
+    for number, value in _json_values(source, lines, path, on_reject, skim):
         text = value.get(source.text_key) if isinstance(value, dict) else None
         if not isinstance(text, str):
             on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))
@@ -154,16 +161,19 @@ def _read_jsonl(
         if not is_unicode(text) or not is_unicode(str(value.get("id"))):
             on_reject(f"{path}:{number}", Rejection("bad_text_line", "holds half a surrogate pair"))
             continue
-        yield _record(source, f"{stem}-{number}", text, value)
+        if isinstance(value.get("id"), dict | list):
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", "the id is neither a text nor a number"))
+            continue
+        yield _record(source, f"{stem}-{number}", text, value, f"{path}:{number}")
 
 
 def _json_values(
-    source: TextSource, lines: Iterable[str], path: Path, on_reject: OnReject
+    source: TextSource, lines: Iterable[str], path: Path, on_reject: OnReject, skim: bool
 ) -> Iterator[tuple[int, Any]]:
     """(line, value) of JSON lines; (number, value) of a .json file that is one array."""
     whole = _kind(path) == "json"
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or (skim and not whole and not _may_name_split(line)):
             continue
         if (fault := utf8_fault(line, source.encoding)) is not None:
             on_reject(f"{path}:{number}", Rejection("bad_text_line", f"{fault}; see `encoding`"))
@@ -197,14 +207,16 @@ def _may_name_split(line: str) -> bool:
     return '"split"' in line or "\\u00" in line
 
 
-def _record(source: TextSource, name: str, text: str, value: dict[str, Any]) -> TextRecord:
+def _record(source: TextSource, name: str, text: str, value: dict[str, Any], where: str) -> TextRecord:
     """A text with its own `id` and `split` where the record has them."""
     split, own = value.get("split"), value.get("id")
-    return TextRecord(
-        str(own) if isinstance(own, str | int) and own != "" else name,
-        text,
-        split if split in ("train", "heldout") else source.split,
-    )
+    known = source.split if split is None or split == "" else source.splits.get(str(split)) or split_of(split)
+    if known is None:
+        raise UserError(
+            f"{where}: text source {source.name!r}: nobody knows whether the split {split!r} is trained on; "
+            f"say it in the source's `splits`, such as {{{split!r}: train}} or {{{split!r}: heldout}}"
+        )
+    return TextRecord(str(own) if isinstance(own, str | int) and own != "" else name, text, known)
 
 
 def _read_parquet(
@@ -261,6 +273,6 @@ def _row(
         return
     text = found[source.text_key]
     if isinstance(text, str):
-        yield _record(source, f"{stem}-{number}", text, found)
+        yield _record(source, f"{stem}-{number}", text, found, f"{path}:{number}")
     else:
         on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))

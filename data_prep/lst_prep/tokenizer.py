@@ -7,6 +7,9 @@ tokenised as it stands, line breaks included.
 """
 
 import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +19,7 @@ import numpy as np
 
 from lst_prep.rejection import Rejection
 from megatron_lst.documents.format import TokenizerInfo
+from megatron_lst.documents.words import normalise_text
 from megatron_lst.errors import UserError
 
 
@@ -39,6 +43,25 @@ def _fingerprint(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def _plain(info: TokenizerInfo, ids: Sequence[int], text: str) -> list[int]:
+    """The ids, which must not say that a document begins or ends. Raises Rejection."""
+    if info.bos in ids or info.eos in ids:
+        raise Rejection("tokenizer", f"the tokenizer makes its BOS or EOS of {text[:100]!r}")
+    return list(ids)
+
+
+_BOS = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]", "<bos>")
+_EOS = ("</s>", "<|end_of_text|>", "<|endoftext|>", "[SEP]", "<eos>")
+
+
+def _special(content: bytes) -> bytes:
+    """A tokenizer.json whose BOS and EOS are marked as special, so that text that quotes them stays text."""
+    value = json.loads(content)
+    for token in value.get("added_tokens") or []:
+        token["special"] = token["special"] or token["content"] in (*_BOS, *_EOS)
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
 class SentencePieceTokenizer:
     """A SentencePiece .model file."""
 
@@ -59,32 +82,40 @@ class SentencePieceTokenizer:
         self._encode_word = lru_cache(maxsize=1 << 16)(self._model.encode)
 
     def encode(self, text: str) -> list[int]:
-        return list(self._model.encode(text))
+        return _plain(self.info, self._model.encode(text), text)
 
     def encode_word(self, word: str, first: bool) -> list[int]:
-        return list(self._encode_word(word))
+        return _plain(self.info, self._encode_word(word), word)
 
     def decode(self, ids: list[int]) -> str:
         return str(self._model.decode(ids))
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library (Llama 3, GPT-2 and most others)."""
+    """A `tokenizer.json` of the `tokenizers` library (Llama 3, GPT-2 and most others).
+
+    Habits that were saved with it do not decide: nothing is truncated or padded, and special tokens that a text quotes
+    (`<|endoftext|>`) are encoded as text.
+    """
 
     def __init__(self, path: Path, name: str) -> None:
         from tokenizers import Tokenizer as FastTokenizer
 
         try:
             content = path.read_bytes()
-            self._model = FastTokenizer.from_buffer(content)
+            self._model = FastTokenizer.from_buffer(_special(content))
         except (OSError, ValueError) as error:
             raise UserError(f"tokenizer {path}: not a readable tokenizer.json ({error})") from error
         except Exception as error:  # the Rust library raises plain Exception for a file that it cannot parse
             raise UserError(f"tokenizer {path}: not a readable tokenizer.json ({error})") from error
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True
         self.path = str(path)
-        bos = self._special("<s>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]", "<bos>")
-        eos = self._special("</s>", "<|end_of_text|>", "<|endoftext|>", "[SEP]", "<eos>")
-        self.info = TokenizerInfo(_fingerprint(content), self._model.get_vocab_size(), bos, eos, name)
+        bos = self._special(*_BOS)
+        eos = self._special(*_EOS)
+        size = max(self._model.get_vocab().values()) + 1  # ids may have holes
+        self.info = TokenizerInfo(_fingerprint(content), size, bos, eos, name)
 
     def _special(self, *names: str) -> int:
         for name in names:
@@ -94,7 +125,7 @@ class HuggingFaceTokenizer:
         raise UserError(f"tokenizer {self.path}: none of {', '.join(names)} is in it; documents need BOS and EOS")
 
     def encode(self, text: str) -> list[int]:
-        return list(self._model.encode(text, add_special_tokens=False).ids)
+        return _plain(self.info, self._model.encode(text, add_special_tokens=False).ids, text)
 
     def encode_word(self, word: str, first: bool) -> list[int]:
         """Byte-level tokenizers want the space spelled out; those that mark words themselves add it at `first` too."""
@@ -158,3 +189,55 @@ def encode_words(tokenizer: Tokenizer, words: list[str]) -> tuple[np.ndarray, np
             raise Rejection("tokenizer", repr(word))
         spans.append((begin, len(ids)))
     return np.array(ids, np.int32), np.array(spans, np.int32).reshape(-1, 2)
+
+
+_COMES_BACK = 0.98
+_LOOKED_AT = 20_000
+
+
+def check_round_trip(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> None:
+    """Encode and decode the beginning of each source's text, as a whole and word by word, and compare.
+
+    Case, white space and punctuation may differ (models of SentencePiece normalise); letters and digits may not, but
+    for two in a hundred.
+
+    Args:
+        texts: (source, text).
+
+    Raises:
+        UserError: names the source, and what comes back of its text.
+    """
+    seen: Counter[str] = Counter()
+    for source, text in texts:
+        room = _LOOKED_AT - seen[source]
+        if room <= 0:
+            continue
+        text = text[:room]
+        seen[source] += len(text)
+        try:
+            whole = tokenizer.decode(tokenizer.encode(text))
+            by_word = tokenizer.decode(encode_words(tokenizer, text.split())[0].tolist())
+        except Rejection:
+            continue  # counted where documents are made
+        for found in (whole, by_word):
+            share = _alike(text, found)
+            if share < _COMES_BACK:
+                raise UserError(
+                    f"tokenizer {tokenizer.path}: only {share:.0%} of the text of source {source!r} comes back when it "
+                    f"is encoded and decoded: {_beginning(text)} comes back as {_beginning(found)}; choose a tokenizer "
+                    f"that has pieces for this text"
+                )
+
+
+def _beginning(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _alike(text: str, found: str) -> float:
+    """Share of the runs of three letters or digits that two texts have in common."""
+    a, b = (Counter(_threes(normalise_text(one).replace(" ", ""))) for one in (text, found))
+    return (a & b).total() / max(a.total(), b.total()) if a or b else 1.0
+
+
+def _threes(letters: str) -> Iterable[str]:
+    return (letters[i : i + 3] for i in range(max(len(letters) - 2, 1 if letters else 0)))

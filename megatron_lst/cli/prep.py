@@ -95,6 +95,8 @@ def run(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -
 
 def _table(summary: dict[str, Any]) -> str:
     """The summary for a terminal."""
+    from lst_prep.summary import lost_lines
+
     lines = []
     for name, values in sorted(summary["sources"].items()):
         speech = (
@@ -104,9 +106,7 @@ def _table(summary: dict[str, Any]) -> str:
             f"{name:<32} {values['documents']:>8,.0f} documents  {speech}  {values['words']:>12,.0f} words  "
             f"{values['pieces']:>12,.0f} pieces"
         )
-    for reason, count in sorted(summary["rejected"].items(), key=lambda pair: -pair[1]):
-        lines.append(f"rejected {count:>8,} as {reason}")
-    return "\n".join(lines)
+    return "\n".join(lines + lost_lines(summary))
 
 
 @prep_app.command()

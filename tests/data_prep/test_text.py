@@ -146,6 +146,8 @@ def test_chunks_are_the_text_in_order_and_fit() -> None:
 def test_texts_that_differ_only_in_looks_are_the_same() -> None:
     assert document_hash("In the beginning, was") == document_hash("in THE beginning was\n")
     assert document_hash("in the beginning was") != document_hash("in the beginning is")
+    different = ["हाँ की", "हाँ का", "हाँ कि", "má", "ma", "😀😀", "🚢🌊", "…", "!!!", "かき", "がき"]
+    assert len({document_hash(text) for text in different}) == len(different)
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])

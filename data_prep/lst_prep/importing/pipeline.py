@@ -133,7 +133,7 @@ class _Import:
     def _hold_out(self, checked: list[dict[str, Any]]) -> None:
         heldout = HeldOut()
         for path in self.config.heldout:
-            heldout.hashes |= HeldOut.load(Path(path)).hashes
+            heldout.update(HeldOut.load(Path(path)))
         for item, result in enumerate(checked):
             if result["heldout"]:
                 with self.layout.item(CHECK, item, ".jsonl").open() as lines:
