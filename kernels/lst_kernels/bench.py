@@ -1,7 +1,7 @@
 """The operations measured on one GPU beside their peers: correctness first, and no figure where that fails.
 
-Each operation's folder has a bench.py that lists its cases; here are the inputs that they share (one packed
-micro-batch of the published mixture, document lengths pinned), the clock, the machine's own limits (copy
+Each operation's folder has a bench.py that lists its cases, from the inputs that they share (`bench_case`: one packed
+micro-batch of the published mixture, document lengths pinned); here are the clock, the machine's own limits (copy
 bandwidth, matmul rate) against which a figure is held, and the report.  What fails costs no other figure.
 `python -m lst_kernels.bench [OUT.json]`.
 """
@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from .bench_case import Case, Setting
+from .interval_attention.bench import cases as interval_cases
+from .linear_cross_entropy.bench import cases as loss_cases
+from .patch_attention.bench import cases as attention_cases
+from .patch_pool.bench import cases as pool_cases
+from .rotary.bench import cases as rotary_cases
 
 OURS = ("triton", "chunked")
 """Backends that are ours: held to their gradients, and a problem of the whole benchmark when they are wrong."""
@@ -31,53 +37,6 @@ FLUSH = 256 << 20
 """Bytes written before each run: more than any L2 cache holds, so that every run begins with a cold one."""
 CYCLES = 2e9
 """Clock cycles that a GPU does in a second at about most."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is measured: a micro-batch's packed axes and the published 1B widths."""
-
-    rows: int = 4
-    units_per_row: int = 4096
-    document_tokens: int = 1500
-    """Length of every document, pinned: shorter documents make attention look faster."""
-    local_dim: int = 1024
-    local_heads: int = 16
-    queries: int = 2
-    window: int = 512
-    global_heads: int = 16
-    global_kv_heads: int = 16
-    global_head_dim: int = 128
-    vocabulary: int = 32768
-    dtype: torch.dtype = torch.bfloat16
-    device: str = "cuda"
-
-    def randn(self, *size: int) -> Tensor:
-        """Random values in the setting's dtype, on its device."""
-        return torch.randn(*size, device=self.device, dtype=self.dtype)
-
-    def patch_lengths(self) -> Tensor:
-        """int64 [units]: of 242 units 19 are speech patches of 4 tokens (SPEC 10: 0.19 + 0.23 + 2.00)."""
-        pattern = torch.ones(242, dtype=torch.long)
-        pattern[torch.linspace(0, 241, 19).long()] = 4
-        units = self.rows * self.units_per_row
-        return pattern.repeat(-(-units // 242))[:units]
-
-    def patches(self) -> tuple[Tensor, Tensor, int]:
-        """(start, end, tokens), back to back."""
-        lengths = self.patch_lengths()
-        end = lengths.cumsum(0)
-        return (end - lengths).int().to(self.device), end.int().to(self.device), int(end[-1])
-
-    def causal(self, length: int, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(k_start, k_end, document starts [n + 1]) of a packed axis of `length`."""
-        t = torch.arange(length)
-        begin = t // self.document_tokens * self.document_tokens
-        if window is not None:
-            begin = torch.maximum(begin, t - window + 1)
-        starts = torch.arange(0, length + self.document_tokens, self.document_tokens).clamp(max=length)
-        starts = torch.unique(starts)
-        return begin.int().to(self.device), (t + 1).int().to(self.device), starts.int().to(self.device)
 
 
 @dataclass
@@ -185,21 +144,6 @@ def measure_machine() -> Machine:
     return Machine(torch.cuda.get_device_name(), copy, rate)
 
 
-@dataclass
-class Case:
-    """One thing to time: `work` is bytes moved or floating-point operations of a forward pass."""
-
-    op: str
-    case: str
-    backend: str
-    run: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    inputs: list[Tensor]
-    work: float
-    backward_work: float
-    kind: str  # "bytes" or "flops"
-
-
 def gate(case: Case) -> None:
     """Output, and for our own kernels the gradients, against the reference in float64 on the same values.
 
@@ -248,12 +192,6 @@ def time_case(case: Case, machine: Machine) -> list[Result]:
 
 def operations() -> dict[str, Callable[[Setting], Iterator[Case]]]:
     """The cases of every operation; a case's inputs are made when it is asked for."""
-    from .interval_attention.bench import cases as interval_cases
-    from .linear_cross_entropy.bench import cases as loss_cases
-    from .patch_attention.bench import cases as attention_cases
-    from .patch_pool.bench import cases as pool_cases
-    from .rotary.bench import cases as rotary_cases
-
     return {
         "patch_pool": pool_cases,
         "patch_attention": attention_cases,

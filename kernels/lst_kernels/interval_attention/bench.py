@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..bench import Case, Setting
+from ..bench_case import Case, Setting
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -90,7 +89,6 @@ def ways(use: Use, setting: Setting) -> dict[str, Attention]:
 def cases(setting: Setting) -> Iterator[Case]:
     """FLOPs counted: 4 D for every pair that is seen, and 2.5 times that backward."""
     from .. import interval_attention
-    from ..bench import Case
 
     for use in uses(setting):
         q = setting.randn(len(use.k_start), use.heads, use.dim)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-if TYPE_CHECKING:
-    from ..bench import Case, Setting
+from ..bench_case import Case, Setting
 
 CHUNKS = (2048, 4096, 8192)
 
@@ -18,7 +16,6 @@ CHUNKS = (2048, 4096, 8192)
 def cases(setting: Setting) -> Iterator[Case]:
     """FLOPs counted: the useful ones, two products forward and four backward a logit, recomputation not among them."""
     from .. import linear_cross_entropy
-    from ..bench import Case
 
     tokens, size = int(setting.patch_lengths().sum()), setting.vocabulary
     inputs = [setting.randn(tokens, setting.local_dim), setting.randn(size, setting.local_dim) * 0.05]

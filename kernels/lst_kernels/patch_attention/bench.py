@@ -4,13 +4,11 @@ patches."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..bench import Case, Setting
+from ..bench_case import Case, Setting
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -18,7 +16,6 @@ def cases(setting: Setting) -> Iterator[Case]:
     from torch.nn.attention.flex_attention import create_block_mask
 
     from .. import patch_attention
-    from ..bench import Case
     from ..interval_attention.flex import compiled_flex
 
     start, end, tokens = setting.patches()

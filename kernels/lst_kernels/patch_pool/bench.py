@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..bench import Case, Setting
+from ..bench_case import Case, Setting
 
 
 def _peers(mode: str, start: Tensor, end: Tensor, d: int) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -33,7 +31,6 @@ def _peers(mode: str, start: Tensor, end: Tensor, d: int) -> dict[str, Callable[
 def cases(setting: Setting) -> Iterator[Case]:
     """Bytes counted: what must be moved (tokens, patches, the winners of max), whoever does it."""
     from .. import patch_pool, patch_unpool
-    from ..bench import Case
 
     start, end, tokens = setting.patches()
     units, d = len(start), setting.local_dim

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..bench import Case, Setting
+from ..bench_case import Case, Setting
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """Queries of the global transformer. Bytes counted: values read and written, tables read."""
     from .. import rotary
-    from ..bench import Case
 
     units, size = setting.rows * setting.units_per_row, setting.global_head_dim
     x = setting.randn(units, setting.global_heads, size)
