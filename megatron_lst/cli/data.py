@@ -1,9 +1,12 @@
 """`lst data`: what a run will see, before, beside and after it runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from megatron_lst.patching.row import Row
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Fingerprint, look at and forecast the training stream; measure patches."
@@ -38,7 +41,10 @@ def fingerprint(
 def inspect(
     config: CONFIG,
     overrides: OVERRIDES = None,
-    row: Annotated[int, typer.Option(min=0, help="Global number of the row")] = 0,
+    row: Annotated[int | None, typer.Option(min=0, help="Global number of the row; default: the first")] = None,
+    saved: Annotated[
+        Path | None, typer.Option(help="Rows that a run saved, such as logs/bad-step-00000010/rows-00000.npz")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The picture; default: row-ROW.png here")] = None,
     first: Annotated[int, typer.Option(min=0, help="First token of picture and table")] = 0,
     units: Annotated[int, typer.Option(min=0, help="Lines of the table")] = 60,
@@ -50,17 +56,22 @@ def inspect(
     from megatron_lst.config import load_config
     from megatron_lst.data.mixture import open_mixture
     from megatron_lst.data.picture import describe_units, draw_row
-    from megatron_lst.data.stream import Stream
+    from megatron_lst.data.stream import Placed, Stream
     from megatron_lst.errors import UserError
 
     settings = load_config(config, overrides or ())
-    rows = settings.training.steps * settings.training.global_batch
-    if row >= rows:
-        raise UserError(f"--row {row}: the run has {rows:,} rows (training.steps * training.global_batch), from 0")
-    stream = Stream(open_mixture(settings, settings.data.sources, settings.streams), row % settings.streams)
-    for _ in range(row // settings.streams):
-        stream.next_row()
-    found = stream.next_row()
+    placed: list[Placed] = []
+    if saved is not None:
+        found = _saved_row(saved, row)
+    else:
+        row = row or 0
+        rows = settings.training.steps * settings.training.global_batch
+        if row >= rows:
+            raise UserError(f"--row {row}: the run has {rows:,} rows (training.steps * training.global_batch), from 0")
+        stream = Stream(open_mixture(settings, settings.data.sources, settings.streams), row % settings.streams)
+        for _ in range(row // settings.streams):
+            stream.next_row()
+        found, placed = stream.next_row(), stream.placed
     found.check(settings.vocabulary)
     console = Console()
     console.print(
@@ -70,24 +81,38 @@ def inspect(
     chunks = Table(title="document chunks")
     for name in ("", "source", "document", "cut", "tokens", "begins at span", "ends"):
         chunks.add_column(name)
-    for ordinal, part in enumerate(stream.placed):
+    for ordinal, part in enumerate(placed):
         tokens = found.tokens[found.document == ordinal]
         ended = "EOS" if tokens[-1] == settings.vocabulary.eos else "goes on in the next row"
         begin = f"{part.place.span} of {len(part.visit.spans)}"
         how = part.kind if part.visit.document.has_speech else "text"
         chunks.add_row(str(ordinal), part.source, found.document_ids[ordinal], how, str(len(tokens)), begin, ended)
-    console.print(chunks)
+    if placed:
+        console.print(chunks)
     table = Table(title=f"units from token {first} (closed at: the first token that may read the unit)")
     for name in ("unit", "document", "kind", "first token", "tokens", "closed at", "words"):
         table.add_column(name)
-    entries = [e for e in describe_units(found, stream.placed, settings.vocabulary) if e["first"] >= first]
+    entries = [e for e in describe_units(found, placed, settings.vocabulary) if e["first"] >= first]
     for e in entries[:units]:
         closed = "-" if e["closed_at"] is None else str(e["closed_at"])
         cells = (e["unit"], e["document"], e["kind"], e["first"], e["tokens"], closed, e["words"])
         table.add_row(*(str(cell) for cell in cells))
     console.print(table)
-    path = out or Path(f"row-{row}.png")
-    print(draw_row(found, stream.placed, settings.vocabulary, path, first_token=first))
+    path = out or Path(f"row-{found.index}.png")
+    print(draw_row(found, placed, settings.vocabulary, path, first_token=first))
+
+
+def _saved_row(path: Path, index: int | None) -> "Row":
+    """One row of a file that a run saved; says which rows there are."""
+    from megatron_lst.errors import UserError
+    from megatron_lst.patching.serialisation import load_rows
+
+    rows = load_rows(path)
+    print(f"{path}: rows {', '.join(str(row.index) for row in rows)}")
+    for row in rows:
+        if index is None or row.index == index:
+            return row
+    raise UserError(f"--row {index}: {path} has no such row")
 
 
 @data_app.command()

@@ -44,10 +44,10 @@ def note_tokens(row: Row, placed: Sequence[Placed], vocabulary: Vocabulary) -> T
     """Say of each token of a row what it is, from the visits that the row was made of.
 
     Args:
-        placed: `Stream.placed` right after the row.
+        placed: `Stream.placed` right after the row; empty where nobody knows it: then nothing is told of words.
     """
     count = len(row.tokens)
-    kind = ["padding"] * count
+    kind = ["padding"] * count if placed else _kinds_of_ids(row.tokens, vocabulary)
     label = [""] * count
     word = np.full(count, -1, np.int64)
     chunk_start = np.searchsorted(row.document, np.arange(len(placed) + 1))
@@ -55,6 +55,13 @@ def note_tokens(row: Row, placed: Sequence[Placed], vocabulary: Vocabulary) -> T
         at, end = int(chunk_start[ordinal]), int(chunk_start[ordinal + 1])
         _note_chunk(row, part, at, end, vocabulary, kind, word, label)
     return TokenNotes(kind, word, label)
+
+
+def _kinds_of_ids(tokens: np.ndarray, vocabulary: Vocabulary) -> list[str]:
+    markers = (vocabulary.bos, vocabulary.eos, vocabulary.text_marker, vocabulary.speech_marker)
+    kinds = np.where(vocabulary.is_speech(tokens), "speech", "text")
+    kinds = np.where(np.isin(tokens, markers), "marker", kinds)
+    return np.where(tokens == vocabulary.pad, "padding", kinds).tolist()
 
 
 def _note_chunk(
@@ -142,8 +149,9 @@ def draw_row(
     axis.set_ylabel("first token of the line")
     for side in axis.spines.values():
         side.set_visible(False)
+    chunks = len(placed) or len(row.document_ids)
     axis.set_title(
-        f"row {row.index}: {row.units} units, {len(row.tokens)} tokens, {len(placed)} document chunks; tokens "
+        f"row {row.index}: {row.units} units, {len(row.tokens)} tokens, {chunks} document chunks; tokens "
         f"{first_token}-{last - 1}. A box is a unit (patch); numbers are tokens a patch."
     )
     axis.legend(

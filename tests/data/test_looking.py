@@ -15,8 +15,9 @@ from megatron_lst.data.picture import CHARACTER, describe_units, label_heights, 
 from megatron_lst.data.simulate import simulate
 from megatron_lst.data.stream import RowStream, Stream
 from megatron_lst.data.validation import validation_rows
-from megatron_lst.errors import UserError
+from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.patching.row import batch_hash
+from megatron_lst.patching.serialisation import save_rows
 from tests.data.toy import SPEECH_DOCUMENTS, TEXT_DOCUMENTS, make_config, make_mixture, on_disk
 
 
@@ -50,6 +51,26 @@ def test_inspect_draws_and_tabulates_a_row(config_file: Path, tmp_path: Path) ->
     assert out.stat().st_size > 10_000
     with pytest.raises(UserError, match=r"--row 999999999: the run has [\d,]+ rows"):
         lst("inspect", config_file, "--row", 999999999)
+
+
+def test_inspect_shows_rows_that_a_run_saved(config_file: Path, tmp_path: Path) -> None:
+    from megatron_lst.config import load_config
+
+    rows = next(RowStream(load_config(config_file), 0, 1)).rows
+    saved = tmp_path / "logs" / "bad-step-00000001" / "rows-00000.npz"
+    save_rows(saved, rows)
+    picture = tmp_path / "row.png"
+    with pytest.raises(UserError):
+        lst("inspect", config_file, "--saved", saved, "--row", 999)
+    shown = lst("inspect", config_file, "--saved", saved, "--row", rows[1].index, "--out", picture, "--units", 12)
+    assert f"rows {', '.join(str(row.index) for row in rows)}" in shown
+    assert f"row {rows[1].index}, hash {rows[1].hash:016x}" in shown
+    assert picture.stat().st_size > 10_000
+    vocabulary = load_config(config_file).vocabulary
+    kinds = [entry["kind"] for entry in describe_units(rows[1], [], vocabulary)]
+    assert {"text", "speech", "marker"} <= set(kinds)
+    with pytest.raises(DamagedDataError, match="no rows can be read"):
+        lst("inspect", config_file, "--saved", config_file)
 
 
 def test_notes_say_what_every_token_is() -> None:
