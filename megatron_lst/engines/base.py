@@ -23,7 +23,6 @@ class StepResult:
         grad_norm: norm of the global gradient before clipping.
         skipped: loss or gradient was not finite: nothing was updated.
         targets: number of counted labels in the global batch.
-        seconds: wall time of the step on this rank.
     """
 
     loss: float
@@ -33,7 +32,6 @@ class StepResult:
     grad_norm: float
     skipped: bool
     targets: int
-    seconds: float
 
 
 class Engine(Protocol):

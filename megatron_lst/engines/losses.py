@@ -29,7 +29,7 @@ def loss_sums(losses: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
     return torch.cat((kinds @ losses.detach().double(), kinds.sum(1)))
 
 
-def step_result(sums: Tensor, grad_norm: float, skipped: bool, seconds: float) -> StepResult:
+def step_result(sums: Tensor, grad_norm: float, skipped: bool) -> StepResult:
     """sums: float64 [8], of the global batch."""
     values = sums.tolist()
     means = [s / n if n else math.nan for s, n in zip(values[:KINDS], values[KINDS:], strict=True)]
@@ -41,5 +41,4 @@ def step_result(sums: Tensor, grad_norm: float, skipped: bool, seconds: float) -
         grad_norm=grad_norm,
         skipped=skipped,
         targets=int(values[KINDS]),
-        seconds=seconds,
     )

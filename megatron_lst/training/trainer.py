@@ -69,6 +69,8 @@ def train(config: Config) -> Outcome:
         lock, generation = lock_run_folder(config, ranks)
         with lock or contextlib.nullcontext():
             run = _Run(config, ranks, generation)
+            if lock is not None and lock.took_over is not None:
+                run.tell("lock", lock.took_over)
             with StopSignals() as signals, run.watchdog:
                 try:
                     return run.go(signals)

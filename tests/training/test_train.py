@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +376,16 @@ def test_only_a_fresh_start_draws_weights(tiny, tmp_path: Path) -> None:
     ]
     assert described == [[f"weights_drawn: {matrices}", "weights_drawn: 0"], ["weights_drawn: 0"]]
     assert curve(given) == curve(config)[:1], "the oracle draws what the engine draws"
+
+
+def test_a_run_says_whose_lock_it_took_over(tiny) -> None:
+    first, second = tiny("first", training__steps=1), tiny("second", training__steps=1)
+    code = (
+        f"import os; from megatron_lst.training.resilience.lock import RunLock; RunLock({first.run.dir!r}); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=120)
+    for config in (first, second):
+        trainer.train(config)
+    events = read_events(Path(first.run.dir) / "events.log")
+    assert "took over from a run that died" in next(event.message for event in events if event.kind == "lock")
+    assert "lock" not in kinds(second), "control: a folder that nobody held"

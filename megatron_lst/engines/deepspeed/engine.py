@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,6 @@ class DeepSpeedEngine:
     def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
         from megatron_lst.model.batch import make_batch
 
-        started = time.perf_counter()
         engine, vocabulary = self._engine, self.config.vocabulary
         engine.train()
         batches = [
@@ -139,7 +137,7 @@ class DeepSpeedEngine:
                 norm, updated = self._update(bool(torch.isfinite(sums).all()))
             else:
                 engine.step()
-        return step_result(sums, norm, not updated, time.perf_counter() - started)
+        return step_result(sums, norm, not updated)
 
     def _update(self, loss_is_finite: bool) -> tuple[float, bool]:
         """The optimizer's step at the boundary: (norm before clipping, whether the update took place)."""

@@ -1,6 +1,5 @@
 """MegatronEngine: one rank's part of a model under tensor, sequence, pipeline and data parallelism (contract 3)."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,6 @@ class MegatronEngine:
         ]
 
     def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
-        started = time.perf_counter()
         micro_batches = balanced_micro_batches(rows, self.config.training.micro_batch)
         for chunk in self._wrapped:
             chunk.train()
@@ -112,7 +110,7 @@ class MegatronEngine:
             for parameter, leading in self._freezable.items():
                 parameter.main_grad[:leading].zero_()  # type: ignore[attr-defined]
         norm, updated = self.optimizer.step(lr, bool(torch.isfinite(sums).all()), frozen)
-        return step_result(sums, norm, not updated, time.perf_counter() - started)
+        return step_result(sums, norm, not updated)
 
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
         self._gather_parameters()

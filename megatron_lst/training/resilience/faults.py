@@ -35,7 +35,7 @@ class BadSteps:
         return TrainingFault(
             f"step {step}: loss or gradient was not finite {self.in_a_row} times in a row "
             f"(training.max_bad_steps={self.limit}); the weights are those from before. "
-            f"The batch is in {where}; `lst data inspect` shows it"
+            f"The batch is in {where}; `lst data inspect CONFIG --saved FILE` shows it"
         )
 
     def state(self) -> dict[str, int]:
@@ -109,9 +109,8 @@ class SpikeDetector:
     def state(self) -> dict[str, Any]:
         return {"losses": list(self._losses), "outside": self._outside, "rollbacks": self.rollbacks}
 
-    def restore(self, state: dict[str, Any], *, rolled_back: bool = False) -> None:
-        """Take over a checkpoint's state; after a rollback the count of rollbacks is this process's own."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint's state when a run resumes; after a rollback the window and the count stay."""
         self._losses = deque(state["losses"], maxlen=self._losses.maxlen)
         self._outside = int(state["outside"])
-        if not rolled_back:
-            self.rollbacks = int(state["rollbacks"])
+        self.rollbacks = int(state["rollbacks"])

@@ -92,7 +92,7 @@ class RunLock:
     """The lock of one run folder, held by the process that writes it.
 
     Attributes:
-        generation: this holder's number; other ranks watch it with `superseded_by`.
+        generation: this holder's number; other ranks compare it with `check`.
         took_over: one sentence about the holder that this one replaced, None if there was none.
     """
 

@@ -20,8 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,7 +62,7 @@ class Watchdog:
         self._tick = min(1.0, seconds / 10)
         self._main = threading.main_thread().ident
         self._lock = threading.Lock()
-        self._state: tuple[int, int, str, float] = (0, 0, "start", seconds)  # beats, step, phase, limit
+        self._state: tuple[int, int, str] = (0, 0, "start")  # beats, step, phase
         self._waited = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -78,23 +77,15 @@ class Watchdog:
         self._stop.set()
         self._thread.join(timeout=2 * self._tick + 1)
 
-    def beat(self, step: int, phase: str = "step", seconds: float | None = None) -> None:
+    def beat(self, step: int, phase: str = "step") -> None:
         """This rank got to `phase` of `step`. Cheap: no I/O, no device. Every rank beats in the same order.
 
         Args:
             phase: data, step, checkpoint, evaluation, ...
-            seconds: longest time until the next beat; None: the usual one.
         """
         with self._lock:
-            self._state = (self._state[0] + 1, step, phase, seconds or self._seconds)
+            self._state = (self._state[0] + 1, step, phase)
             self._waited = 0.0
-
-    @contextmanager
-    def phase(self, step: int, phase: str, seconds: float | None = None) -> Iterator[None]:
-        """A stretch with a time limit of its own, such as a checkpoint."""
-        self.beat(step, phase, seconds)
-        yield
-        self.beat(step, f"after {phase}")
 
     def _watch(self) -> None:
         before = peers = time.monotonic()
@@ -103,7 +94,7 @@ class Watchdog:
             gap, before = now - before, now
             with self._lock:
                 self._waited += min(gap, 2 * self._tick)  # more than that: this process itself was suspended
-                late = self._waited > self._state[3]
+                late = self._waited > self._seconds
             if now - peers > _PEERS_SECONDS:
                 peers = now
                 self._follow_a_failure()
@@ -126,7 +117,7 @@ class Watchdog:
         return self._run_dir / "logs" / f"hang-start{self._generation:08d}-step{step:08d}"
 
     def _tell(self) -> None:
-        beats, step, phase, limit = self._state
+        beats, step, phase = self._state
         folder = self._folder(step)
         folder.mkdir(parents=True, exist_ok=True)
         frames = traceback.extract_stack(sys._current_frames()[self._main]) if self._main else []
@@ -145,9 +136,8 @@ class Watchdog:
         }
         write_json(folder / f"rank-{self._rank:05d}.json", mine)
         accounts = self._collect(step)
-        sentence = (
-            f"no progress for {limit:.0f} s in step {step}: {explain(accounts, self._world_size)}; stacks: {folder}"
-        )
+        why = explain(accounts, self._world_size)
+        sentence = f"no progress for {self._seconds:.0f} s in step {step}: {why}; stacks: {folder}"
         print(f"rank {self._rank}: {sentence}", file=sys.stderr, flush=True)
         if self._rank == min(accounts, default=self._rank):
             outcome.failed(self._run_dir, TrainingFault(sentence), rank=self._rank, step=step, retry=True)

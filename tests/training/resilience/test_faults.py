@@ -56,16 +56,17 @@ def test_rollbacks_are_limited_and_once_a_spike():
     assert advised == [200, 400]
 
 
-def test_after_a_rollback_the_count_stays():
+def test_a_resumed_run_has_used_its_rollbacks():
     detector = SpikeDetector(32, 8.0, max_rollbacks=1)
     for i, x in enumerate(noisy(100)):
         detector.observe(i, x)
     before = detector.state()
     assert detector.observe(100, 50.0).roll_back
-    detector.restore(before, rolled_back=True)
-    assert not detector.observe(100, 50.0).roll_back
-    detector.restore(before)
-    assert detector.observe(100, 50.0).roll_back
+    assert not detector.observe(101, 50.0).roll_back
+    for state, advised in ((detector.state() | {"outside": 0}, False), (before, True)):
+        resumed = SpikeDetector(32, 8.0, max_rollbacks=1)
+        resumed.restore(state)
+        assert resumed.observe(102, 50.0).roll_back is advised
 
 
 def test_losses_that_are_not_finite_are_not_spikes():
