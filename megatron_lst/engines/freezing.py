@@ -16,8 +16,8 @@ from torch import nn
 
 from megatron_lst.config.schema import Config
 from megatron_lst.engines.weights_io import local_parameters
-from megatron_lst.inference.warm_start import text_places
 from megatron_lst.parallel.state import ParallelState
+from megatron_lst.weights import text_weights
 
 
 def freezable_rows(chunks: Sequence[Any], config: Config, state: ParallelState) -> dict[nn.Parameter, int]:
@@ -25,12 +25,12 @@ def freezable_rows(chunks: Sequence[Any], config: Config, state: ParallelState) 
 
     A shard of a table without text rows is there with 0, so that decay stops for the table on all ranks alike.
     """
-    places = set(text_places(config.model).values())
+    text = text_weights(config.model)
     found = {}
     for _, parameter, spec in local_parameters(list(chunks), config):
         rows = parameter.shape[0]
-        if spec.names[0].startswith("global_transformer.") or (parameter.dim() == 1 and spec.names[0] in places):
+        if spec.names[0].startswith("global_transformer.") or (parameter.dim() == 1 and spec.names[0] in text):
             found[parameter] = rows
-        elif spec.names[0] in places:
+        elif spec.names[0] in text:
             found[parameter] = min(max(config.vocabulary.text_size - state.tensor_rank * rows, 0), rows)
     return found

@@ -31,10 +31,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_lst.config.schema import Config
 from megatron_lst.engines.weights_io import local_parameters
 from megatron_lst.errors import DamagedDataError, UserError
-from megatron_lst.model.weights import ShardSpec, canonical_shapes
+from megatron_lst.model.sharding import ShardSpec
 from megatron_lst.parallel.children import end_with_parent, forked_children_end_with_this_process
 from megatron_lst.parallel.state import ParallelState
 from megatron_lst.terminal import STOP_SIGNALS
+from megatron_lst.weights import canonical_shapes
 
 SHAPES = "model.json"
 _GLOBAL = "global_transformer.layers."

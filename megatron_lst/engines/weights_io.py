@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config
 from megatron_lst.initialisation import Initialiser
-from megatron_lst.model.weights import ShardSpec, canonical_shapes, shard_spec
+from megatron_lst.model.sharding import ShardSpec, shard_spec
 from megatron_lst.parallel.state import ParallelState
+from megatron_lst.weights import canonical_shapes
 
 
 def local_parameters(chunks: list[Any], config: Config) -> Iterator[tuple[str, nn.Parameter, ShardSpec]]:

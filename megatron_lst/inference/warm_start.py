@@ -21,6 +21,7 @@ from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.inference.families import differences, is_tied, notes
 from megatron_lst.vocabulary import Vocabulary
+from megatron_lst.weights import text_weights
 
 _LAYER = {
     "input_layernorm": "input_norm",
@@ -37,7 +38,8 @@ _LAYER = {
 }
 
 
-_TEXT = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "head"}
+_TEXT = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+"""In the order of `weights.text_weights`."""
 _FREQUENCIES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _DTYPES = ("F64", "F32", "BF16", "F16")
 
@@ -100,9 +102,7 @@ def warm_start(
 
 def text_places(config: ModelConfig) -> dict[str, str]:
     """Their text tables and final norm -> ours; empty where there is no place for them."""
-    if config.kind == "baseline":
-        return {name: f"{ours}.weight" for name, ours in _TEXT.items()}
-    return {name: f"text_{ours}.weight" for name, ours in _TEXT.items()} if config.text_path == "direct" else {}
+    return dict(zip(_TEXT, text_weights(config), strict=False))
 
 
 @dataclass(frozen=True)

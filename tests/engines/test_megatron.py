@@ -11,8 +11,9 @@ import torch
 from megatron_lst.engines import build_engine
 from megatron_lst.engines.microbatches import balanced_micro_batches
 from megatron_lst.errors import UserError
-from megatron_lst.model.weights import ShardSpec, canonical_shapes, shard_spec
+from megatron_lst.model.sharding import ShardSpec, shard_spec
 from megatron_lst.parallel import accelerators
+from megatron_lst.weights import canonical_shapes
 from tests.support.single import engine_of
 from tests.support.toy import toy_config, toy_rows
 

@@ -43,7 +43,7 @@ def toy_config(**changes: Any) -> Config:
 
 def initial_weights(config: Config) -> dict[str, Tensor]:
     """The weights that a run begins with, whole, under canonical names."""
-    from megatron_lst.model.weights import canonical_shapes
+    from megatron_lst.weights import canonical_shapes
 
     initialiser = Initialiser(config.model, config.training.seed)
     return {name: initialiser.whole(name, shape) for name, shape in canonical_shapes(config).items()}

@@ -52,7 +52,7 @@ class DeepSpeedEngine:
         from megatron_lst.engines.freezing import freezable_rows
         from megatron_lst.engines.sharded_checkpoint import ShardedCheckpoint
         from megatron_lst.model.model import build_chunk
-        from megatron_lst.model.weights import canonical_shapes
+        from megatron_lst.weights import canonical_shapes
 
         self._shapes = canonical_shapes(config)
         self._chunk = build_chunk(config, self.state, pipeline_split(config, 1), 0)
@@ -207,7 +207,7 @@ class DeepSpeedEngine:
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from megatron_lst.engines.weights_io import given_shards
-        from megatron_lst.model.weights import check_weights
+        from megatron_lst.weights import check_weights
 
         check_weights(weights, self._shapes)
         self._set_weights(given_shards(weights, self.state))

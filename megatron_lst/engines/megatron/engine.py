@@ -51,7 +51,7 @@ class MegatronEngine:
         from megatron_lst.engines.megatron.optimizer_state import CoreTensors
         from megatron_lst.engines.sharded_checkpoint import ShardedCheckpoint
         from megatron_lst.model.model import build_chunk
-        from megatron_lst.model.weights import canonical_shapes
+        from megatron_lst.weights import canonical_shapes
 
         self._shapes = canonical_shapes(config)
         self.split = pipeline_split(config, layout.pipeline, layout.virtual)
@@ -233,7 +233,7 @@ class MegatronEngine:
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from megatron_lst.engines.weights_io import given_shards
-        from megatron_lst.model.weights import check_weights
+        from megatron_lst.weights import check_weights
 
         check_weights(weights, self._shapes)
         self._gather_parameters()

@@ -1,16 +1,14 @@
-"""Canonical weights: their names and shapes, and how Megatron's shards are cut from them.
+"""How Megatron's local parameters are cut from the canonical weights. A local parameter is one of:
 
-The names are those of `reference` and of exports: [out, in] matrices, no biases.  A local parameter is one of:
-
-    whole     the same on every tensor-parallel rank
-    column    rows of the matrix dealt to ranks (outputs sharded)
-    row       columns of the matrix dealt to ranks (inputs sharded)
-    qkv       q, k, v interleaved by key/value group, then dealt by rows
-    stacked   two matrices (gate and up, k and v of a cross-attention) dealt by rows each, then stacked
+whole     the same on every tensor-parallel rank
+column    rows of the matrix dealt to ranks (outputs sharded)
+row       columns of the matrix dealt to ranks (inputs sharded)
+qkv       q, k, v interleaved by key/value group, then dealt by rows
+stacked   two matrices (gate and up, k and v of a cross-attention) dealt by rows each, then stacked
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +16,6 @@ import torch
 from torch import Tensor
 
 from megatron_lst.config.schema import Config
-from megatron_lst.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -115,73 +112,3 @@ def shard_spec(name: str, config: Config, first_layer: int = 0) -> ShardSpec:
     if name.endswith("kv_proj.weight"):
         return ShardSpec(tuple(name.replace("kv_proj", part) for part in ("k_proj", "v_proj")), "stacked")
     return ShardSpec((name,), "row" if name.endswith("o_proj.weight") else "column")
-
-
-def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Every weight of the configured model: canonical name -> shape, in the order of the forward pass."""
-    model, vocabulary = config.model, config.vocabulary.padded_size
-    d, k, dg = model.local_hidden, model.queries, model.hidden
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(prefix: str, width: int, kv: int, ffn: int, head: int | None = None) -> None:
-        shapes[f"{prefix}input_norm.weight"] = (width,)
-        for name, rows in (("q", width), ("k", kv), ("v", kv), ("o", width)):
-            shapes[f"{prefix}attention.{name}_proj.weight"] = (rows, width)
-        if head is not None:
-            shapes[f"{prefix}attention.q_norm.weight"] = shapes[f"{prefix}attention.k_norm.weight"] = (head,)
-        shapes[f"{prefix}post_attention_norm.weight"] = (width,)
-        shapes[f"{prefix}mlp.gate_proj.weight"] = shapes[f"{prefix}mlp.up_proj.weight"] = (ffn, width)
-        shapes[f"{prefix}mlp.down_proj.weight"] = (width, ffn)
-
-    def cross(prefix: str) -> None:
-        shapes[f"{prefix}q_norm.weight"] = shapes[f"{prefix}kv_norm.weight"] = (d,)
-        for name in "qkvo":
-            shapes[f"{prefix}{name}_proj.weight"] = (d, d)
-
-    def trunk() -> None:
-        head = dg // model.heads
-        for i in range(model.layers):
-            kv = model.global_kv_heads * head
-            layer(f"global_transformer.layers.{i}.", dg, kv, model.global_ffn, head if model.qk_norm else None)
-
-    if model.kind == "baseline":
-        shapes["embedding.weight"] = (vocabulary, dg)
-        trunk()
-        shapes["norm.weight"], shapes["head.weight"] = (dg,), (vocabulary, dg)
-        return shapes
-    shapes["embedding.weight"] = (vocabulary, d)
-    for i in range(model.encoder_layers):
-        layer(f"encoder.layers.{i}.", d, d, model.local_ffn_size)
-    shapes["encoder.pool_proj.weight"] = (k * d, d)
-    cross("encoder.cross_attention.")
-    if k * d != dg:
-        shapes["encoder.output_proj.weight"] = (dg, k * d)
-    trunk()
-    if model.decoder_input == "embedding":
-        shapes["decoder.embedding.weight"] = (vocabulary, d)
-    shapes["decoder.unit_proj.weight"] = (k * d, dg)
-    for i in range(model.decoder_layers):
-        cross(f"decoder.layers.{i}.cross_attention.")
-        layer(f"decoder.layers.{i}.", d, d, model.local_ffn_size)
-    shapes["decoder.norm.weight"], shapes["decoder.head.weight"] = (d,), (vocabulary, d)
-    if model.text_path == "direct":
-        shapes["text_embedding.weight"] = shapes["text_head.weight"] = (vocabulary, dg)
-        shapes["text_norm.weight"] = (dg,)
-    return shapes
-
-
-def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes.
-
-    Raises:
-        UserError: lists every mismatch.
-    """
-    wrong = [f"{name}: missing" for name in shapes if name not in weights]
-    wrong += [f"{name}: not of this model" for name in weights if name not in shapes]
-    wrong += [
-        f"{name}: {tuple(weights[name].shape)} where this model has {shape}"
-        for name, shape in shapes.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    if wrong:
-        raise UserError("These weights do not fit this model:\n  " + "\n  ".join(wrong))
