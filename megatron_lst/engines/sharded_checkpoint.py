@@ -38,6 +38,8 @@ from megatron_lst.terminal import STOP_SIGNALS
 from megatron_lst.weights import canonical_shapes
 
 SHAPES = "model.json"
+MODEL, MASTER, STATES = "model", "master", ("exp_avg", "exp_avg_sq")
+"""What is kept of each parameter: the weight, its fp32 master, AdamW's two moments."""
 _GLOBAL = "global_transformer.layers."
 
 

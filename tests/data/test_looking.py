@@ -66,11 +66,20 @@ def test_inspect_shows_rows_that_a_run_saved(config_file: Path, tmp_path: Path) 
     assert f"rows {', '.join(str(row.index) for row in rows)}" in shown
     assert f"row {rows[1].index}, hash {rows[1].hash:016x}" in shown
     assert picture.stat().st_size > 10_000
-    vocabulary = load_config(config_file).vocabulary
-    kinds = [entry["kind"] for entry in describe_units(rows[1], [], vocabulary)]
-    assert {"text", "speech", "marker"} <= set(kinds)
     with pytest.raises(DamagedDataError, match="no rows can be read"):
         lst("inspect", config_file, "--saved", config_file)
+
+
+def test_ids_alone_say_what_a_saved_token_is() -> None:
+    """As the visits say it, but that silence is speech."""
+    config = make_config(patching__strategy="aligned")
+    stream, seen = Stream(make_mixture(config), 2), set()
+    for _ in range(8):
+        row = stream.next_row()
+        known = note_tokens(row, stream.placed, config.vocabulary).kind
+        assert note_tokens(row, [], config.vocabulary).kind == ["speech" if k == "silence" else k for k in known]
+        seen |= set(known)
+    assert seen >= {"text", "speech", "silence", "marker"}
 
 
 def test_notes_say_what_every_token_is() -> None:

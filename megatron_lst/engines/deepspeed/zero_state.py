@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron_lst.engines.megatron.optimizer_state import MASTER, MODEL, STATES
+from megatron_lst.engines.sharded_checkpoint import MASTER, MODEL, STATES
 
 
 class ZeroState:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MODEL, MASTER, STATES = "model", "master", ("exp_avg", "exp_avg_sq")
+from megatron_lst.engines.sharded_checkpoint import MASTER, MODEL, STATES
 
 
 class CoreTensors:
