@@ -23,6 +23,7 @@ from megatron_lst.config.load import load_config
 from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.evaluation.speed import measure, random_model, table
 from megatron_lst.inference import GenerationSettings, generate
+from megatron_lst.patching.chunks import prompt_tokens, speech_span
 
 FORMS = {"fixed": True, "ragged": False}
 
@@ -41,7 +42,7 @@ def gate(path: str, overrides: Sequence[str]) -> float:
         exact.config, exact.vocabulary, {n: w.to(device) for n, w in weights.items()}, exact.patch_size
     )
     v = exact.vocabulary
-    prompts = [[v.bos, v.speech_marker, *(v.text_size + i for i in range(n))] for n in (3, 6)]
+    prompts = [prompt_tokens([speech_span(range(n))], v) for n in (3, 6)]
     settings = GenerationSettings(max_tokens=24, min_tokens=24, modality="speech", log_probabilities=True)
     right, _ = generate(exact, prompts, replace(settings, fixed_shapes=False))
     worst = 0.0

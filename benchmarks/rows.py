@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from megatron_lst.config.schema import Config
+from megatron_lst.patching.chunks import chunk_of_tokens
 from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.patching.strategies import static_patches
 from megatron_lst.vocabulary import Vocabulary
@@ -33,23 +34,6 @@ def _document(vocabulary: Vocabulary, random: np.random.Generator, interleaved: 
     return tokens
 
 
-def _units(tokens: np.ndarray, vocabulary: Vocabulary, patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """(length of each unit, whether it closes late): static patches of `patch` in each span, 1 elsewhere."""
-    speech = vocabulary.is_speech(tokens)
-    edges = np.flatnonzero(np.diff(speech.astype(np.int8), prepend=0, append=0))
-    lengths: list[np.ndarray] = []
-    late: list[np.ndarray] = []
-    done = 0
-    for begin, end in edges.reshape(-1, 2):
-        span = static_patches(int(end - begin), patch)
-        lengths += [np.ones(begin - done, np.int32), span.length]
-        late += [np.zeros(begin - done, bool), span.late]
-        done = end
-    lengths.append(np.ones(len(tokens) - done, np.int32))
-    late.append(np.zeros(len(tokens) - done, bool))
-    return np.concatenate(lengths), np.concatenate(late)
-
-
 def synthetic_rows(config: Config, document_tokens: int, seed: int = 0) -> Iterator[Row]:
     """Endless rows of exactly `data.units` units, no padding in them.
 
@@ -68,10 +52,11 @@ def synthetic_rows(config: Config, document_tokens: int, seed: int = 0) -> Itera
         if len(rest) == 0:
             rest = _document(vocabulary, random, document % 3 == 0, document_tokens)
             document += 1
-        lengths, late = _units(rest, vocabulary, patch)
-        count = min(room, len(lengths))
-        taken = int(lengths[:count].sum())
-        chunks.append(Chunk(rest[:taken], lengths[:count], late[:count], f"synthetic-{document}"))
+        whole = chunk_of_tokens(rest, vocabulary, lambda begin, end: static_patches(end - begin, patch))
+        count = min(room, len(whole.patch_length))
+        taken = int(whole.patch_length[:count].sum())
+        parts = (whole.patch_length[:count], whole.closes_late[:count])
+        chunks.append(Chunk(rest[:taken], *parts, f"synthetic-{document}"))
         room -= count
         rest = rest[taken:]
         if len(rest):

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+UNITS = 4096
+"""Units of the rows that items are packed into."""
+
 
 def words(
     export: Annotated[Path, typer.Argument(help="An exported LST")],
@@ -16,11 +19,11 @@ def words(
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """Patch embeddings of frequent words, one aligned patch each: do recordings of a word lie together?"""
-    from megatron_lst.cli.spoken import open_with_documents
+    from megatron_lst.cli.speech_tasks import open_with_documents
     from megatron_lst.evaluation.embeddings import clustering, draw, word_embeddings
 
-    _, model, found = open_with_documents(export, documents, limit, device)
-    embeddings = word_embeddings(model, found, least=least, words=count)
+    opened, model, found = open_with_documents(export, documents, limit, device)
+    embeddings = word_embeddings(model, opened.patching, found, least=least, words=count)
     result = clustering(embeddings)
     draw(embeddings, out)
     print(f"{result.occurrences} occurrences of {result.words} words: {out}")
@@ -41,23 +44,25 @@ def jitter(
     """S->S choice with patches at word boundaries that are moved at random (the paper: at most one point lost)."""
     import numpy as np
 
-    from megatron_lst.cli.spoken import open_with_documents
+    from megatron_lst.cli.speech_tasks import open_with_documents
     from megatron_lst.errors import UserError
-    from megatron_lst.evaluation.choice import Patching, run_choice
+    from megatron_lst.evaluation.choice import run_choice
     from megatron_lst.evaluation.embeddings import jitter as moved
     from megatron_lst.evaluation.heldout import continuation_choices
+    from megatron_lst.patching.strategies import evaluation_patcher
 
     if not all(part.strip().isdigit() for part in frames.split(",")):
         raise UserError(f"--frames {frames!r}: expected numbers such as 0,1,2")
-    _, model, found = open_with_documents(export, documents, limit, device)
+    opened, model, found = open_with_documents(export, documents, limit, device)
+    patcher = evaluation_patcher(opened.config, opened.patching, aligned=True)
     print("| moved by up to | items | accuracy |\n|---:|---:|---|")
     for size in (int(part) for part in frames.split(",")):
         rng = np.random.default_rng(0)
-        noisy = [moved(document, size, rng) for document in found]
+        noisy = [moved(document, size, rng, opened.patching.granularity) for document in found]
         choices = continuation_choices(
-            noisy, "S->S", prompt_words=prompt_words, continuation_words=continuation_words, items=items, aligned=True
+            noisy, "S->S", patcher, prompt_words=prompt_words, continuation_words=continuation_words, items=items
         )
-        accuracy = run_choice("jitter", choices, model.score, model.vocabulary, Patching(model.patch_size)).accuracy()
+        accuracy = run_choice("jitter", choices, model.score, model.vocabulary, patcher, UNITS).accuracy()
         assert accuracy is not None
         interval = f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
         print(f"| {40 * size} ms | {accuracy.count} | {interval} |")

@@ -20,8 +20,8 @@ from megatron_lst.cli.launch import launch_app
 from megatron_lst.cli.plan import plan
 from megatron_lst.cli.prep import prep_app
 from megatron_lst.cli.runs import checkpoint_app, report
-from megatron_lst.cli.spoken import warm_start
 from megatron_lst.cli.study import study
+from megatron_lst.cli.warm_start import warm_start
 from megatron_lst.errors import LstError
 from megatron_lst.terminal import unfailing_output
 

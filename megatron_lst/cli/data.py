@@ -56,11 +56,11 @@ def inspect(
     from megatron_lst.config import load_config
     from megatron_lst.data.mixture import open_mixture
     from megatron_lst.data.picture import describe_units, draw_row
-    from megatron_lst.data.stream import Placed, Stream
+    from megatron_lst.data.stream import ChunkOrigin, Stream
     from megatron_lst.errors import UserError
 
     settings = load_config(config, overrides or ())
-    placed: list[Placed] = []
+    origins: list[ChunkOrigin] = []
     if saved is not None:
         found = _saved_row(saved, row)
     else:
@@ -71,7 +71,7 @@ def inspect(
         stream = Stream(open_mixture(settings, settings.data.sources, settings.streams), row % settings.streams)
         for _ in range(row // settings.streams):
             stream.next_row()
-        found, placed = stream.next_row(), stream.placed
+        found, origins = stream.next_row(), stream.origins
     found.check(settings.vocabulary)
     console = Console()
     console.print(
@@ -81,25 +81,25 @@ def inspect(
     chunks = Table(title="document chunks")
     for name in ("", "source", "document", "cut", "tokens", "begins at span", "ends"):
         chunks.add_column(name)
-    for ordinal, part in enumerate(placed):
+    for ordinal, part in enumerate(origins):
         tokens = found.tokens[found.document == ordinal]
         ended = "EOS" if tokens[-1] == settings.vocabulary.eos else "goes on in the next row"
-        begin = f"{part.place.span} of {len(part.visit.spans)}"
-        how = part.kind if part.visit.document.has_speech else "text"
+        begin = f"{part.start.span} of {len(part.example.spans)}"
+        how = part.method if part.example.document.has_speech else "text"
         chunks.add_row(str(ordinal), part.source, found.document_ids[ordinal], how, str(len(tokens)), begin, ended)
-    if placed:
+    if origins:
         console.print(chunks)
     table = Table(title=f"units from token {first} (closed at: the first token that may read the unit)")
     for name in ("unit", "document", "kind", "first token", "tokens", "closed at", "words"):
         table.add_column(name)
-    entries = [e for e in describe_units(found, placed, settings.vocabulary) if e["first"] >= first]
+    entries = [e for e in describe_units(found, origins, settings.vocabulary) if e["first"] >= first]
     for e in entries[:units]:
         closed = "-" if e["closed_at"] is None else str(e["closed_at"])
         cells = (e["unit"], e["document"], e["kind"], e["first"], e["tokens"], closed, e["words"])
         table.add_row(*(str(cell) for cell in cells))
     console.print(table)
     path = out or Path(f"row-{found.index}.png")
-    print(draw_row(found, placed, settings.vocabulary, path, first_token=first))
+    print(draw_row(found, origins, settings.vocabulary, path, first_token=first))
 
 
 def _saved_row(path: Path, index: int | None) -> "Row":

@@ -9,10 +9,12 @@ from typer.core import TyperGroup
 
 from megatron_lst.cli.analysis import jitter, words
 from megatron_lst.cli.harness import harness
-from megatron_lst.cli.spoken import asr, questions, speed, tts
+from megatron_lst.cli.speech_tasks import asr, questions, tts
+from megatron_lst.cli.speed import speed
 
 if TYPE_CHECKING:
-    from megatron_lst.cli.targets import Target
+    from megatron_lst.cli.models import Scorer
+    from megatron_lst.patching.strategies import Patcher
 
 
 class _TargetGroup(TyperGroup):
@@ -39,27 +41,35 @@ def run(
     items: Annotated[int, typer.Option(help="Choice items made from held-out documents, each direction")] = 500,
     prompt_words: Annotated[int, typer.Option(help="Words of their prompts")] = 20,
     continuation_words: Annotated[int, typer.Option(help="Words of their continuations")] = 10,
-    aligned: Annotated[bool, typer.Option(help="Cut held-out speech at its words, for models trained so")] = False,
+    aligned: Annotated[
+        bool | None,
+        typer.Option(
+            "--aligned/--static",
+            help="Cut speech at its words or in patches of equal length; "
+            "default: aligned for a model that was trained on aligned patches alone",
+        ),
+    ] = None,
     step: Annotated[int | None, typer.Option(help="A run's checkpoint; default: the newest")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="A run's initial weights, to compare with")] = False,
     device: Annotated[str | None, typer.Option(help="For an export: cpu, cuda, ...")] = None,
     units: Annotated[int | None, typer.Option(help="For an export: units of a row; default 4096")] = None,
 ) -> None:
     """Likelihood choice, held-out losses and speech bits; writes results.json and results.md."""
-    from megatron_lst.cli.targets import open_target
+    from megatron_lst.cli.models import open_scorer
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.report import markdown, write_results
 
-    opened = open_target(target, step, device, units, untrained)
+    opened = open_scorer(target, step, device, units, untrained)
     try:
         if not task and not documents and not (opened.config and opened.config.data.validation):
             raise UserError("nothing to evaluate on: give --task FOLDER or --documents SHARDS")
-        tasks = _prepared_tasks(opened, task or [], direction)
+        patcher = opened.patcher(aligned)
+        tasks = _prepared_tasks(opened, task or [], direction, patcher)
         held_out: dict[str, Any] = _held_out_losses(opened)
         speech, frames_of = _speech_documents(opened, documents or [])
         if speech:
-            tasks += _held_out_choices(opened, speech, direction, items, prompt_words, continuation_words, aligned)
-            held_out |= _speech_bits(opened, speech, frames_of)
+            tasks += _held_out_choices(opened, speech, direction, items, prompt_words, continuation_words, patcher)
+            held_out |= _speech_bits(opened, speech, frames_of, patcher)
         described = {"name": opened.name, **_plain(opened.metadata)}
         if opened.is_writer:
             folder = out or target / "eval"
@@ -98,47 +108,49 @@ def _progress(name: str, shown: bool = True) -> Callable[[int, int], None]:
     return update
 
 
-def _prepared_tasks(target: "Target", folders: list[Path], wanted: list[str] | None) -> list[dict[str, Any]]:
+def _prepared_tasks(
+    scorer: "Scorer", folders: list[Path], wanted: list[str] | None, patcher: "Patcher"
+) -> list[dict[str, Any]]:
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.benchmarks import read_prepared
-    from megatron_lst.evaluation.choice import Patching, run_choice
+    from megatron_lst.evaluation.choice import run_choice
     from megatron_lst.evaluation.report import summarise
 
     results = []
     for folder in folders:
         prepared = read_prepared(folder)
-        prepared.check_fingerprints(target.metadata)
+        prepared.check_fingerprints(scorer.metadata)
         directions = [d for d in prepared.directions() if not wanted or d in wanted]
         if not directions:
             raise UserError(f"{folder}: prepared for {', '.join(prepared.directions())}, asked for {wanted}")
         for direction in directions:
             choices, refused = prepared.choice_items(direction)
             result = run_choice(
-                prepared.name, choices, target.score, target.vocabulary, Patching(target.patch_size, target.units),
+                prepared.name, choices, scorer.score, scorer.vocabulary, patcher, scorer.units,
                 needs_prompt=not prepared.pairs, refused=refused,
-                progress=_progress(f"{prepared.name} {direction}", target.is_writer),
+                progress=_progress(f"{prepared.name} {direction}", scorer.is_writer),
             )  # fmt: skip
             results.append(summarise(result, direction))
     return results
 
 
-def _held_out_losses(target: "Target") -> dict[str, Any]:
+def _held_out_losses(scorer: "Scorer") -> dict[str, Any]:
     """Losses on a run's own validation sources, packed as in training."""
-    if target.config is None:
+    if scorer.config is None:
         return {}
     from megatron_lst.data.validation import validation_rows
     from megatron_lst.evaluation.heldout import losses
 
     found: dict[str, Any] = {}
-    for source in target.config.data.validation:
-        rows = validation_rows(target.config, source, target.config.evaluation.rows)
-        measured = losses(rows, target.score, target.vocabulary)
+    for source in scorer.config.data.validation:
+        rows = validation_rows(scorer.config, source, scorer.config.evaluation.rows)
+        measured = losses(rows, scorer.score, scorer.vocabulary)
         for name in ("loss", "loss_speech", "loss_text", "loss_marker", "targets"):
             found[f"{source.name}_{name}"] = getattr(measured, name)
     return found
 
 
-def _speech_documents(target: "Target", folders: list[Path]) -> tuple[list[Any], Any]:
+def _speech_documents(scorer: "Scorer", folders: list[Path]) -> tuple[list[Any], Any]:
     """Documents of held-out speech sets, fingerprints compared, and for unit BPE the frames of each piece."""
     import numpy as np
 
@@ -146,12 +158,12 @@ def _speech_documents(target: "Target", folders: list[Path]) -> tuple[list[Any],
     from megatron_lst.errors import UserError
 
     paths = [str(f) for f in folders]
-    if not paths and target.config is not None:
-        paths = [p for s in target.config.data.validation if s.kind == "interleaved" for p in s.shards]
+    if not paths and scorer.config is not None:
+        paths = [p for s in scorer.config.data.validation if s.kind == "interleaved" for p in s.shards]
     found: list[Any] = []
     frames_of = None
     for path in paths:
-        tokenizer, codebook = ((target.metadata.get(k) or {}).get("fingerprint") for k in ("tokenizer", "codebook"))
+        tokenizer, codebook = ((scorer.metadata.get(k) or {}).get("fingerprint") for k in ("tokenizer", "codebook"))
         shards = ShardSet.open(path, tokenizer=tokenizer, codebook=codebook)
         spoken = [d for d in shards if d.has_speech]
         if folders and not spoken:
@@ -168,40 +180,37 @@ def _speech_documents(target: "Target", folders: list[Path]) -> tuple[list[Any],
 
 
 def _held_out_choices(
-    target: "Target", documents: list[Any], wanted: list[str] | None, items: int, prompt: int, continuation: int,
-    aligned: bool,
+    scorer: "Scorer", documents: list[Any], wanted: list[str] | None, items: int, prompt: int, continuation: int,
+    patcher: "Patcher",
 ) -> list[dict[str, Any]]:  # fmt: skip
-    from megatron_lst.evaluation.choice import Patching, run_choice
+    from megatron_lst.evaluation.choice import run_choice
     from megatron_lst.evaluation.heldout import DIRECTIONS, SAME_VOICE, TASKS, continuation_choices
     from megatron_lst.evaluation.report import summarise
 
-    patching = Patching(target.patch_size, target.units)
     results = []
     for direction in wanted or DIRECTIONS:
         # In speech the voice can tell another document from this one: there, another place of this one as well.
         for task in TASKS if direction.endswith("S") else TASKS[:1]:
             choices = continuation_choices(
-                documents, direction, prompt_words=prompt, continuation_words=continuation, items=items,
-                aligned=aligned, same_document=task == SAME_VOICE,
+                documents, direction, patcher, prompt_words=prompt, continuation_words=continuation, items=items,
+                same_document=task == SAME_VOICE,
             )  # fmt: skip
             if not choices:
                 continue
             result = run_choice(
-                task, choices, target.score, target.vocabulary, patching,
-                progress=_progress(f"{task} {direction}", target.is_writer),
+                task, choices, scorer.score, scorer.vocabulary, patcher, scorer.units,
+                progress=_progress(f"{task} {direction}", scorer.is_writer),
             )  # fmt: skip
             results.append(summarise(result, direction))
     return results
 
 
-def _speech_bits(target: "Target", documents: list[Any], frames_of: Any) -> dict[str, Any]:
-    from megatron_lst.evaluation.choice import Patching
+def _speech_bits(scorer: "Scorer", documents: list[Any], frames_of: Any, patcher: "Patcher") -> dict[str, Any]:
     from megatron_lst.evaluation.heldout import speech_bits
 
-    patching = Patching(target.patch_size, target.units)
     bits = speech_bits(
-        documents, target.score, target.vocabulary, patching,
-        frames_of=frames_of, progress=_progress("held-out speech", target.is_writer),
+        documents, scorer.score, scorer.vocabulary, patcher, scorer.units,
+        frames_of=frames_of, progress=_progress("held-out speech", scorer.is_writer),
     )  # fmt: skip
     return {
         "speech_bits_per_second": bits.bits_per_second,
@@ -237,11 +246,11 @@ def prepare(
     metadata: dict[str, Any] = {}
     encode_text, encode_audio = None, None
     if tokenizer is not None:
-        from megatron_lst.cli.speech import text_encoder
+        from megatron_lst.cli.encoders import text_encoder
 
         encode_text, metadata["tokenizer"] = text_encoder(tokenizer)
     if codebook is not None:
-        from megatron_lst.cli.speech import audio_encoder
+        from megatron_lst.cli.encoders import audio_encoder
 
         encode_audio, metadata["codebook"] = audio_encoder(codebook)
     silent = any(p.audio is None for i in raw.items for p in i.candidates)

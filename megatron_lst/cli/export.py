@@ -22,8 +22,8 @@ def export(
     import subprocess
 
     from megatron_lst import __version__
+    from megatron_lst.cli.models import is_run, open_engine
     from megatron_lst.cli.self_contained import find_companions
-    from megatron_lst.cli.targets import is_run, open_engine
     from megatron_lst.config.load import load_config
     from megatron_lst.errors import UserError
     from megatron_lst.inference.export import DTYPES, claim_folder, write_export

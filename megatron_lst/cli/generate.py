@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
     from megatron_lst.inference.vocoder import Vocoder
+    from megatron_lst.patching.chunks import Modality
     from megatron_lst.vocabulary import Vocabulary
 
 FIXED_SHAPES = Annotated[
@@ -45,11 +46,12 @@ def generate(
     """Patch by patch: the global transformer runs once a patch. Prints text or codebook ids, and what it cost."""
     import torch
 
-    from megatron_lst.cli.speech import audio_encoder, codebook_of, text_decoder, text_encoder, tokenizer_of
+    from megatron_lst.cli.encoders import audio_encoder, codebook_of, text_decoder, text_encoder, tokenizer_of
     from megatron_lst.errors import UserError
     from megatron_lst.inference import GenerationSettings, load_export
     from megatron_lst.inference import generate as run
     from megatron_lst.inference.export import DTYPES
+    from megatron_lst.patching.chunks import prompt_tokens, speech_span, text_span
 
     opened = load_export(export)
     v = opened.vocabulary
@@ -69,14 +71,13 @@ def generate(
         if not all(u.isdigit() and int(u) < v.speech_size for u in line.split()) or not line.split():
             raise UserError(f"--units {line!r}: expected numbers in [0, {v.speech_size})")
         spoken.append([int(u) for u in line.split()])
-    prompts = [[v.bos, v.speech_marker, *(v.text_size + u for u in line)] for line in spoken]
-    if to == "text":
-        prompts = [[*p, v.text_marker] for p in prompts]
+    then: Modality | None = None if to == "any" else cast("Modality", to)
+    prompts = [prompt_tokens([speech_span(line)], v, then) for line in spoken]
     for sentence in text or []:
         if spec is None:
             raise UserError("--text needs --tokenizer: the export does not name one")
         encode_text, _ = text_encoder(spec)
-        prompts.append([v.bos, *encode_text(sentence, False), *([v.speech_marker] if to == "speech" else [])])
+        prompts.append(prompt_tokens([text_span(encode_text(sentence, False))], v, then))
     if not prompts:
         raise UserError("no prompt: give --text, --audio or --units")
 

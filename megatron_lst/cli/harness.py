@@ -20,15 +20,15 @@ def harness(
     """Run text tasks (T->T) of lm-eval; writes lm_eval.json and prints lm-eval's own table."""
     import json
 
-    from megatron_lst.cli import speech
+    from megatron_lst.cli import encoders
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.harness import make_harness_model
     from megatron_lst.inference import load_export
 
     opened = load_export(export)
-    spec = speech.require_tokenizer(opened, tokenizer)
-    encode, _ = speech.text_encoder(spec)
-    model = make_harness_model(export, encode, speech.text_decoder(spec), device, units)
+    spec = encoders.require_tokenizer(opened, tokenizer)
+    encode, _ = encoders.text_encoder(spec)
+    model = make_harness_model(export, encode, encoders.text_decoder(spec), device, units)
     import lm_eval
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table

@@ -69,7 +69,7 @@ def find_companions(
     Raises:
         UserError: the run has sources, and what they were made with cannot be found.
     """
-    from megatron_lst.cli.targets import data_fingerprints
+    from megatron_lst.cli.models import data_fingerprints
     from megatron_lst.training.provenance import find_codebook, find_tokenizer, recorded_files
 
     found = data_fingerprints(run, config)

@@ -1,6 +1,6 @@
-"""Which words of a document are read and which are heard: the alternating spans of one visit (SPEC 7).
+"""Which words of a document are read and which are heard: the alternating spans of one example (SPEC 7).
 
-A visit is drawn afresh each epoch, from numbers that the caller keys by document and epoch; here is no state.
+An example is drawn afresh each epoch, from numbers that the caller keys by document and epoch; here is no state.
 """
 
 import math
@@ -16,8 +16,8 @@ PLAIN, TEXT, SPEECH = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Visit:
-    """One reading of one document.
+class Example:
+    """What one pass over one document trains on.
 
     Attributes:
         document: what is read.
@@ -30,18 +30,18 @@ class Visit:
     whole: bool = False
 
 
-def plain_visit(document: Document) -> Visit:
+def text_example(document: Document) -> Example:
     """A text document: `BOS text EOS`."""
-    return Visit(document, np.array([[PLAIN, 0, len(document.token_ids)]], np.int64))
+    return Example(document, np.array([[PLAIN, 0, len(document.token_ids)]], np.int64))
 
 
-def task_visit(document: Document, task: str) -> Visit:
+def task_example(document: Document, task: str) -> Example:
     """`asr`: speech then text; `tts`: text then speech (SPEC 9)."""
     text, speech = [TEXT, 0, len(document.token_ids)], [SPEECH, 0, len(document.speech_ids)]
-    return Visit(document, np.array([speech, text] if task == "asr" else [text, speech], np.int64), whole=True)
+    return Example(document, np.array([speech, text] if task == "asr" else [text, speech], np.int64), whole=True)
 
 
-def interleaved_visit(document: Document, config: SpanConfig, draws: np.ndarray) -> Visit:
+def interleaved_example(document: Document, config: SpanConfig, draws: np.ndarray) -> Example:
     """Alternate text and speech spans over the document's words.
 
     A speech span of words a..z takes the frames from a's begin to the begin of the word after z; the document's
@@ -60,11 +60,11 @@ def interleaved_visit(document: Document, config: SpanConfig, draws: np.ndarray)
     spans[:, 0] = np.where(speech, SPEECH, TEXT)
     spans[:, 1] = np.where(speech, frame_of_word[begin], piece_of_word[begin])
     spans[:, 2] = np.where(speech, frame_of_word[end], piece_of_word[end])
-    return Visit(document, spans)
+    return Example(document, spans)
 
 
 def draws_needed(words: int, config: SpanConfig) -> int:
-    """Enough draws for any visit of so many words: two for the start, one for each span."""
+    """Enough draws for any example of so many words: two for the start, one for each span."""
     shortest = config.speech_min if config.kind == "log_uniform" else config.text_min / config.text_ratio
     return 4 + math.ceil(words / max(1.0, min(shortest, shortest * config.text_ratio)))
 

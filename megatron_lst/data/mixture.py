@@ -8,7 +8,7 @@ from pathlib import Path
 import xxhash
 
 from megatron_lst.config.schema import Config, SourceConfig
-from megatron_lst.data.order import Ownership, deal
+from megatron_lst.data.order import Ownership, assign_documents
 from megatron_lst.data.remote import CacheFolder, is_remote, open_set
 from megatron_lst.data.source import JoinedSets
 from megatron_lst.documents.shards import ShardSet
@@ -45,7 +45,7 @@ class Mixture:
             if not source.weight > 0:
                 raise UserError(f"data.sources: the weight of {source.name!r} must be positive, got {source.weight}")
         seed = config.data.seed
-        owned = tuple(deal(d, streams, seed, s.name) for s, d in zip(sources, documents, strict=True))
+        owned = tuple(assign_documents(d, streams, seed, s.name) for s, d in zip(sources, documents, strict=True))
         parts = [f"{s.name} {s.kind} {s.weight} {d.fingerprint}" for s, d in zip(sources, documents, strict=True)]
         fingerprint = xxhash.xxh3_64_hexdigest("\n".join([str(seed), str(streams), *parts]))
         return cls(config, tuple(sources), tuple(documents), owned, fingerprint, streams)

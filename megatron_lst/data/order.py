@@ -32,7 +32,7 @@ class Ownership:
         return self.begin[blocks], self.end[blocks]
 
 
-def deal(documents: DocumentSet, streams: int, seed: int, name: str) -> Ownership:
+def assign_documents(documents: DocumentSet, streams: int, seed: int, name: str) -> Ownership:
     """Cut the permuted line of shards into `streams` intervals of equal raw tokens.
 
     Every document belongs to exactly one stream, unless there are fewer documents than streams: then streams share

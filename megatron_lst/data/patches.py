@@ -50,7 +50,7 @@ class PatchLengths:
 
 
 def variants(config: PatchingConfig) -> dict[str, tuple[str, PatchingConfig]]:
-    """Name -> (how, configuration) of every strategy worth comparing under this configuration."""
+    """Name -> (method, configuration) of every strategy worth comparing under this configuration."""
     chosen: dict[str, tuple[str, PatchingConfig]] = {
         f"static {config.size}": (STATIC, config),
     }
@@ -71,11 +71,11 @@ def measure_patches(documents: Sequence[Document], config: PatchingConfig) -> li
     if not spoken:
         raise UserError("none of the documents has speech, so there are no patches to measure")
     measured = []
-    for name, (how, changed) in variants(config).items():
+    for name, (method, changed) in variants(config).items():
         if changed.granularity == "bpe" and not all(len(d.piece_frames) for d in spoken):
             continue
-        patcher = Patcher(changed, 0, 0)
-        cut = [patcher.cut(how, d, 0, len(d.speech_ids)) for d in spoken]
+        patcher = Patcher(method, changed)
+        cut = [patcher.cut(n := len(d.speech_ids), patcher.segments(d, 0, n)) for d in spoken]
         length = np.concatenate([c.length for c in cut])
         word = np.concatenate([c.word for c in cut])
         clipped = int(sum(c.clipped.sum() for c in cut))

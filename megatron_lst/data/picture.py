@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lst.data.interleaving import PLAIN, SPEECH
-from megatron_lst.data.stream import Placed
+from megatron_lst.data.stream import ChunkOrigin
 from megatron_lst.patching.row import Row
 from megatron_lst.vocabulary import Vocabulary
 
@@ -40,18 +40,18 @@ class TokenNotes:
     label: list[str]
 
 
-def note_tokens(row: Row, placed: Sequence[Placed], vocabulary: Vocabulary) -> TokenNotes:
-    """Say of each token of a row what it is, from the visits that the row was made of.
+def note_tokens(row: Row, origins: Sequence[ChunkOrigin], vocabulary: Vocabulary) -> TokenNotes:
+    """Say of each token of a row what it is, from the documents that the row was made of.
 
     Args:
-        placed: `Stream.placed` right after the row; empty where nobody knows it: then nothing is told of words.
+        origins: `Stream.origins` right after the row; empty where nobody knows it: then nothing is told of words.
     """
     count = len(row.tokens)
-    kind = ["padding"] * count if placed else _kinds_of_ids(row.tokens, vocabulary)
+    kind = ["padding"] * count if origins else _kinds_of_ids(row.tokens, vocabulary)
     label = [""] * count
     word = np.full(count, -1, np.int64)
-    chunk_start = np.searchsorted(row.document, np.arange(len(placed) + 1))
-    for ordinal, part in enumerate(placed):
+    chunk_start = np.searchsorted(row.document, np.arange(len(origins) + 1))
+    for ordinal, part in enumerate(origins):
         at, end = int(chunk_start[ordinal]), int(chunk_start[ordinal + 1])
         _note_chunk(row, part, at, end, vocabulary, kind, word, label)
     return TokenNotes(kind, word, label)
@@ -66,7 +66,7 @@ def _kinds_of_ids(tokens: np.ndarray, vocabulary: Vocabulary) -> list[str]:
 
 def _note_chunk(
     row: Row,
-    part: Placed,
+    part: ChunkOrigin,
     at: int,
     end: int,
     vocabulary: Vocabulary,
@@ -74,18 +74,18 @@ def _note_chunk(
     word: np.ndarray,
     label: list[str],
 ) -> None:
-    document, spans = part.visit.document, part.visit.spans
+    document, spans = part.example.document, part.example.spans
     for t in range(at, end):
         kind[t] = "marker"
     at += 1
-    for number in range(part.place.span, len(spans)):
-        sort, begin, finish = (int(x) for x in spans[number])
-        begin = part.place.at if number == part.place.span else begin
-        at += sort != PLAIN
+    for number in range(part.start.span, len(spans)):
+        span_kind, begin, finish = (int(x) for x in spans[number])
+        begin = part.start.at if number == part.start.span else begin
+        at += span_kind != PLAIN
         length = min(finish - begin, end - at)
         if length <= 0:
             return
-        if sort == SPEECH:
+        if span_kind == SPEECH:
             edges, ends = document.word_frames[:, 0], document.word_frames[:, 1]
         elif len(document.word_tokens):
             edges, ends = document.word_tokens[:, 0], document.word_tokens[:, 1]
@@ -97,7 +97,7 @@ def _note_chunk(
         previous = -1
         for offset, w in enumerate(words.tolist()):
             spoken = w >= 0 and index[offset] < ends[w]
-            kind[at + offset] = "text" if sort != SPEECH else "speech" if spoken else "silence"
+            kind[at + offset] = "text" if span_kind != SPEECH else "speech" if spoken else "silence"
             if w != previous and w >= 0 and len(document.word_chars) > w:
                 a, b = document.word_chars[w]
                 label[at + offset] = document.text[a:b]
@@ -107,7 +107,7 @@ def _note_chunk(
 
 def draw_row(
     row: Row,
-    placed: Sequence[Placed],
+    origins: Sequence[ChunkOrigin],
     vocabulary: Vocabulary,
     path: Path,
     first_token: int = 0,
@@ -117,7 +117,7 @@ def draw_row(
     """Draw a stretch of a row: boxes are units (patches), thick bars are document boundaries.
 
     Args:
-        placed: `Stream.placed` right after the row.
+        origins: `Stream.origins` right after the row.
         first_token, lines, per_line: which tokens are shown and how they are broken into lines.
 
     Returns:
@@ -129,7 +129,7 @@ def draw_row(
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    notes = note_tokens(row, placed, vocabulary)
+    notes = note_tokens(row, origins, vocabulary)
     last = min(len(row.tokens), first_token + lines * per_line)
     lines = max(1, -(-(last - first_token) // per_line))
     figure, axis = pyplot.subplots(figsize=(16, 0.8 * lines + 1.2), constrained_layout=True)
@@ -149,7 +149,7 @@ def draw_row(
     axis.set_ylabel("first token of the line")
     for side in axis.spines.values():
         side.set_visible(False)
-    chunks = len(placed) or len(row.document_ids)
+    chunks = len(origins) or len(row.document_ids)
     axis.set_title(
         f"row {row.index}: {row.units} units, {len(row.tokens)} tokens, {chunks} document chunks; tokens "
         f"{first_token}-{last - 1}. A box is a unit (patch); numbers are tokens a patch."
@@ -210,12 +210,12 @@ def _draw_boundaries(axis: Any, row: Row, first: int, last: int, per_line: int) 
         )
 
 
-def describe_units(row: Row, placed: Sequence[Placed], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+def describe_units(row: Row, origins: Sequence[ChunkOrigin], vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """One entry a unit for a table: unit, document, kind, tokens, first token, words, closed_at.
 
     `closed_at` is the token from which on the unit may be read (SPEC 4), None where it never closes in the row.
     """
-    notes = note_tokens(row, placed, vocabulary)
+    notes = note_tokens(row, origins, vocabulary)
     start = np.cumsum(row.patch_length) - row.patch_length
     closes = np.searchsorted(row.closed, np.arange(row.units), side="left")
     entries = []

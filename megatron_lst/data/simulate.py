@@ -111,7 +111,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class _Counted:
-    """What sampled rows hold: tokens by source, raw tokens of the documents visited, padding units."""
+    """What sampled rows hold: tokens by source, raw tokens of the documents read, padding units."""
 
     rows: int
     streams: int
@@ -134,9 +134,9 @@ def _sample(mixture: Mixture, rows: int) -> _Counted:
             tokens += [row.statistics.tokens_by_source[name] for name in names]
             padding += int(np.count_nonzero(row.tokens == pad))
             count += 1
-            for part in stream.placed:
-                if part.place.span == 0 and part.place.at == int(part.visit.spans[0, 1]):
-                    raw[names.index(part.source)] += part.visit.document.raw_tokens
+            for part in stream.origins:
+                if part.start.span == 0 and part.start.at == int(part.example.spans[0, 1]):
+                    raw[names.index(part.source)] += part.example.document.raw_tokens
     return _Counted(count, len(chosen), tokens, raw, padding)
 
 

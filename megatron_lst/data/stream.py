@@ -5,45 +5,45 @@ the number of ranks or to workers; its cursor, a few numbers that travel with ea
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from megatron_lst.config.schema import Config, SourceConfig
-from megatron_lst.data.interleaving import Visit, draws_needed, interleaved_visit, plain_visit, task_visit
+from megatron_lst.data.interleaving import Example, draws_needed, interleaved_example, task_example, text_example
 from megatron_lst.data.mixture import Mixture, open_mixture
 from megatron_lst.data.order import StreamOrder
-from megatron_lst.data.packing import Place, Room, lay, start_of
+from megatron_lst.data.packing import Capacity, Position, first_position, pack_example
 from megatron_lst.documents.schema import Document
 from megatron_lst.draws import number_of, uniforms
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.patching.row import Chunk, Row, RowStatistics, assemble_row
-from megatron_lst.patching.strategies import Patcher
+from megatron_lst.patching.strategies import PatchingSchedule
 
 Cursor = dict[str, Any]
 """What a stream needs to go on: plain JSON."""
 
 
 @dataclass(frozen=True)
-class Placed:
+class ChunkOrigin:
     """What one chunk of a row was made of, for people who look at it."""
 
     source: str
-    visit: Visit
-    place: Place
-    kind: str
+    example: Example
+    start: Position
+    method: str
 
 
 @dataclass
-class _Reading:
-    """A visit that goes on: which one it is, and where."""
+class _OpenExample:
+    """The example that the stream is in: which one it is, and where."""
 
     source: int
     document: int
     epoch: int
-    visit: Visit
-    place: Place
+    example: Example
+    position: Position
 
 
 class Stream:
@@ -51,7 +51,7 @@ class Stream:
 
     Attributes:
         rows: how many it has given.
-        placed: what the last row's chunks were made of.
+        origins: what the last row's chunks were made of.
     """
 
     def __init__(self, mixture: Mixture, number: int, cursor: Mapping[str, Any] | None = None) -> None:
@@ -63,7 +63,7 @@ class Stream:
         config = mixture.config
         self._mixture, self.number = mixture, number
         self._seed = config.data.seed
-        self._patcher = Patcher(config.patching, *config.curriculum_rows)
+        self._schedule = PatchingSchedule(config.patching, *config.curriculum_rows)
         count = len(mixture.sources)
         weights = np.array([s.weight for s in mixture.sources])
         self._shares: list[float] = (weights / weights.sum()).tolist()
@@ -79,11 +79,11 @@ class Stream:
         self._realised = [0] * count
         self._epochs = [0] * count
         self._positions = [0] * count
-        self._reading: _Reading | None = None
+        self._open: _OpenExample | None = None
         self._bad_shards: set[tuple[int, int]] = set()
-        self._fruitless = [0] * count  # documents of each source in a row that gave nothing
+        self._unusable = [0] * count  # documents of each source in a row that gave nothing
         self._damage = ""  # the last that was met
-        self.placed: list[Placed] = []
+        self.origins: list[ChunkOrigin] = []
         if cursor is not None:
             self._restore(cursor)
 
@@ -91,7 +91,7 @@ class Stream:
     def cursor(self) -> Cursor:
         """Plain JSON, a few hundred bytes."""
         names = [s.name for s in self._mixture.sources]
-        reading = self._reading
+        current = self._open
         return {
             "data": self._mixture.fingerprint,
             "rows": self.rows,
@@ -99,13 +99,13 @@ class Stream:
                 name: {"epoch": e, "position": p, "tokens": t}
                 for name, e, p, t in zip(names, self._epochs, self._positions, self._realised, strict=True)
             },
-            "carry": reading
+            "carry": current
             and {
-                "source": names[reading.source],
-                "document": reading.document,
-                "epoch": reading.epoch,
-                "span": reading.place.span,
-                "at": reading.place.at,
+                "source": names[current.source],
+                "document": current.document,
+                "epoch": current.epoch,
+                "span": current.position.span,
+                "at": current.position.at,
             },
         }
 
@@ -132,10 +132,10 @@ class Stream:
         carry = cursor["carry"]
         if carry is not None:
             source = names.index(carry["source"])
-            visit = self._visit(source, carry["document"], carry["epoch"])
-            place = Place(int(carry["span"]), int(carry["at"]))
-            if visit is not None:
-                self._reading = _Reading(source, carry["document"], carry["epoch"], visit, place)
+            example = self._example(source, carry["document"], carry["epoch"])
+            position = Position(int(carry["span"]), int(carry["at"]))
+            if example is not None:
+                self._open = _OpenExample(source, carry["document"], carry["epoch"], example, position)
 
     def next_row(self) -> Row:
         """The stream's next row.
@@ -148,41 +148,41 @@ class Stream:
         """
         data, vocabulary = self._mixture.config.data, self._mixture.config.vocabulary
         index = self.rows * self._mixture.streams + self.number
-        room = Room(data.units, data.token_cap - data.units)
+        capacity = Capacity(data.units, data.token_cap - data.units)
         chunks: list[Chunk] = []
-        self.placed = []
+        self.origins = []
         counts = dict.fromkeys((s.name for s in self._mixture.sources), 0)
         aligned = speech = clipped = skipped = 0
-        while room.units > 0:
-            while self._reading is None:
+        while capacity.units > 0:
+            while self._open is None:
                 source = self._due()
-                self._reading = self._begin(source)
-                if self._reading is None:
+                self._open = self._begin(source)
+                if self._open is None:
                     skipped += 1
-                    self._count_fruitless(source)
-            reading = self._reading
-            kind = self._patcher.choose(index, self._draw(index, len(chunks)))
-            laid = lay(reading.visit, reading.place, kind, room, self._patcher, vocabulary, not chunks)
-            if laid is None:
+                    self._count_unusable(source)
+            current = self._open
+            patcher = self._schedule.choose(index, self._draw(index, len(chunks)))
+            packed = pack_example(current.example, current.position, patcher, capacity, vocabulary, not chunks)
+            if packed is None:
                 if chunks:
                     break
                 # Only an adaptation example that no row can hold comes here.
-                self._reading = None
+                self._open = None
                 skipped += 1
-                self._count_fruitless(reading.source)
+                self._count_unusable(current.source)
                 continue
-            self._fruitless[reading.source] = 0
-            chunks.append(laid.chunk)
-            name = self._mixture.sources[reading.source].name
-            self.placed.append(Placed(name, reading.visit, reading.place, kind))
-            units, tokens = len(laid.chunk.patch_length), len(laid.chunk.tokens)
-            room = Room(room.units - units, room.excess - (tokens - units))
+            self._unusable[current.source] = 0
+            chunks.append(packed.chunk)
+            name = self._mixture.sources[current.source].name
+            self.origins.append(ChunkOrigin(name, current.example, current.position, patcher.method))
+            units, tokens = len(packed.chunk.patch_length), len(packed.chunk.tokens)
+            capacity = capacity.less(units, tokens)
             counts[name] += tokens
-            self._realised[reading.source] += tokens
-            speech, aligned, clipped = speech + laid.speech, aligned + laid.aligned, clipped + laid.clipped
-            self._reading = None
-            if laid.rest is not None:
-                self._reading = _Reading(reading.source, reading.document, reading.epoch, reading.visit, laid.rest)
+            self._realised[current.source] += tokens
+            speech, aligned, clipped = speech + packed.speech, aligned + packed.aligned, clipped + packed.clipped
+            self._open = None
+            if packed.rest is not None:
+                self._open = replace(current, position=packed.rest)
                 break
         self.rows += 1
         statistics = RowStatistics(counts, aligned, speech, clipped, skipped)
@@ -195,12 +195,12 @@ class Stream:
             return 0.0
         return float(uniforms(1, self._seed, "strategy", row, chunk if config.draw == "document" else 0)[0])
 
-    def _count_fruitless(self, source: int) -> None:
+    def _count_unusable(self, source: int) -> None:
         """A document gave nothing. Its source stays the one that is due: without this a stream that has nothing else of
         it would look for ever, and the loader could only say that no row came."""
-        self._fruitless[source] += 1
+        self._unusable[source] += 1
         documents = self._orders[source].documents
-        if self._fruitless[source] < 2 * documents:  # so many visits in a row hold a whole stream-epoch
+        if self._unusable[source] < 2 * documents:  # so many documents in a row hold a whole stream-epoch
             return
         name = self._mixture.sources[source].name
         if self._damage:
@@ -220,7 +220,7 @@ class Stream:
         ]
         return due.index(min(due))
 
-    def _begin(self, source: int) -> _Reading | None:
+    def _begin(self, source: int) -> _OpenExample | None:
         """The next document of a source. None: it was damaged and is skipped."""
         order = self._orders[source]
         epoch, position = self._epochs[source], self._positions[source]
@@ -228,10 +228,10 @@ class Stream:
         self._positions[source] += 1
         if self._positions[source] == order.documents:
             self._epochs[source], self._positions[source] = epoch + 1, 0
-        visit = self._visit(source, document, epoch)
-        return None if visit is None else _Reading(source, document, epoch, visit, start_of(visit))
+        example = self._example(source, document, epoch)
+        return None if example is None else _OpenExample(source, document, epoch, example, first_position(example))
 
-    def _visit(self, source: int, document: int, epoch: int) -> Visit | None:
+    def _example(self, source: int, document: int, epoch: int) -> Example | None:
         documents = self._mixture.documents[source]
         shard = (source, documents.shard_of(document))
         if shard in self._bad_shards:
@@ -248,22 +248,22 @@ class Stream:
             return None
         return self._spans(self._mixture.sources[source], read, document, epoch)
 
-    def _spans(self, source: SourceConfig, read: Document, document: int, epoch: int) -> Visit:
+    def _spans(self, source: SourceConfig, read: Document, document: int, epoch: int) -> Example:
         if source.kind == "text":
             if not len(read.token_ids):
                 raise UserError(f"source {source.name!r}: document {read.id!r} is empty, it has no text pieces")
-            return plain_visit(read)
+            return text_example(read)
         if not len(read.word_frames) or not len(read.token_ids):
             raise UserError(
                 f"source {source.name!r}: document {read.id!r} has no speech with aligned words, which a source of "
                 f"kind {source.kind} needs"
             )
         if source.kind != "interleaved":
-            return task_visit(read, source.kind)
+            return task_example(read, source.kind)
         spans = self._mixture.config.data.spans
         count = draws_needed(len(read.word_frames), spans)
         key = (number_of(source.name), document, (epoch << 32) + self.number)
-        return interleaved_visit(read, spans, uniforms(count, self._seed, "spans", *key))
+        return interleaved_example(read, spans, uniforms(count, self._seed, "spans", *key))
 
 
 @dataclass(frozen=True)

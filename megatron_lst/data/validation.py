@@ -1,18 +1,19 @@
 """Held-out rows: the same for every run that holds the same data out, whatever strategy it trains with (SPEC 9)."""
 
 import dataclasses
+from typing import Any
 
 from megatron_lst.config.schema import Config, SourceConfig
 from megatron_lst.data.mixture import Mixture, open_mixture
 from megatron_lst.data.stream import Stream
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import evaluation_strategy
 
 
 def evaluation_config(config: Config) -> Config:
     """The configuration with the strategy of evaluation: none, bpe and aligned stay, the others become static."""
-    strategy = config.patching.strategy
-    kept = strategy if strategy in ("none", "bpe", "aligned") else "static"
-    return dataclasses.replace(config, patching=dataclasses.replace(config.patching, strategy=kept))
+    strategy: Any = evaluation_strategy(config.patching.strategy)
+    return dataclasses.replace(config, patching=dataclasses.replace(config.patching, strategy=strategy))
 
 
 def validation_rows(config: Config, source: SourceConfig, n: int, mixture: Mixture | None = None) -> list[Row]:

@@ -10,30 +10,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.items import ChoiceItem, Laid, lay_out, pack
+from megatron_lst.evaluation.items import ChoiceItem, ScoredChunk, pack_chunks, scored_chunk
 from megatron_lst.evaluation.statistics import Interval, bootstrap
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import Patcher
 from megatron_lst.vocabulary import Vocabulary
 
 Score = Callable[[Sequence[Row]], list[np.ndarray]]
 """Rows -> float32 [N] each, log p(label) of every token: `Engine.score`, or the inference model's."""
 Progress = Callable[[int, int], None]
 """Called with (done, all)."""
-
-
-@dataclass(frozen=True)
-class Patching:
-    """How speech is cut for scoring.
-
-    Attributes:
-        size: p of static patches; 1 for unpatched models.
-        units: U of the rows.
-        lag: see `patching.aligned_lag`.
-    """
-
-    size: int
-    units: int = 4096
-    lag: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +81,8 @@ def run_choice(
     items: Sequence[ChoiceItem],
     score: Score,
     vocabulary: Vocabulary,
-    patching: Patching,
+    patcher: Patcher,
+    units: int,
     *,
     needs_prompt: bool = True,
     refused: dict[str, str] | None = None,
@@ -105,12 +92,14 @@ def run_choice(
     """Score every candidate of every item; items that cannot be scored are refused by id and the rest goes on.
 
     Args:
+        patcher: how speech is cut.
+        units: U of the rows.
         refused: items that a reader refused already.
 
     Raises:
         UserError: not one item is left.
     """
-    laid: list[Laid] = []
+    chunks: list[ScoredChunk] = []
     kept: list[ChoiceItem] = []
     problems = dict(refused or {})
     seen: set[str] = set()
@@ -121,21 +110,20 @@ def run_choice(
             seen.add(item.id)
             item.check(vocabulary, needs_prompt=needs_prompt)
             candidates = [
-                lay_out((*item.prompt, c), len(item.prompt), vocabulary, patching.size, item.id, patching.lag)
-                for c in item.candidates
+                scored_chunk((*item.prompt, c), len(item.prompt), vocabulary, patcher, item.id) for c in item.candidates
             ]
             longest = max(len(c.chunk.patch_length) for c in candidates)
-            if longest > patching.units:
-                raise UserError(f"item {item.id}: {longest} units, the context is {patching.units}")
+            if longest > units:
+                raise UserError(f"item {item.id}: {longest} units, the context is {units}")
         except UserError as error:
             problems[item.id] = str(error)
             continue
-        laid.extend(candidates)
+        chunks.extend(candidates)
         kept.append(item)
     if not kept:
         reasons = "; ".join(list(problems.values())[:3])
         raise UserError(f"task {task}: no item can be scored ({len(problems)} refused: {reasons})")
-    sums = score_laid(laid, score, vocabulary, patching.units, rows_at_once, progress)
+    sums = score_chunks(chunks, score, vocabulary, units, rows_at_once, progress)
     result = ChoiceResult(task, float(np.mean([1 / len(i.candidates) for i in kept])), refused=problems)
     begin = 0
     for item in kept:
@@ -145,7 +133,7 @@ def run_choice(
                 item.id,
                 item.answer,
                 tuple(float(s.sum(dtype=np.float64)) for s in sums[begin:end]),
-                tuple(len(one.scored) for one in laid[begin:end]),
+                tuple(len(one.scored) for one in chunks[begin:end]),
                 tuple(c.characters for c in item.candidates),
             )
         )
@@ -153,8 +141,8 @@ def run_choice(
     return result
 
 
-def score_laid(
-    laid: Sequence[Laid],
+def score_chunks(
+    chunks: Sequence[ScoredChunk],
     score: Score,
     vocabulary: Vocabulary,
     units: int,
@@ -162,9 +150,9 @@ def score_laid(
     progress: Progress = lambda done, total: None,
 ) -> list[np.ndarray]:
     """Log-probabilities of the scored tokens of each document, many documents to a row."""
-    rows, place = pack(laid, units, vocabulary)
+    rows, place = pack_chunks(chunks, units, vocabulary)
     scores: list[np.ndarray] = []
     for begin in range(0, len(rows), rows_at_once):
         scores.extend(score(rows[begin : begin + rows_at_once]))
         progress(len(scores), len(rows))
-    return [scores[row][offset + one.scored] for one, (row, offset) in zip(laid, place, strict=True)]
+    return [scores[row][offset + one.scored] for one, (row, offset) in zip(chunks, place, strict=True)]

@@ -4,16 +4,18 @@ Published: cosine within a word 0.87, between words 0.43, silhouette 0.65 to 0.6
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from megatron_lst.config.schema import PatchingConfig
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.heldout import stretch
-from megatron_lst.evaluation.items import lay_out
+from megatron_lst.evaluation.heldout import word_span
 from megatron_lst.inference.model import LatentSpeechTextModel
+from megatron_lst.patching.chunks import build_chunk, document_span
+from megatron_lst.patching.strategies import ALIGNED, Patcher
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,19 @@ class Clustering:
 
 
 def word_embeddings(
-    model: LatentSpeechTextModel, documents: Sequence[Document], *, most: int = 40, least: int = 5, words: int = 20
+    model: LatentSpeechTextModel,
+    patching: PatchingConfig,
+    documents: Sequence[Document],
+    *,
+    most: int = 40,
+    least: int = 5,
+    words: int = 20,
 ) -> WordEmbeddings:
     """The encoder's patch of each occurrence of the most frequent words, one patch a word (aligned).
 
     Args:
+        patching: of the run: silence is cut or merged and the lag is as in training. Words are the segments whatever
+            its granularity; a word longer than `max_length` has no patch of its own and is left out.
         least, most: occurrences that a word needs, and that are used of it.
         words: how many words.
 
@@ -60,29 +70,39 @@ def word_embeddings(
     for document in documents:
         for index, (first, last) in enumerate(document.word_chars.tolist()):
             spelled = normalise_text(document.text[first:last])
-            if spelled and document.has_speech:
+            if spelled and document.has_speech and _frames_of(document, index, patching) <= patching.max_length:
                 places.setdefault(spelled, []).append((document, index))
     frequent = sorted((w for w in places if len(places[w]) >= least), key=lambda w: (-len(places[w]), w))[:words]
     if len(frequent) < 2:
         raise UserError(f"fewer than two words occur {least} times in the documents")
+    patcher = Patcher(ALIGNED, replace(patching, granularity="word"))
     names, vectors = [], []
     for word in frequent:
         for document, index in places[word][:most]:
-            vectors.append(_patch_of(model, document, index))
+            vectors.append(_patch_of(model, patcher, document, index))
             names.append(word)
     return WordEmbeddings(names, np.stack(vectors))
 
 
-def _patch_of(model: LatentSpeechTextModel, document: Document, word: int, before: int = 5) -> np.ndarray:
-    """E of one word after a few words of context."""
-    first = max(0, word - before)
-    context = stretch(document, first, word, "speech", aligned=True) if word > first else None
+def _frames_of(document: Document, word: int, patching: PatchingConfig) -> int:
+    """Frames of a word's patch: with merged silence the gap after it belongs to it."""
     begin, end = document.word_frames[word].tolist()
-    from megatron_lst.evaluation.items import speech
+    if patching.silence == "merged":
+        last = word + 1 == len(document.word_frames)
+        end = len(document.speech_ids) if last else int(document.word_frames[word + 1, 0])
+    return int(end - begin)
 
-    target = speech(document.speech_ids[begin:end], [end - begin])
-    spans = [target] if context is None else [context, target]
-    chunk = lay_out(spans, 0, model.vocabulary, model.patch_size, document.id).chunk
+
+def _patch_of(
+    model: LatentSpeechTextModel, patcher: Patcher, document: Document, word: int, before: int = 5
+) -> np.ndarray:
+    """E of one word's patch after a few words of context."""
+    first = max(0, word - before)
+    begin = int(document.word_frames[word, 0])
+    end = begin + _frames_of(document, word, patcher.config)
+    spans = [word_span(document, first, word, "speech", patcher)] if word > first else []
+    spans.append(document_span(document, "speech", begin, end, patcher))
+    chunk, _ = build_chunk(spans, model.vocabulary, patcher, document.id)
     return model.patch_embeddings(chunk)[-1]
 
 
@@ -135,22 +155,37 @@ def draw(embeddings: WordEmbeddings, path: Path) -> None:
     plt.close(figure)
 
 
-def jitter(document: Document, frames: int, rng: np.random.Generator) -> Document:
-    """The document with every word boundary moved by up to `frames` frames, words still in order.
+def jitter(document: Document, frames: int, rng: np.random.Generator, granularity: str = "word") -> Document:
+    """The document with every boundary moved by up to `frames` frames, words still in order.
 
     For the robustness test of A.11: score aligned items of jittered documents beside those of the originals.
-    """
-    from dataclasses import replace
 
-    spans = document.word_frames.astype(np.int64)
-    moved = spans + rng.integers(-frames, frames + 1, spans.shape)
-    flat = moved.ravel()
+    Args:
+        granularity: `word`: boundaries of words move. `bpe`: those of text pieces, and each word goes with its pieces.
+    """
+    count = len(document.speech_ids)
+    if granularity == "word" or not len(document.piece_frames):
+        return replace(document, word_frames=_moved(document.word_frames, frames, count, rng))
+    pieces = document.piece_frames.copy()
+    held = np.flatnonzero(pieces[:, 1] > pieces[:, 0])
+    pieces[held] = _moved(pieces[held], frames, count, rng)
+    words = document.word_frames.copy()
+    for number, (first, last) in enumerate(document.word_tokens.tolist()):
+        own = pieces[first:last][pieces[first:last, 1] > pieces[first:last, 0]]
+        if len(own):
+            words[number] = own[0, 0], own[-1, 1]
+    return replace(document, word_frames=words, piece_frames=pieces)
+
+
+def _moved(spans: np.ndarray, frames: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """int32 [n, 2] spans with their edges moved, in order and not empty within [0, count)."""
+    flat = (spans.astype(np.int64) + rng.integers(-frames, frames + 1, spans.shape)).ravel()
     low = np.zeros(len(flat), np.int64)
-    low[1::2] = 1  # a word keeps a frame at least
+    low[1::2] = 1  # a span keeps a frame at least
     for i in range(len(flat)):
         flat[i] = max(flat[i], (flat[i - 1] if i else 0) + low[i])
-    high = len(document.speech_ids)
+    high = count
     for i in range(len(flat) - 1, -1, -1):
         flat[i] = min(flat[i], high)
         high = int(flat[i]) - int(low[i])
-    return replace(document, word_frames=flat.reshape(-1, 2).astype(np.int32))
+    return flat.reshape(-1, 2).astype(np.int32)

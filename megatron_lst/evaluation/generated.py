@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lst.evaluation.choice import Score, score_laid
-from megatron_lst.evaluation.items import Laid, Span, lay_out
-from megatron_lst.evaluation.speech import normalise
+from megatron_lst.evaluation.choice import Score, score_chunks
+from megatron_lst.evaluation.error_rates import normalise
+from megatron_lst.evaluation.items import scored_chunk
+from megatron_lst.patching.chunks import Span
+from megatron_lst.patching.strategies import Patcher
 from megatron_lst.vocabulary import Vocabulary
 
 
@@ -17,17 +19,17 @@ def perplexity(
     responses: Sequence[Span],
     judge: Score,
     vocabulary: Vocabulary,
-    patch_size: int,
+    patcher: Patcher,
     units: int,
 ) -> float:
     """exp of the judge's mean nats per response token, given the prompt: generative perplexity where the judge is a
     stronger model (transcribe speech first, to be judged as text), self-perplexity where it is the model itself."""
-    laid: list[Laid] = [
-        lay_out((p, r), 1, vocabulary, patch_size, str(i))
+    chunks = [
+        scored_chunk((p, r), 1, vocabulary, patcher, str(i))
         for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
-        if len(r.tokens)
+        if len(r.ids)
     ]
-    scores = score_laid(laid, judge, vocabulary, units)
+    scores = score_chunks(chunks, judge, vocabulary, units)
     return math.exp(-sum(float(s.sum(dtype=np.float64)) for s in scores) / sum(len(s) for s in scores))
 
 

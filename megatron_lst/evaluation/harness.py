@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.choice import score_laid
-from megatron_lst.evaluation.items import Laid, lay_out, text
+from megatron_lst.evaluation.choice import score_chunks
+from megatron_lst.evaluation.items import ScoredChunk, scored_chunk
 from megatron_lst.inference import GenerationSettings, generate, load_export
 from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.model import LatentSpeechTextModel
+from megatron_lst.patching.chunks import prompt_tokens, text_span
+from megatron_lst.patching.strategies import static_patcher
 
 Encode = Callable[[str, bool], list[int]]
 Decode = Callable[[list[int]], str]
@@ -40,6 +42,7 @@ class TextScorer:
         self, model: LatentSpeechTextModel, encode: Encode, decode: Decode, units: int = 4096, batch: int = 8
     ) -> None:
         self.model, self.encode, self.decode, self.units, self.batch = model, encode, decode, units, batch
+        self._patcher = static_patcher(model.patch_size)  # there is only text
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """(log p of the continuation, whether it is the greedy one) for each (context, continuation).
@@ -47,7 +50,7 @@ class TextScorer:
         Raises:
             UserError: a continuation is empty, or longer than the context; names the request.
         """
-        laid = []
+        chunks = []
         for number, (context, continuation) in enumerate(pairs):
             before = self.encode(context.rstrip(), False) if context.strip() else []
             after = self.encode(continuation.strip(), bool(before))
@@ -56,24 +59,23 @@ class TextScorer:
             if len(after) >= self.units:
                 raise UserError(f"request {number}: a continuation of {len(after)} pieces, the context is {self.units}")
             before = before[max(0, len(before) + len(after) + 1 - self.units) :]
-            laid.append(
-                lay_out((text(before), text(after)), 1, self.model.vocabulary, self.model.patch_size, str(number))
-            )
-        scores = score_laid(laid, self.model.score, self.model.vocabulary, self.units)
-        return [(float(s.sum(dtype=np.float64)), self._is_greedy(one)) for s, one in zip(scores, laid, strict=True)]
+            spans = (text_span(before), text_span(after))
+            chunks.append(scored_chunk(spans, 1, self.model.vocabulary, self._patcher, str(number)))
+        scores = score_chunks(chunks, self.model.score, self.model.vocabulary, self.units)
+        return [(float(s.sum(dtype=np.float64)), self._is_greedy(one)) for s, one in zip(scores, chunks, strict=True)]
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
         """log p of whole texts, in windows of the context without overlap; 0 for an empty text."""
-        windows: list[Laid] = []
+        windows: list[ScoredChunk] = []
         owners: list[int] = []
         for number, whole in enumerate(texts):
             ids = self.encode(whole, False)
             for begin in range(0, len(ids), self.units - 1):
-                span = text(ids[begin : begin + self.units - 1])
-                windows.append(lay_out([span], 0, self.model.vocabulary, self.model.patch_size, str(number)))
+                span = text_span(ids[begin : begin + self.units - 1])
+                windows.append(scored_chunk([span], 0, self.model.vocabulary, self._patcher, str(number)))
                 owners.append(number)
         totals = [0.0] * len(texts)
-        scores = score_laid(windows, self.model.score, self.model.vocabulary, self.units) if windows else []
+        scores = score_chunks(windows, self.model.score, self.model.vocabulary, self.units) if windows else []
         for number, values in zip(owners, scores, strict=True):
             totals[number] += float(values.sum(dtype=np.float64))
         return totals
@@ -85,8 +87,8 @@ class TextScorer:
         room = self.units - settings.max_tokens - 1
         if room < 1:
             raise UserError(f"an answer of {settings.max_tokens} pieces leaves no room in a context of {self.units}")
-        bos = self.model.vocabulary.bos
-        ids = [[bos, *self.encode(p.rstrip(), False)[-room:]] for p in prompts]
+        spans = [text_span(self.encode(p.rstrip(), False)[-room:]) for p in prompts]
+        ids = [prompt_tokens([span], self.model.vocabulary) for span in spans]
         answers = []
         for begin in range(0, len(ids), self.batch):
             results, _ = generate(self.model, ids[begin : begin + self.batch], settings)
@@ -96,8 +98,8 @@ class TextScorer:
                 answers.append(said[: min(cuts)] if cuts else said)
         return answers
 
-    def _is_greedy(self, laid: Laid) -> bool:
-        tokens, scored = laid.chunk.tokens, laid.scored
+    def _is_greedy(self, one: ScoredChunk) -> bool:
+        tokens, scored = one.chunk.tokens, one.scored
         counter = self.model.counters(1)[0]
         outputs = self.model.advance([counter.add(tokens)], Cache(self.model.config, 1, one_call=True))
         best = outputs.logits(scored).argmax(-1).cpu().numpy()

@@ -10,9 +10,11 @@ import numpy as np
 
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.choice import Patching, Progress, Score, score_laid
-from megatron_lst.evaluation.items import ChoiceItem, Span, lay_out, speech, text
+from megatron_lst.evaluation.choice import Progress, Score, score_chunks
+from megatron_lst.evaluation.items import ChoiceItem, scored_chunk
+from megatron_lst.patching.chunks import Modality, Span, document_span, text_span
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import ALIGNED, STATIC, Patcher
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
 DIRECTIONS = ("S->S", "T->T", "S->T", "T->S")
@@ -69,7 +71,8 @@ def speech_bits(
     documents: Sequence[Document],
     score: Score,
     vocabulary: Vocabulary,
-    patching: Patching,
+    patcher: Patcher,
+    units: int,
     *,
     max_seconds: float = 60.0,
     frames_of: np.ndarray | None = None,
@@ -77,27 +80,33 @@ def speech_bits(
 ) -> SpeechBits:
     """Code length of the speech tokens of `BOS <s> speech`, in windows of at most `max_seconds`, each cut at a word.
 
+    Under aligned patches the boundaries of words are side information that the bits leave out.
+
     Args:
+        patcher: how speech is cut.
+        units: U of the rows.
         frames_of: int [codebook], frames that each of its entries stands for; None: one. For unit BPE, the lengths of
             its pieces, so that windows and seconds are those of the audio.
 
     Raises:
         UserError: no document has speech.
     """
-    laid, seconds, words = [], 0.0, 0
+    chunks, seconds, words = [], 0.0, 0
     limit = int(max_seconds * vocabulary.rate)
+    # Static windows fill a row at most; aligned patches may be single frames, as unpatched tokens are.
+    limit = min(limit, (units - 2) * (patcher.config.size if patcher.method == STATIC else 1))
     for document in documents:
         if not document.has_speech:
             continue
-        for begin, end, count in word_windows(document, min(limit, (patching.units - 2) * patching.size), frames_of):
-            ids = document.speech_ids[begin:end]
-            laid.append(lay_out([speech(ids)], 0, vocabulary, patching.size, document.id))
-            frames = len(ids) if frames_of is None else int(frames_of[ids].sum())
+        for begin, end, count in word_windows(document, limit, frames_of):
+            span = document_span(document, "speech", begin, end, patcher)
+            chunks.append(scored_chunk([span], 0, vocabulary, patcher, document.id))
+            frames = len(span.ids) if frames_of is None else int(frames_of[span.ids].sum())
             seconds += frames / float(vocabulary.rate)
             words += count
-    if not laid:
+    if not chunks:
         raise UserError("held-out bits: no document has speech")
-    scores = score_laid(laid, score, vocabulary, patching.units, progress=progress)
+    scores = score_chunks(chunks, score, vocabulary, units, progress=progress)
     bits = -sum(float(s.sum(dtype=np.float64)) for s in scores) / np.log(2)
     tokens = sum(len(s) for s in scores)
     return SpeechBits(bits / seconds, bits / max(words, 1), bits / tokens, seconds, words)
@@ -125,30 +134,27 @@ def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = 
     return windows
 
 
-def stretch(document: Document, begin: int, end: int, modality: str, aligned: bool = False) -> Span:
+def word_span(document: Document, begin: int, end: int, modality: Modality, patcher: Patcher) -> Span:
     """Words [begin, end) of a document as one span; speech runs to the next word's first frame."""
-    frames = document.word_frames
     if modality == "text":
         first, last = int(document.word_tokens[begin, 0]), int(document.word_tokens[end - 1, 1])
         characters = int(document.word_chars[end - 1, 1] - document.word_chars[begin, 0])
-        return text(document.token_ids[first:last], characters)
+        return text_span(document.token_ids[first:last], characters)
+    frames = document.word_frames
     start = int(frames[begin, 0]) if begin else 0
     stop = int(frames[end, 0]) if end < len(frames) else len(document.speech_ids)
-    if not aligned:
-        return speech(document.speech_ids[start:stop])
-    cuts = np.unique(np.concatenate([[start], frames[begin:end].ravel(), [stop]]))
-    return speech(document.speech_ids[start:stop], np.diff(cuts).tolist())
+    return document_span(document, "speech", start, stop, patcher)
 
 
 def continuation_choices(
     documents: Sequence[Document],
     direction: str,
+    patcher: Patcher,
     *,
     prompt_words: int = 20,
     continuation_words: int = 10,
     items: int = 1000,
     seed: int = 0,
-    aligned: bool = False,
     same_document: bool = False,
 ) -> list[ChoiceItem]:
     """1-of-2 items from held-out speech documents: the true continuation against other words.
@@ -158,6 +164,7 @@ def continuation_choices(
 
     Args:
         direction: `S->S`, `T->T`, `S->T` or `T->S`.
+        patcher: how the speech will be cut: aligned spans carry their words, and none of them is cut within.
         same_document: the wrong words are from another place of the same document: neither voice nor subject tells
             them apart. Documents without such a place give no item.
 
@@ -166,7 +173,7 @@ def continuation_choices(
     """
     if direction not in DIRECTIONS:
         raise UserError(f"direction {direction!r}: expected one of {', '.join(DIRECTIONS)}")
-    names = {"S": "speech", "T": "text"}
+    names: dict[str, Modality] = {"S": "speech", "T": "text"}
     source, target = names[direction[0]], names[direction[-1]]
     need = prompt_words + continuation_words
     usable = [d for d in documents if d.has_speech and len(d.word_frames) >= need]
@@ -187,14 +194,14 @@ def continuation_choices(
             other = others[int(rng.integers(len(others)))]
             foreign = int(rng.integers(len(other.word_frames) - continuation_words + 1))
         middle = start + prompt_words
-        true = stretch(document, middle, start + need, target, aligned)
-        false = stretch(other, foreign, foreign + continuation_words, target, aligned)
-        if not aligned and len(false.tokens) > len(true.tokens):
-            cut = len(true.tokens)
-            kept = round(false.characters * cut / len(false.tokens))
-            false = Span(false.modality, false.tokens[:cut], None, kept)
+        true = word_span(document, middle, start + need, target, patcher)
+        false = word_span(other, foreign, foreign + continuation_words, target, patcher)
+        if patcher.method != ALIGNED and len(false.ids) > len(true.ids):
+            cut = len(true.ids)
+            kept = round(false.characters * cut / len(false.ids))
+            false = Span(false.modality, false.ids[:cut], None, kept)
         answer = int(rng.integers(2))
         pair = (true, false) if answer == 0 else (false, true)
-        prompt = (stretch(document, start, middle, source, aligned),)
+        prompt = (word_span(document, start, middle, source, patcher),)
         result.append(ChoiceItem(f"{document.id}@{start}", prompt, pair, answer))
     return result

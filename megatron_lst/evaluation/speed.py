@@ -12,6 +12,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, generate
 from megatron_lst.inference.export import generation_patch_size
+from megatron_lst.patching.chunks import prompt_tokens, speech_span
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def measure(
             f"tokens"
         )
     v = model.vocabulary
-    ids = [[v.bos, v.speech_marker, *(v.text_size + (7 * i + b) % v.speech_size for i in range(prompt + b))]
-           for b in range(batch)]  # fmt: skip
+    spoken = [speech_span([(7 * i + b) % v.speech_size for i in range(prompt + b)]) for b in range(batch)]
+    ids = [prompt_tokens([span], v) for span in spoken]
     settings = GenerationSettings(
         max_tokens=tokens, min_tokens=tokens, modality="speech", fixed_shapes=fixed_shapes
     )  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 from megatron_lst.errors import UserError
 from megatron_lst.patching.closing import closed_units
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import patch_sequence, static_patches
 from megatron_lst.vocabulary import Vocabulary
 
 
@@ -79,13 +80,11 @@ class PatchCounter:
         speech = self.vocabulary.is_speech(joined)
         if self.tokens == 0 and speech[0]:
             raise UserError("a sequence begins with BOS or a marker, not with a speech unit")
-        # Position in the maximal speech span, counted from the open patch's first token.
-        index = np.arange(len(joined))
-        span_start = np.maximum.accumulate(np.where(speech & ~np.append(False, speech[:-1]), index, 0))
-        starts = np.flatnonzero(~speech | ((index - span_start) % self.size == 0))
-        lengths = np.diff(np.append(starts, len(joined)))
-        late = speech[starts] & (lengths < self.size)
-        closed = closed_units(lengths, late)
+        # The open patch begins the sequence that is cut, so the counter goes on from it.
+        patches = patch_sequence(speech, lambda begin, end: static_patches(end - begin, self.size))
+        lengths = patches.length.astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        closed = closed_units(lengths, patches.late)
         unit = np.repeat(np.arange(len(lengths)), lengths)
         done = int(closed[-1]) + 1
         base = self.units

@@ -1,20 +1,22 @@
 """How a speech span becomes patches (SPEC 6): every strategy is here, in plain numpy.
 
-A strategy sees one maximal speech span of n frames and, if it is aligned, the frame segments of its words (or text
+A method of patching sees one maximal speech span of n tokens and, if it is aligned, the segments of its words (or text
 pieces).  It answers with patch lengths and with which patches close one token late (SPEC 4); `closing` turns these
-into the causality map.  To add a strategy, write a function that returns `Patches` and name it in `Patcher.cut`.
+into the causality map, `chunks` puts tokens and patches together.  To add a method, write a function that returns
+`Patches` and name it in `Patcher.cut`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lst.config.schema import PatchingConfig
+from megatron_lst.config.schema import ModelConfig, PatchingConfig
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
 
 SINGLE, STATIC, ALIGNED = "single", "static", "aligned"
-"""How one document chunk is cut, after the draw of `mixed` and `curriculum`."""
+"""Methods of patching: how the speech of one document chunk is cut, after the draw of `mixed` and `curriculum`."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Patches:
     """The patches of one speech span of n frames.
 
     Attributes:
-        length: int32 [m], frames of each patch, all >= 1; sum = n.
+        length: int32 [m], tokens of each patch, all >= 1; sum = n.
         late: bool [m], the patch closes at last + 1 instead of last (SPEC 4).
         clipped: bool [m], true at the first patch of each segment that `max_length` split.
         word: bool [m], the patch holds (part of) a word; false: silence. All true where the strategy knows no words.
@@ -129,8 +131,75 @@ def segments_of(document: Document, granularity: str, begin: int, end: int) -> n
     return np.clip(spans[first:last], begin, end) - begin
 
 
+def join_patches(parts: Sequence[Patches]) -> Patches:
+    """Patches of several stretches one after the other; at least one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Patches(
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("length", "late", "clipped", "word"))
+    )
+
+
+def patch_sequence(speech: np.ndarray, cut: Callable[[int, int], Patches]) -> Patches:
+    """Patches of a whole token sequence: a unit for each token that is not speech, `cut` for each maximal speech span.
+
+    Args:
+        speech: bool [n], which tokens are speech.
+        cut: (begin, end) of a maximal speech span -> its patches.
+    """
+    edges = np.flatnonzero(np.diff(speech.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    parts: list[Patches] = []
+    done = 0
+    for begin, end in edges.tolist():
+        parts += [single_patches(begin - done), cut(begin, end)]
+        done = end
+    parts.append(single_patches(len(speech) - done))
+    return join_patches(parts)
+
+
+@dataclass(frozen=True)
 class Patcher:
-    """The configured strategy, with the curriculum's schedule (SPEC 6)."""
+    """How the speech of one document is cut: a method and what it needs of the configuration.
+
+    Attributes:
+        method: SINGLE, STATIC or ALIGNED.
+        config: size, granularity, silence, max_length and lag are read.
+    """
+
+    method: str
+    config: PatchingConfig
+
+    def segments(self, document: Document, begin: int, end: int) -> np.ndarray | None:
+        """int [s, 2], what `cut` needs of frames [begin, end) of a document; None where it needs nothing.
+
+        Raises:
+            UserError: aligned, and the document has no such alignment.
+        """
+        return segments_of(document, self.config.granularity, begin, end) if self.method == ALIGNED else None
+
+    def cut(self, count: int, segments: np.ndarray | None = None) -> Patches:
+        """The patches of one maximal speech span.
+
+        Args:
+            count: its tokens.
+            segments: int [s, 2], see `segments`; read by the aligned method alone.
+        """
+        if self.method == SINGLE:
+            return single_patches(count)
+        if self.method == STATIC:
+            return static_patches(count, self.config.size)
+        assert segments is not None, "aligned patches need the segments of the span"
+        config = self.config
+        return aligned_patches(count, segments, config.silence, config.max_length, config.aligned_lag)
+
+
+def static_patcher(size: int) -> Patcher:
+    """Static patches of `size` tokens; 1 for unpatched models."""
+    return Patcher(STATIC, PatchingConfig(size=size))
+
+
+class PatchingSchedule:
+    """The configured strategy: which patcher each document chunk gets, the curriculum included (SPEC 6)."""
 
     def __init__(self, config: PatchingConfig, tau1: int, tau2: int) -> None:
         """Args: tau1, tau2: global row numbers between which `curriculum` goes from aligned to static."""
@@ -150,29 +219,39 @@ class Patcher:
             return 1.0
         return 1.0 - (row - self.tau1) / (self.tau2 - self.tau1)
 
-    def choose(self, row: int, draw: float) -> str:
+    def choose(self, row: int, draw: float) -> Patcher:
         """How a speech document in global row `row` is cut.
 
         Args:
             draw: uniform in [0, 1), keyed by the row and, unless `patching.draw=row`, by the document's place in it.
         """
-        if self.config.strategy in ("none", "bpe"):
-            return SINGLE
-        return ALIGNED if draw < self.aligned_share(row) else STATIC
+        if self.config.strategy in UNPATCHED:
+            return Patcher(SINGLE, self.config)
+        return Patcher(ALIGNED if draw < self.aligned_share(row) else STATIC, self.config)
 
-    def cut(self, kind: str, document: Document, begin: int, end: int) -> Patches:
-        """The patches of frames [begin, end) of a document, as one maximal speech span.
 
-        Args:
-            kind: what `choose` returned.
+UNPATCHED = ("none", "bpe")
+"""Strategies of the baselines: every token a unit."""
 
-        Raises:
-            UserError: aligned, and the document has no alignment.
-        """
-        if kind == SINGLE:
-            return single_patches(end - begin)
-        if kind == STATIC:
-            return static_patches(end - begin, self.config.size)
-        config = self.config
-        segments = segments_of(document, config.granularity, begin, end)
-        return aligned_patches(end - begin, segments, config.silence, config.max_length, config.aligned_lag)
+
+def evaluation_strategy(strategy: str) -> str:
+    """What a model trained with `strategy` is evaluated under: mixed and curriculum become static (SPEC 9)."""
+    return strategy if strategy in (*UNPATCHED, "aligned") else "static"
+
+
+def evaluation_patcher(model: ModelConfig, patching: PatchingConfig, aligned: bool | None = None) -> Patcher:
+    """How speech is cut for evaluation, with everything else as the model was trained.
+
+    Args:
+        aligned: True, False: by alignment or statically, whatever the model was trained on; None: SPEC 9's rule.
+
+    Raises:
+        UserError: aligned patches for an unpatched model.
+    """
+    if model.kind == "baseline" or patching.strategy in UNPATCHED:
+        if aligned:
+            raise UserError("--aligned: the model is an unpatched baseline, each of its tokens is a unit")
+        return Patcher(SINGLE, patching)
+    if aligned is None:
+        aligned = evaluation_strategy(patching.strategy) == "aligned"
+    return Patcher(ALIGNED if aligned else STATIC, patching)

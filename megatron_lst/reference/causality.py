@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_lst.patching.chunks import chunk_of_tokens
 from megatron_lst.patching.row import Chunk, Row, assemble_row
+from megatron_lst.patching.strategies import Patches, aligned_patches, static_patches
 from megatron_lst.vocabulary import Vocabulary
 
 Logits = Callable[[Row], np.ndarray]
@@ -42,34 +44,25 @@ class Writer:
     Attributes:
         kind: `static`: patches of `size`; `aligned`: segments that end where `end=True` says (side information);
             `lagged`: the same, closing one token late.
-        open: the newest unit may still take speech tokens.
+        tokens: so far.
+        ended: whether an aligned segment ends after each of them.
     """
 
     vocabulary: Vocabulary
     kind: Kind
     size: int
     tokens: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    late: list[bool] = field(default_factory=list)
-    open: bool = False
+    ended: list[bool] = field(default_factory=list)
 
     def other(self, token: int) -> None:
         """A token that is not speech: a unit of its own."""
         self.tokens.append(token)
-        self.lengths.append(1)
-        self.late.append(False)
-        self.open = False
+        self.ended.append(True)
 
     def speech(self, unit: int, end: bool = False) -> None:
         """A speech token; `end`: an aligned segment ends after it."""
-        if not self.open:
-            self.lengths.append(0)
-            self.late.append(self.kind != "aligned")
         self.tokens.append(self.vocabulary.text_size + unit)
-        self.lengths[-1] += 1
-        self.open = not end
-        if self.kind == "static" and self.lengths[-1] == self.size:
-            self.open, self.late[-1] = False, False
+        self.ended.append(end)
 
     @property
     def speaking(self) -> bool:
@@ -91,7 +84,16 @@ class Writer:
         return self
 
     def chunk(self, name: str = "") -> Chunk:
-        return Chunk(np.array(self.tokens, np.int32), np.array(self.lengths, np.int32), np.array(self.late, bool), name)
+        return chunk_of_tokens(np.array(self.tokens, np.int32), self.vocabulary, self._cut, name)
+
+    def _cut(self, begin: int, end: int) -> Patches:
+        count = end - begin
+        if self.kind == "static":
+            return static_patches(count, self.size)
+        ends = np.flatnonzero(self.ended[begin:end]) + 1
+        edges = np.unique(np.concatenate([[0], ends, [count]]))
+        segments = np.stack([edges[:-1], edges[1:]], 1)
+        return aligned_patches(count, segments, max_length=count + 1, lag=int(self.kind == "lagged"))
 
 
 def random_chunk(rng: np.random.Generator, vocabulary: Vocabulary, kind: Kind, size: int, tokens: int) -> Chunk:
@@ -122,8 +124,8 @@ def rewrite_from(
         else:
             writer.other(token)
     if kind == "aligned" and offset in ends:
-        writer.open = False
-    if kind == "aligned" and writer.open:  # the segment goes on: known from the aligner
+        writer.ended[-1] = True
+    if kind == "aligned" and not writer.ended[-1]:  # the segment goes on: known from the aligner
         writer.ramble(rng, max(1, tokens), speech_first=True)
     else:
         writer.ramble(rng, tokens)

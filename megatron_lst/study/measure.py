@@ -7,9 +7,10 @@ import numpy as np
 
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet
-from megatron_lst.evaluation.choice import Patching, Score, run_choice
+from megatron_lst.evaluation.choice import Score, run_choice
 from megatron_lst.evaluation.heldout import continuation_choices, speech_bits
 from megatron_lst.evaluation.items import ChoiceItem
+from megatron_lst.patching.strategies import Patcher
 from megatron_lst.study.arms import Plan
 from megatron_lst.study.world import FIRST_WORD, World
 
@@ -21,13 +22,13 @@ class Measures:
     """Scores a model on held-out documents; the items are the same for every arm and seed.
 
     Args:
-        patch: p of static patches, 1 for an unpatched model.
+        patcher: how the arm's speech is cut for evaluation.
     """
 
-    def __init__(self, plan: Plan, held_out: Sequence[Document], patch: int) -> None:
+    def __init__(self, plan: Plan, held_out: Sequence[Document], patcher: Patcher) -> None:
         self._plan, self._documents = plan, list(held_out)
-        self._patching = Patching(patch, plan.units)
-        self._items = {d: make_items(plan, held_out, d) for d in DIRECTIONS}
+        self._patcher = patcher
+        self._items = {d: make_items(plan, held_out, d, patcher) for d in DIRECTIONS}
 
     def __call__(self, score: Score, *, final: bool) -> dict[str, Any]:
         """Choices of each direction: `right` (0, 1/2, 1) and `margin`, in nats a token, of every item; and bits.
@@ -39,7 +40,9 @@ class Measures:
         count = self._plan.final_items if final else self._plan.items
         found: dict[str, Any] = {}
         for direction, items in self._items.items():
-            result = run_choice(f"study {direction}", items[:count], score, vocabulary, self._patching, rows_at_once=32)
+            result = run_choice(
+                f"study {direction}", items[:count], score, vocabulary, self._patcher, self._plan.units, rows_at_once=32
+            )
             found[direction] = {
                 "right": result.credits().tolist(),
                 "margin": [float(_margin(item.scores("mean"), item.answer)) for item in result.items],
@@ -49,17 +52,19 @@ class Measures:
             self._documents[:BITS_DOCUMENTS],
             score,
             vocabulary,
-            self._patching,
+            self._patcher,
+            self._plan.units,
             max_seconds=(self._plan.units - 2) / float(vocabulary.rate),
         )
         return {**found, "bits_per_second": bits.bits_per_second}
 
 
-def make_items(plan: Plan, held_out: Sequence[Document], direction: str) -> list[ChoiceItem]:
+def make_items(plan: Plan, held_out: Sequence[Document], direction: str, patcher: Patcher) -> list[ChoiceItem]:
     """The items of a direction; the same prompts and continuations in each, spoken or written."""
     return continuation_choices(
         held_out,
         direction,
+        patcher,
         prompt_words=plan.prompt_words,
         continuation_words=plan.continuation_words,
         items=plan.final_items,
@@ -77,7 +82,7 @@ def read_held_out(shards: ShardSet) -> list[Document]:
 
 def ceiling(world: World, items: Sequence[ChoiceItem]) -> float:
     """Share of written items that one gets right who knows the grammar exactly."""
-    words: Callable[[Any], np.ndarray] = lambda span: np.asarray(span.tokens, np.int64) - FIRST_WORD
+    words: Callable[[Any], np.ndarray] = lambda span: np.asarray(span.ids, np.int64) - FIRST_WORD
     right = []
     for item in items:
         (prompt,) = item.prompt

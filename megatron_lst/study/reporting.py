@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.files import write_json, write_text
+from megatron_lst.patching.strategies import static_patcher
 from megatron_lst.study.arms import Plan, plain
 from megatron_lst.study.figure import draw
 from megatron_lst.study.measure import ceiling, make_items, read_held_out
@@ -13,7 +14,7 @@ from megatron_lst.study.summary import CAVEATS, Results, markdown, summarise
 def report(plan: Plan, results: Results, folder: Path) -> str:
     """Write the three files. Returns the page."""
     held_out = read_held_out(ShardSet.open(folder / "data" / "held-out"))
-    top = ceiling(plan.corpus.world, make_items(plan, held_out, "T->T"))
+    top = ceiling(plan.corpus.world, make_items(plan, held_out, "T->T", static_patcher(1)))
     summary = summarise(results)
     page = markdown(summary, plain(plan), top)
     write_json(folder / "study.json", {"plan": plain(plan), "ceiling": top, "arms": summary, "caveats": CAVEATS})

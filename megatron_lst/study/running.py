@@ -162,14 +162,14 @@ def run_task(task: Task, report: Callable[[int, int, str], None]) -> None:
     from megatron_lst.data import RowStream
     from megatron_lst.documents.shards import ShardSet
     from megatron_lst.engines import build_engine
-    from megatron_lst.inference.export import generation_patch_size
+    from megatron_lst.patching.strategies import evaluation_patcher
     from megatron_lst.study.measure import Measures, read_held_out
     from megatron_lst.training.schedule import learning_rate
 
     plan = task.plan
     config = arm_config(plan, task.arm, task.seed, task.sets, task.steps)
-    patch = generation_patch_size(config.model, config.patching)
-    measures = Measures(plan, read_held_out(ShardSet.open(task.sets["held-out"])), patch)
+    patcher = evaluation_patcher(config.model, config.patching)
+    measures = Measures(plan, read_held_out(ShardSet.open(task.sets["held-out"])), patcher)
     points = {round(task.steps * i / plan.evaluations) for i in range(1, plan.evaluations + 1)}
     spent = _Spent()
     began = time.monotonic()

@@ -9,10 +9,10 @@ from megatron_lst.data.validation import validation_rows
 from megatron_lst.documents.schema import Document
 from megatron_lst.engines.base import Engine
 from megatron_lst.engines.scoring import score_on_all_ranks
-from megatron_lst.evaluation.choice import Patching, run_choice
+from megatron_lst.evaluation.choice import run_choice
 from megatron_lst.evaluation.heldout import CONTINUATION, continuation_choices, losses
-from megatron_lst.inference.export import generation_patch_size
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import evaluation_patcher
 
 
 class HeldOutEvaluation:
@@ -49,10 +49,10 @@ class HeldOutEvaluation:
                 value = getattr(measured, kind)
                 found[f"heldout_{name}_{kind}"] = None if math.isnan(value) else value
         config = self._config
-        patching = Patching(generation_patch_size(config.model, config.patching), config.data.units)
+        patcher = evaluation_patcher(config.model, config.patching)
         for direction in config.evaluation.directions if self._documents else ():
-            items = continuation_choices(self._documents, direction, items=config.evaluation.items)
-            result = run_choice(CONTINUATION, items, self._score, config.vocabulary, patching)
+            items = continuation_choices(self._documents, direction, patcher, items=config.evaluation.items)
+            result = run_choice(CONTINUATION, items, self._score, config.vocabulary, patcher, config.data.units)
             found[f"heldout_choice_{direction}"] = float(result.credits().mean())
         return found
 

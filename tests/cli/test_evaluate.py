@@ -107,8 +107,8 @@ def test_documents_without_speech_are_refused_by_name(exported: Path, tmp_path: 
 
 
 def test_recognises_and_speaks(exported: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_lst.cli.speech.text_encoder", lambda spec: (None, {"fingerprint": "aaaa"}))
-    monkeypatch.setattr("megatron_lst.cli.speech.text_decoder", lambda spec: lambda ids: " ".join(map(str, ids)))
+    monkeypatch.setattr("megatron_lst.cli.encoders.text_encoder", lambda spec: (None, {"fingerprint": "aaaa"}))
+    monkeypatch.setattr("megatron_lst.cli.encoders.text_decoder", lambda spec: lambda ids: " ".join(map(str, ids)))
     output = lst("eval", "asr", exported, shards, "--limit", 2, "--max-tokens", 9)
     assert "WER" in output
     assert "x the unpatched ones" in output
@@ -146,8 +146,8 @@ def test_spoken_questions_answered_in_speech(shards: Path, tmp_path: Path, monke
     from lst_prep.units import Codebook
     from megatron_lst.inference.vocoder import write_wav
 
-    monkeypatch.setattr("megatron_lst.cli.speech.text_encoder", lambda spec: (None, {"fingerprint": "aaaa"}))
-    monkeypatch.setattr("megatron_lst.cli.speech.text_decoder", lambda spec: lambda ids: "something else")
+    monkeypatch.setattr("megatron_lst.cli.encoders.text_encoder", lambda spec: (None, {"fingerprint": "aaaa"}))
+    monkeypatch.setattr("megatron_lst.cli.encoders.text_decoder", lambda spec: lambda ids: "something else")
     codebook = random_codebook(tmp_path / "codebook.safetensors")
     info = {"tokenizer": {"name": "toy"}, "codebook": {"fingerprint": Codebook.load(codebook).fingerprint}}
     weights = ReferenceModel(CONFIG.model, CONFIG.vocabulary).state_dict()

@@ -29,7 +29,7 @@ from megatron_lst.inference import load_export
 from megatron_lst.inference.vocoder import write_wav
 from megatron_lst.vocabulary import Vocabulary
 from tests.cli.test_evaluate import document
-from tests.cli.test_targets import MAKE_RUN
+from tests.cli.test_models import MAKE_RUN
 from tests.support.toy import toy_config
 
 app = typer.Typer()

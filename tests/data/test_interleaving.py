@@ -1,4 +1,4 @@
-"""Spans of a visit (SPEC 7) and where visits are cut (SPEC 6.4)."""
+"""Spans of an example (SPEC 7) and where examples are cut (SPEC 6.4)."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from megatron_lst.config.schema import PatchingConfig, SpanConfig
 from megatron_lst.data.interleaving import (
     SPEECH,
-    Visit,
+    Example,
     draws_needed,
-    interleaved_visit,
-    plain_visit,
-    task_visit,
+    interleaved_example,
+    task_example,
+    text_example,
     word_spans,
 )
-from megatron_lst.data.packing import Room, lay, start_of
+from megatron_lst.data.packing import Capacity, first_position, pack_example
 from megatron_lst.draws import permutation, uniforms
 from megatron_lst.errors import UserError
-from megatron_lst.patching.strategies import Patcher
+from megatron_lst.patching.strategies import PatchingSchedule, static_patcher
 from megatron_lst.vocabulary import Vocabulary
 from tests.data.toy import SPEECH as CODES
 from tests.data.toy import TEXT, speech_document, text_document
@@ -56,17 +56,17 @@ def test_spans_alternate_and_keep_the_word_ratio(config: SpanConfig) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 80), st.integers(0, 10**6), st.sampled_from(["log_uniform", "uniform"]))
-def test_every_word_is_in_one_span_and_every_frame_has_one_word(words: int, key: int, kind: Any) -> None:
-    config = SpanConfig(kind=kind, speech_min=1, speech_max=9, text_min=2, text_max=6)
+def test_every_word_is_in_one_span_and_every_frame_has_one_word(words: int, key: int, lengths: Any) -> None:
+    config = SpanConfig(kind=lengths, speech_min=1, speech_max=9, text_min=2, text_max=6)
     document = speech_document(key % 1000, words)
-    visit = interleaved_visit(document, config, uniforms(draws_needed(words, config), 1, "test", key))
-    assert (visit.spans[:, 2] > visit.spans[:, 1]).all()
+    example = interleaved_example(document, config, uniforms(draws_needed(words, config), 1, "test", key))
+    assert (example.spans[:, 2] > example.spans[:, 1]).all()
     frames = np.append(document.word_frames[:, 0], len(document.speech_ids))
     frames[0] = 0
     pieces = np.append(document.word_tokens[:, 0], len(document.token_ids))
     word = 0
-    for sort, begin, end in visit.spans:
-        edges = frames if sort == SPEECH else pieces
+    for kind, begin, end in example.spans:
+        edges = frames if kind == SPEECH else pieces
         assert edges[word] == begin
         word = int(np.searchsorted(edges, end))
         assert edges[word] == end
@@ -85,58 +85,58 @@ def test_every_word_is_in_one_span_and_every_frame_has_one_word(words: int, key:
 def test_chunks_fit_and_lose_nothing(
     key: int, strategy: Any, cut: Any, text: bool, rooms: list[tuple[int, int]], empty: bool
 ) -> None:
-    """Laid into rooms of any sizes, the chunks of a visit are the visit, and none is larger than its room."""
+    """Whatever room rows have: the chunks of an example are the example, and none is larger than its room."""
     config = PatchingConfig(strategy=strategy, silence=cut[0], max_length=cut[1])
-    patcher = Patcher(config, 0, 0)
+    patcher = PatchingSchedule(config, 0, 0).choose(0, 0.0)
     spans = SpanConfig(speech_min=1, speech_max=9)
     document = text_document(key) if text else speech_document(key)
     draws = uniforms(draws_needed(len(document.word_frames), spans), 0, "test", key)
-    visit = plain_visit(document) if text else interleaved_visit(document, spans, draws)
-    place, got, number = start_of(visit), [], 0
+    example = text_example(document) if text else interleaved_example(document, spans, draws)
+    position, got, number = first_position(example), [], 0
     markers = [VOCABULARY.text_marker, VOCABULARY.speech_marker]
-    while place is not None:
+    while position is not None:
         units, excess = rooms[number % len(rooms)]
-        room = Room(units, max(excess, 31 if empty else 0))
-        laid = lay(visit, place, patcher.choose(0, 0.0), room, patcher, VOCABULARY, empty)
+        capacity = Capacity(units, max(excess, 31 if empty else 0))
+        packed = pack_example(example, position, patcher, capacity, VOCABULARY, empty)
         number += 1
-        if laid is None:
+        if packed is None:
             assert not empty
             rooms = [(units + 40, excess + 40)]
             continue
-        chunk = laid.chunk
-        assert len(chunk.patch_length) <= room.units
-        assert len(chunk.tokens) - len(chunk.patch_length) <= room.excess
+        chunk = packed.chunk
+        assert len(chunk.patch_length) <= capacity.units
+        assert len(chunk.tokens) - len(chunk.patch_length) <= capacity.excess
         assert chunk.patch_length.sum() == len(chunk.tokens)
         assert chunk.tokens[0] == VOCABULARY.bos
-        assert (chunk.tokens[-1] == VOCABULARY.eos) == (laid.rest is None)
+        assert (chunk.tokens[-1] == VOCABULARY.eos) == (packed.rest is None)
         assert text or chunk.tokens[1] in markers
-        inner = chunk.tokens[1:-1] if laid.rest is None else chunk.tokens[1:]
+        inner = chunk.tokens[1:-1] if packed.rest is None else chunk.tokens[1:]
         assert len(inner), "a chunk holds at least one token of the document"
         got += inner.tolist()
-        assert laid.rest != place
-        place = laid.rest
+        assert packed.rest != position
+        position = packed.rest
     plain = [t for t in got if t not in markers]
-    assert plain == everything(visit)
+    assert plain == everything(example)
 
 
-def everything(visit: Visit) -> list[int]:
+def everything(example: Example) -> list[int]:
     tokens: list[int] = []
-    for sort, begin, end in visit.spans:
-        source = visit.document.speech_ids.astype(int) + TEXT if sort == SPEECH else visit.document.token_ids
+    for kind, begin, end in example.spans:
+        source = example.document.speech_ids.astype(int) + TEXT if kind == SPEECH else example.document.token_ids
         tokens += source[begin:end].tolist()
     return tokens
 
 
 def test_the_rest_of_a_cut_document_begins_at_a_word_with_a_fresh_phase() -> None:
     document = speech_document(5, words=30)
-    visit = Visit(document, np.array([[SPEECH, 0, len(document.speech_ids)]]))
-    patcher = Patcher(PatchingConfig(), 0, 0)
-    laid = lay(visit, start_of(visit), "static", Room(20, 200), patcher, VOCABULARY, True)
-    assert laid is not None
-    assert laid.rest is not None
-    assert laid.rest.at in document.word_frames[:, 0]
-    assert laid.chunk.patch_length[:2].tolist() == [1, 1]
-    rest = lay(visit, laid.rest, "static", Room(500, 900), patcher, VOCABULARY, True)
+    example = Example(document, np.array([[SPEECH, 0, len(document.speech_ids)]]))
+    patcher = static_patcher(4)
+    packed = pack_example(example, first_position(example), patcher, Capacity(20, 200), VOCABULARY, True)
+    assert packed is not None
+    assert packed.rest is not None
+    assert packed.rest.at in document.word_frames[:, 0]
+    assert packed.chunk.patch_length[:2].tolist() == [1, 1]
+    rest = pack_example(example, packed.rest, patcher, Capacity(500, 900), VOCABULARY, True)
     assert rest is not None
     assert rest.chunk.tokens[:2].tolist() == [VOCABULARY.bos, VOCABULARY.speech_marker]
     assert (rest.chunk.patch_length[2:-2] == 4).all()
@@ -144,27 +144,27 @@ def test_the_rest_of_a_cut_document_begins_at_a_word_with_a_fresh_phase() -> Non
 
 def test_a_word_longer_than_a_row_is_cut_at_a_unit_and_one_that_never_fits_is_refused() -> None:
     document = speech_document(3, words=4, longest_word=60)
-    visit = Visit(document, np.array([[SPEECH, 0, len(document.speech_ids)]]))
-    patcher = Patcher(PatchingConfig(), 0, 0)
-    laid = lay(visit, start_of(visit), "static", Room(4, 12), patcher, VOCABULARY, True)
-    assert laid is not None
-    assert laid.chunk.patch_length.tolist() == [1, 1, 4, 4]
+    example = Example(document, np.array([[SPEECH, 0, len(document.speech_ids)]]))
+    patcher = static_patcher(4)
+    packed = pack_example(example, first_position(example), patcher, Capacity(4, 12), VOCABULARY, True)
+    assert packed is not None
+    assert packed.chunk.patch_length.tolist() == [1, 1, 4, 4]
     with pytest.raises(UserError, match=r"speech-3.*raise data.units or data.tokens"):
-        lay(visit, start_of(visit), "static", Room(4, 2), patcher, VOCABULARY, True)
+        pack_example(example, first_position(example), patcher, Capacity(4, 2), VOCABULARY, True)
 
 
 @pytest.mark.parametrize("task", ["asr", "tts"])
 def test_tasks_learn_the_response_alone_and_stay_whole(task: str) -> None:
     document = speech_document(8, words=6)
-    patcher = Patcher(PatchingConfig(), 0, 0)
-    visit = task_visit(document, task)
-    laid = lay(visit, start_of(visit), "static", Room(500, 500), patcher, VOCABULARY, True)
-    assert laid is not None
-    tokens = laid.chunk.tokens
+    patcher = static_patcher(4)
+    example = task_example(document, task)
+    packed = pack_example(example, first_position(example), patcher, Capacity(500, 500), VOCABULARY, True)
+    assert packed is not None
+    tokens = packed.chunk.tokens
     response = VOCABULARY.text_marker if task == "asr" else VOCABULARY.speech_marker
-    assert tokens[laid.chunk.prompt] == response
+    assert tokens[packed.chunk.prompt] == response
     assert tokens[-1] == VOCABULARY.eos
-    assert lay(visit, start_of(visit), "static", Room(20, 500), patcher, VOCABULARY, True) is None
+    assert pack_example(example, first_position(example), patcher, Capacity(20, 500), VOCABULARY, True) is None
 
 
 def test_draws_are_pinned() -> None:

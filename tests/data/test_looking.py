@@ -88,7 +88,7 @@ def test_notes_say_what_every_token_is() -> None:
     vocabulary = config.vocabulary
     for _ in range(12):
         row = stream.next_row()
-        notes = note_tokens(row, stream.placed, vocabulary)
+        notes = note_tokens(row, stream.origins, vocabulary)
         speech = vocabulary.is_speech(row.tokens)
         kinds = np.array(notes.kind)
         assert np.array_equal(speech, (kinds == "speech") | (kinds == "silence"))
@@ -100,7 +100,7 @@ def test_notes_say_what_every_token_is() -> None:
             inside = row.unit == u
             assert len(set(kinds[inside])) == 1
             assert len(set(notes.word[inside])) == 1
-        for entry in describe_units(row, stream.placed, vocabulary):
+        for entry in describe_units(row, stream.origins, vocabulary):
             closed_at, first, tokens = entry["closed_at"], entry["first"], entry["tokens"]
             assert closed_at is None or closed_at in (first + tokens - 1, first + tokens)
 

@@ -104,13 +104,13 @@ def test_every_document_once_in_each_of_two_epochs(cap: int | None) -> None:
                     visits[-1].extend(chunk)
                 else:
                     visits.append([])
-            # The last visit may be under way.
-            for visit in visits[:-1]:
+            # The last example may be under way.
+            for example in visits[:-1]:
                 ended[name] += 1
                 if name in whole:
-                    assert visit == whole[name], "a word was lost or repeated where the document was cut"
+                    assert example == whole[name], "a word was lost or repeated where the document was cut"
                 else:
-                    _follows_the_document(name, visit)
+                    _follows_the_document(name, example)
         assert set(lengths) >= {n for n in found if n.startswith("text")}
     everything = {d.id for d in TEXT_DOCUMENTS} | {d.id for d in SPEECH_DOCUMENTS}
     assert set(ended) == everything
@@ -125,12 +125,12 @@ def test_every_document_once_in_each_of_two_epochs(cap: int | None) -> None:
     assert min(ended.values()) >= 2
 
 
-def _follows_the_document(name: str, visit: list[int]) -> None:
+def _follows_the_document(name: str, example: list[int]) -> None:
     """Every word exactly once, as text or as the frames up to the next word."""
     document = next(d for d in SPEECH_DOCUMENTS if d.id == name)
     begins = np.append(document.word_frames[:, 0], len(document.speech_ids))
     begins[0] = 0
-    rest = visit
+    rest = example
     for word in range(len(document.word_frames)):
         spoken = (document.speech_ids[begins[word] : begins[word + 1]].astype(int) + TEXT).tolist()
         a, b = document.word_tokens[word]

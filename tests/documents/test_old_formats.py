@@ -39,6 +39,6 @@ def test_prepared_tasks_of_format_1() -> None:
     task = read_prepared(OLD / "prepared-1")
     items, refused = task.choice_items("S->S")
     assert refused == {"b": "no audio"}
-    assert items[0].prompt[0].tokens.tolist() == [1, 2, 3]
-    assert [c.tokens.tolist() for c in items[0].candidates] == [[1, 2, 3], [4]]
-    assert task.choice_items("T->T")[0][0].prompt[0].tokens.tolist() == [5, 6]
+    assert items[0].prompt[0].ids.tolist() == [1, 2, 3]
+    assert [c.ids.tolist() for c in items[0].candidates] == [[1, 2, 3], [4]]
+    assert task.choice_items("T->T")[0][0].prompt[0].ids.tolist() == [5, 6]

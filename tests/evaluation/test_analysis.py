@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_lst.config.schema import ModelConfig
+from megatron_lst.config.schema import ModelConfig, PatchingConfig
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.embeddings import WordEmbeddings, clustering, draw, jitter, word_embeddings
@@ -66,7 +66,7 @@ def test_patch_embeddings_are_the_oracles() -> None:
 
 def test_words_with_units_of_their_own_cluster_and_shuffled_names_do_not(tmp_path: Path) -> None:
     _, model = models()
-    found = word_embeddings(model, [document()], least=3, words=4)
+    found = word_embeddings(model, PatchingConfig(), [document()], least=3, words=4)
     assert sorted(set(found.words)) == ["alpha", "beta", "delta", "gamma"]
     assert found.vectors.shape == (24, 16)
     result = clustering(found)
@@ -77,7 +77,7 @@ def test_words_with_units_of_their_own_cluster_and_shuffled_names_do_not(tmp_pat
     draw(found, tmp_path / "words.png")
     assert (tmp_path / "words.png").stat().st_size > 5000
     with pytest.raises(UserError, match="fewer than two words"):
-        word_embeddings(model, [document(3)], least=3)
+        word_embeddings(model, PatchingConfig(), [document(3)], least=3)
 
 
 def test_clustering_of_orthogonal_words() -> None:

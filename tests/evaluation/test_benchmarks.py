@@ -190,7 +190,7 @@ def test_prepared_round_trip_and_directions(tmp_path: Path) -> None:
     assert [i.id for i in crossed] == ["a"]
     assert set(refused) == {"x", "b"}
     assert crossed[0].prompt[0].modality == "speech"
-    assert crossed[0].candidates[1].tokens.tolist() == [7]
+    assert crossed[0].candidates[1].ids.tolist() == [7]
     again.check_fingerprints({"tokenizer": {"fingerprint": "1"}})
     with pytest.raises(UserError, match="prepared with the tokenizer 1, the model was trained with 2"):
         again.check_fingerprints({"tokenizer": {"fingerprint": "2"}})

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_lst.config.schema import ModelConfig
+from megatron_lst.config.schema import ModelConfig, PatchingConfig
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.choice import ItemScore, Patching, run_choice
-from megatron_lst.evaluation.items import ChoiceItem, Span, lay_out, pack, speech, text
+from megatron_lst.evaluation.choice import ItemScore, run_choice
+from megatron_lst.evaluation.items import ChoiceItem, pack_chunks, scored_chunk
 from megatron_lst.inference import LatentSpeechTextModel
+from megatron_lst.patching.chunks import Span, speech_span, text_span
 from megatron_lst.patching.row import Row, assemble_row
+from megatron_lst.patching.strategies import ALIGNED, Patcher, static_patcher
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
@@ -23,29 +25,31 @@ TINY = ModelConfig(
 B, T, S = V.bos, V.text_marker, V.speech_marker
 
 
-def laid(*spans: Span, size: int = 3) -> tuple[list[int], list[int], list[int]]:
-    one = lay_out(spans, len(spans) - 1, V, size, "x")
+def parts_of(*spans: Span, size: int = 3) -> tuple[list[int], list[int], list[int]]:
+    one = scored_chunk(spans, len(spans) - 1, V, static_patcher(size), "x")
     row = assemble_row([one.chunk], len(one.chunk.patch_length), V)
     row.check(V)
     return one.chunk.tokens.tolist(), one.chunk.patch_length.tolist(), row.labels[one.scored].tolist()
 
 
 def test_layouts_of_the_four_directions() -> None:
-    units, more, words = speech([0, 1, 2, 3]), speech([4, 5]), text([5, 6])
-    assert laid(units, more) == ([B, S, 24, 25, 26, 27, 28, 29], [1, 1, 3, 3], [28, 29])
-    assert laid(text([7]), words) == ([B, 7, 5, 6], [1, 1, 1, 1], [5, 6])
-    assert laid(units, words) == ([B, S, 24, 25, 26, 27, T, 5, 6], [1, 1, 3, 1, 1, 1, 1], [5, 6])
-    assert laid(words, more) == ([B, 5, 6, S, 28, 29], [1, 1, 1, 1, 2], [28, 29])
+    units, more, words = speech_span([0, 1, 2, 3]), speech_span([4, 5]), text_span([5, 6])
+    assert parts_of(units, more) == ([B, S, 24, 25, 26, 27, 28, 29], [1, 1, 3, 3], [28, 29])
+    assert parts_of(text_span([7]), words) == ([B, 7, 5, 6], [1, 1, 1, 1], [5, 6])
+    assert parts_of(units, words) == ([B, S, 24, 25, 26, 27, T, 5, 6], [1, 1, 3, 1, 1, 1, 1], [5, 6])
+    assert parts_of(words, more) == ([B, 5, 6, S, 28, 29], [1, 1, 1, 1, 2], [28, 29])
 
 
 def test_the_patch_counter_goes_on_and_aligned_spans_end_at_the_join() -> None:
-    one = lay_out([speech([0] * 4), speech([1] * 5)], 1, V, 3, "x")
+    one = scored_chunk([speech_span([0] * 4), speech_span([1] * 5)], 1, V, static_patcher(3), "x")
     assert one.chunk.patch_length.tolist() == [1, 1, 3, 3, 3]
-    two = lay_out([speech([0] * 4, [1, 3]), speech([1] * 5, [5])], 1, V, 3, "x")
+    aligned = Patcher(ALIGNED, PatchingConfig())
+    spans = [speech_span([0] * 4, [[1, 4]]), speech_span([1] * 5, [[0, 5]])]
+    two = scored_chunk(spans, 1, V, aligned, "x")
     assert two.chunk.patch_length.tolist() == [1, 1, 1, 3, 5]
     assert not two.chunk.closes_late.any()
-    with pytest.raises(UserError, match="aligned and static speech in one span"):
-        lay_out([speech([0] * 4, [1, 3]), speech([1])], 1, V, 3, "x")
+    with pytest.raises(UserError, match="item x: its spoken words have no times"):
+        scored_chunk([spans[0], speech_span([1])], 1, V, aligned, "x")
 
 
 def random_items(count: int = 7) -> list[ChoiceItem]:
@@ -53,7 +57,11 @@ def random_items(count: int = 7) -> list[ChoiceItem]:
 
     def span(modality: str) -> Span:
         n = int(rng.integers(1, 9))
-        return speech(rng.integers(9, size=n)) if modality == "speech" else text(rng.integers(3, 24, size=n), n + 2)
+        return (
+            speech_span(rng.integers(9, size=n))
+            if modality == "speech"
+            else text_span(rng.integers(3, 24, size=n), n + 2)
+        )
 
     kinds = [("speech", "speech"), ("text", "text"), ("speech", "text"), ("text", "speech")]
     return [
@@ -70,17 +78,17 @@ def models() -> tuple[ReferenceModel, LatentSpeechTextModel]:
 def test_sums_are_the_models_log_probabilities_and_packing_changes_nothing() -> None:
     oracle, model = models()
     items = random_items()
-    packed = run_choice("t", items, model.score, V, Patching(3, 40))
+    packed = run_choice("t", items, model.score, V, static_patcher(3), 40)
     for item, result in zip(items, packed.items, strict=True):
         for candidate, total, tokens in zip(item.candidates, result.sums, result.tokens, strict=True):
-            one = lay_out((*item.prompt, candidate), 1, V, 3, item.id)
+            one = scored_chunk((*item.prompt, candidate), 1, V, static_patcher(3), item.id)
             row = assemble_row([one.chunk], len(one.chunk.patch_length), V)
             with torch.no_grad():
                 log_p = oracle(row).log_softmax(-1).numpy()
             wanted = sum(log_p[t, row.tokens[t + 1]] for t in one.scored)
-            assert tokens == len(candidate.tokens)
+            assert tokens == len(candidate.ids)
             np.testing.assert_allclose(total, wanted, rtol=1e-5)
-    alone = run_choice("t", items, model.score, V, Patching(3, 19), rows_at_once=1)
+    alone = run_choice("t", items, model.score, V, static_patcher(3), 19, rows_at_once=1)
     np.testing.assert_allclose([i.sums for i in alone.items], [i.sums for i in packed.items], rtol=1e-5)
     assert 0 <= packed.accuracy().mean <= 1  # type: ignore[union-attr]
 
@@ -100,40 +108,43 @@ def likes_even(rows: Sequence[Row]) -> list[np.ndarray]:
 
 def test_accuracy_counts_what_the_scorer_prefers() -> None:
     items = [
-        ChoiceItem(str(i), (text([4]),), (text([6, 8]), text([5, 7])), answer) for i, answer in enumerate([0, 0, 0, 1])
+        ChoiceItem(str(i), (text_span([4]),), (text_span([6, 8]), text_span([5, 7])), answer)
+        for i, answer in enumerate([0, 0, 0, 1])
     ]
-    result = run_choice("t", items, likes_even, V, Patching(3, 40))
+    result = run_choice("t", items, likes_even, V, static_patcher(3), 40)
     assert result.accuracy("mean").mean == 0.75  # type: ignore[union-attr]
     assert result.chance == 0.5
-    flipped = run_choice("t", [replace(i, answer=1 - i.answer) for i in items], likes_even, V, Patching(3, 40))
+    flipped = run_choice("t", [replace(i, answer=1 - i.answer) for i in items], likes_even, V, static_patcher(3), 40)
     assert flipped.accuracy("mean").mean == 0.25  # type: ignore[union-attr]
 
 
 def test_bad_items_are_refused_by_id_and_the_rest_goes_on() -> None:
-    good = ChoiceItem("good", (text([4]),), (text([6]), text([5])), 0)
+    good = ChoiceItem("good", (text_span([4]),), (text_span([6]), text_span([5])), 0)
     bad = [
-        replace(good, id="no-ending", candidates=(text([6]), text([]))),
-        replace(good, id="no-prompt", prompt=(text([]),)),
-        replace(good, id="too-long", prompt=(text([4] * 50),)),
-        replace(good, id="one-choice", candidates=(text([6]),)),
-        replace(good, id="ids", candidates=(text([6]), text([24]))),
+        replace(good, id="no-ending", candidates=(text_span([6]), text_span([]))),
+        replace(good, id="no-prompt", prompt=(text_span([]),)),
+        replace(good, id="too-long", prompt=(text_span([4] * 50),)),
+        replace(good, id="one-choice", candidates=(text_span([6]),)),
+        replace(good, id="ids", candidates=(text_span([6]), text_span([24]))),
         replace(good, id="answer", answer=2),
-        replace(good, id="mixed", candidates=(text([6]), speech([1]))),
-        replace(good, id="patches", candidates=(speech([1, 2], [1]), speech([1], [1]))),
+        replace(good, id="mixed", candidates=(text_span([6]), speech_span([1]))),
+        replace(good, id="words", candidates=(speech_span([1, 2], [[0, 3]]), speech_span([1], [[0, 1]]))),
         good,
     ]
-    result = run_choice("t", [good, *bad], likes_even, V, Patching(3, 40))
+    result = run_choice("t", [good, *bad], likes_even, V, static_patcher(3), 40)
     assert [i.id for i in result.items] == ["good"]
     assert set(result.refused) == {i.id for i in bad}
     assert "stands there twice" in result.refused["good"]
     assert "missing audio" in result.refused["no-ending"]
     assert "54 units" in result.refused["too-long"] or "52 units" in result.refused["too-long"]
     with pytest.raises(UserError, match="no item can be scored"):
-        run_choice("t", bad[:3], likes_even, V, Patching(3, 40))
+        run_choice("t", bad[:3], likes_even, V, static_patcher(3), 40)
 
 
 def test_rows_are_packed_full() -> None:
-    documents = [lay_out([text([5] * n), text([6])], 1, V, 3, str(n)) for n in (3, 3, 8, 1)]
-    rows, place = pack(documents, 10, V)
+    documents = [
+        scored_chunk([text_span([5] * n), text_span([6])], 1, V, static_patcher(3), str(n)) for n in (3, 3, 8, 1)
+    ]
+    rows, place = pack_chunks(documents, 10, V)
     assert place == [(0, 0), (0, 5), (1, 0), (2, 0)]
     assert all(r.units == 10 for r in rows)

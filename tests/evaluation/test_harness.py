@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 from megatron_lst.cli.evaluate import eval_app
 from megatron_lst.config.schema import Config, ModelConfig
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.choice import Patching, run_choice
+from megatron_lst.evaluation.choice import run_choice
 from megatron_lst.evaluation.harness import make_harness_model
-from megatron_lst.evaluation.items import ChoiceItem, text
+from megatron_lst.evaluation.items import ChoiceItem
 from megatron_lst.inference import load_export, write_export
+from megatron_lst.patching.chunks import text_span
+from megatron_lst.patching.strategies import static_patcher
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.vocabulary import Vocabulary
 
@@ -112,11 +114,14 @@ def test_every_kind_of_task_runs_and_agrees_with_our_scorer(folders: tuple[Path,
     model = load_export(export).model()
     items = [
         ChoiceItem(
-            str(i), (text(encode(s["prompt"], False)),), tuple(text(encode(s[k], True)) for k in ("right", "wrong")), 0
+            str(i),
+            (text_span(encode(s["prompt"], False)),),
+            tuple(text_span(encode(s[k], True)) for k in ("right", "wrong")),
+            0,
         )
         for i, s in enumerate(STORIES)
     ]
-    ours = run_choice("stories", items, model.score, V, Patching(4, 32))
+    ours = run_choice("stories", items, model.score, V, static_patcher(4), 32)
     for item, theirs in zip(ours.items, answers(results, "choice"), strict=True):
         np.testing.assert_allclose([float(r[0]) for r in theirs], item.sums, rtol=1e-6)
     credit = np.mean([item.credit("sum") for item in ours.items])
@@ -131,11 +136,11 @@ def test_every_kind_of_task_runs_and_agrees_with_our_scorer(folders: tuple[Path,
 
 
 def test_the_command_writes_results(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_lst.cli import speech
+    from megatron_lst.cli import encoders
 
     export, tasks = folders
-    monkeypatch.setattr(speech, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
-    monkeypatch.setattr(speech, "text_decoder", lambda spec: decode)
+    monkeypatch.setattr(encoders, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
+    monkeypatch.setattr(encoders, "text_decoder", lambda spec: decode)
     out = export.parent / "results"
     command = [
         "harness",
@@ -159,10 +164,10 @@ def test_the_command_writes_results(folders: tuple[Path, Path], monkeypatch: pyt
 def test_a_task_that_is_not_known_is_the_users_mistake(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from megatron_lst.cli import speech
+    from megatron_lst.cli import encoders
 
-    monkeypatch.setattr(speech, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
-    monkeypatch.setattr(speech, "text_decoder", lambda spec: decode)
+    monkeypatch.setattr(encoders, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
+    monkeypatch.setattr(encoders, "text_decoder", lambda spec: decode)
     command = ["harness", str(folders[0]), "--task", "choise", "--tasks-from", str(folders[1])]
     done = CliRunner().invoke(eval_app, command)
     assert isinstance(done.exception, UserError)

@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_lst.config.schema import PatchingConfig
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.choice import Patching, run_choice
+from megatron_lst.evaluation.choice import run_choice
 from megatron_lst.evaluation.heldout import continuation_choices, losses, speech_bits, word_windows
-from megatron_lst.evaluation.items import lay_out, speech, text
+from megatron_lst.evaluation.items import scored_chunk
+from megatron_lst.patching.chunks import speech_span, text_span
 from megatron_lst.patching.row import Row, assemble_row
+from megatron_lst.patching.strategies import ALIGNED, Patcher, static_patcher
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
 V = Vocabulary(text_size=64, speech_size=40, multiple=8)
@@ -44,7 +47,7 @@ def constant(nats: float):  # type: ignore[no-untyped-def]
 
 
 def test_losses_by_modality() -> None:
-    one = lay_out([speech([1, 2, 3]), text([5, 6])], 0, V, 2, "d")
+    one = scored_chunk([speech_span([1, 2, 3]), text_span([5, 6])], 0, V, static_patcher(2), "d")
     row = assemble_row([one.chunk], 12, V)
 
     def score(rows: Sequence[Row]) -> list[np.ndarray]:
@@ -62,14 +65,14 @@ def test_losses_by_modality() -> None:
 def test_bits_per_second_of_a_uniform_model() -> None:
     documents = [spoken("a", 30), spoken("b", 11)]
     for size in (1, 4):
-        result = speech_bits(documents, constant(np.log(8)), V, Patching(size, 200))
+        result = speech_bits(documents, constant(np.log(8)), V, static_patcher(size), 200)
         assert result.bits_per_token == pytest.approx(3)
         assert result.bits_per_second == pytest.approx(3 * 25)
         assert result.words == 41
         assert result.seconds == pytest.approx(sum(len(d.speech_ids) for d in documents) / 25)
         assert result.bits_per_word == pytest.approx(3 * result.seconds * 25 / 41)
     with pytest.raises(UserError, match="no document has speech"):
-        speech_bits([], constant(1.0), V, Patching(4, 200))
+        speech_bits([], constant(1.0), V, static_patcher(4), 200)
 
 
 def test_bits_per_second_of_unit_bpe_are_of_the_audio() -> None:
@@ -78,10 +81,12 @@ def test_bits_per_second_of_unit_bpe_are_of_the_audio() -> None:
     frames_of = np.arange(40) % 3 + 1
     frames = sum(int(frames_of[d.speech_ids].sum()) for d in documents)
     tokens = sum(len(d.speech_ids) for d in documents)
-    result = speech_bits(documents, constant(np.log(8)), V, Patching(1, 200), frames_of=frames_of)
+    result = speech_bits(documents, constant(np.log(8)), V, static_patcher(1), 200, frames_of=frames_of)
     assert result.seconds == pytest.approx(frames / 25)
     assert result.bits_per_second == pytest.approx(3 * tokens * 25 / frames)
-    assert result.bits_per_second < speech_bits(documents, constant(np.log(8)), V, Patching(1, 200)).bits_per_second
+    assert (
+        result.bits_per_second < speech_bits(documents, constant(np.log(8)), V, static_patcher(1), 200).bits_per_second
+    )
     for begin, end, _ in word_windows(documents[0], 20, frames_of):
         assert frames_of[documents[0].speech_ids[begin:end]].sum() <= 20
 
@@ -100,9 +105,9 @@ def test_windows_hold_whole_words_and_lose_none() -> None:
 @pytest.mark.parametrize("direction", ["S->S", "T->T", "S->T", "T->S"])
 def test_choices_hold_the_true_continuation(direction: str) -> None:
     documents = [spoken(f"d{i}", 40, first=7 * i) for i in range(4)]
-    items = continuation_choices(documents, direction, prompt_words=6, continuation_words=4, seed=3)
+    items = continuation_choices(documents, direction, static_patcher(4), prompt_words=6, continuation_words=4, seed=3)
     assert items == items  # frozen; determinism below is on the tokens
-    again = continuation_choices(documents, direction, prompt_words=6, continuation_words=4, seed=3)
+    again = continuation_choices(documents, direction, static_patcher(4), prompt_words=6, continuation_words=4, seed=3)
     assert [i.answer for i in items] == [i.answer for i in again]
     assert len(items) == 4 * 4
     assert 0 < np.mean([i.answer for i in items]) < 1
@@ -133,37 +138,52 @@ def test_choices_hold_the_true_continuation(direction: str) -> None:
             result.append(values)
         return result
 
-    result = run_choice("c", items, knows, V, Patching(4, 300))
+    result = run_choice("c", items, knows, V, static_patcher(4), 300)
     assert result.accuracy("mean").mean > 0.9  # type: ignore[union-attr]
-    guess = run_choice("c", items, constant(1.0), V, Patching(4, 300))
+    guess = run_choice("c", items, constant(1.0), V, static_patcher(4), 300)
     assert guess.accuracy("mean").mean == 0.5  # type: ignore[union-attr]
 
 
 def test_in_one_voice_the_wrong_words_are_the_documents_own() -> None:
     documents = [spoken("long", 40), spoken("short", 13, first=20)]
     options: dict[str, Any] = {"prompt_words": 6, "continuation_words": 4}
-    items = continuation_choices(documents, "T->T", same_document=True, **options)
+    items = continuation_choices(documents, "T->T", static_patcher(4), same_document=True, **options)
     assert [item.id.split("@")[0] for item in items] == ["long"] * 4, "13 words leave no four beside ten"
     for item in items:
         start = int(item.id.split("@")[1])
-        wrong = item.candidates[1 - item.answer].tokens[0] - 3
+        wrong = item.candidates[1 - item.answer].ids[0] - 3
         assert wrong + 4 <= start or wrong >= start + 10, "never words of the item itself"
-    assert len(continuation_choices(documents, "T->T", **options)) == 5, "from another document there are some"
-    assert continuation_choices(documents[1:] * 2, "S->S", same_document=True, **options) == []
+    assert len(continuation_choices(documents, "T->T", static_patcher(4), **options)) == 5, (
+        "from another document there are some"
+    )
+    assert continuation_choices(documents[1:] * 2, "S->S", static_patcher(4), same_document=True, **options) == []
 
 
-def test_aligned_items_carry_the_words_boundaries() -> None:
+@pytest.mark.parametrize("silence", ["separate", "merged"])
+def test_aligned_items_carry_the_words_boundaries(silence: Any) -> None:
+    """And their chunks are cut as training cuts them: with merged silence a gap is part of the word before it."""
     documents = [spoken(f"d{i}", 40, first=7 * i) for i in range(2)]
-    item = continuation_choices(documents, "S->S", prompt_words=6, continuation_words=4, aligned=True)[0]
-    for span in (*item.prompt, *item.candidates):
-        assert span.patches is not None
-        assert sum(span.patches) == len(span.tokens)
-        assert max(span.patches) <= 4
+    patcher = Patcher(ALIGNED, PatchingConfig(silence=silence))
+    item = continuation_choices(documents, "S->S", patcher, prompt_words=6, continuation_words=4)[0]
     item.check(V)
+    (prompt,) = item.prompt
+    assert prompt.segments is not None
+    assert len(prompt.segments) == 6
+    chunk = scored_chunk((prompt, item.candidates[0]), 1, V, patcher, item.id).chunk
+    lengths = np.diff(prompt.segments, axis=1).ravel() if silence == "separate" else np.diff(
+        np.append(np.append(0, prompt.segments[1:, 0]), len(prompt.ids))
+    )  # fmt: skip
+    patches = chunk.patch_length[2:].tolist()
+    if silence == "merged":
+        assert patches[:6] == lengths.tolist()
+    else:
+        assert [n for n in patches if n != 1][:6] == lengths.tolist(), "gaps are single frames of their own"
+    bits = speech_bits(documents, constant(np.log(8)), V, patcher, 200)
+    assert bits.bits_per_token == pytest.approx(3)
 
 
 def test_refuses_too_little_data_and_unknown_directions() -> None:
     with pytest.raises(UserError, match="found 1"):
-        continuation_choices([spoken("a", 40), spoken("b", 5)], "S->S")
+        continuation_choices([spoken("a", 40), spoken("b", 5)], "S->S", static_patcher(4))
     with pytest.raises(UserError, match=r"expected one of S->S"):
-        continuation_choices([], "A->B")
+        continuation_choices([], "A->B", static_patcher(4))

@@ -128,7 +128,7 @@ def test_log_probabilities_are_the_models_own() -> None:
         max_tokens=9, min_tokens=9, modality="speech", temperature=0.7, top_k=3, log_probabilities=True
     )
     (result,), _ = generate(model, [prompt], settings)
-    writer = Writer(V, "static", SIZE, tokens=[], lengths=[])
+    writer = Writer(V, "static", SIZE)
     for token in prompt + result.tokens:
         writer.speech(token - V.text_size) if V.is_speech(np.array(token)) else writer.other(token)
     chunk = writer.chunk()

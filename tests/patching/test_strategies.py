@@ -16,6 +16,7 @@ from megatron_lst.patching.strategies import (
     SINGLE,
     STATIC,
     Patcher,
+    PatchingSchedule,
     aligned_patches,
     segments_of,
     single_patches,
@@ -190,19 +191,21 @@ def test_a_document_without_the_needed_alignment_is_refused_by_name() -> None:
         segments_of(document(pieces=False), "bpe", 0, 20)
     bare = Document(id="d8", source="books", text="a", token_ids=np.array([5]), speech_ids=np.zeros(9, np.int16))
     with pytest.raises(UserError, match=r"d8.*no aligned words"):
-        Patcher(PatchingConfig(strategy="aligned"), 0, 0).cut(ALIGNED, bare, 0, 9)
-    assert Patcher(PatchingConfig(), 0, 0).cut(STATIC, bare, 0, 9).length.tolist() == [4, 4, 1]
+        Patcher(ALIGNED, PatchingConfig()).segments(bare, 0, 9)
+    static = Patcher(STATIC, PatchingConfig())
+    assert static.cut(9, static.segments(bare, 0, 9)).length.tolist() == [4, 4, 1]
 
 
 def test_choice_of_each_strategy() -> None:
     def share(strategy: str, row: int) -> float:
-        return Patcher(PatchingConfig(strategy=strategy, mixed_probability=0.25), 10, 20).aligned_share(row)  # type: ignore[arg-type]
+        config = PatchingConfig(strategy=strategy, mixed_probability=0.25)  # type: ignore[arg-type]
+        return PatchingSchedule(config, 10, 20).aligned_share(row)
 
     assert [share("curriculum", row) for row in (0, 9, 10, 15, 19, 20, 99)] == pytest.approx([1, 1, 1, 0.5, 0.1, 0, 0])
     assert share("mixed", 5) == 0.25
     assert (share("aligned", 5), share("static", 5)) == (1, 0)
-    assert Patcher(PatchingConfig(strategy="none"), 0, 0).choose(0, 0.0) == SINGLE
-    curriculum = Patcher(PatchingConfig(strategy="curriculum"), 10, 20)
-    assert curriculum.choose(15, 0.49) == ALIGNED
-    assert curriculum.choose(15, 0.51) == STATIC
-    assert Patcher(PatchingConfig(strategy="curriculum"), 5, 5).choose(5, 0.0) == STATIC
+    assert PatchingSchedule(PatchingConfig(strategy="none"), 0, 0).choose(0, 0.0).method == SINGLE
+    curriculum = PatchingSchedule(PatchingConfig(strategy="curriculum"), 10, 20)
+    assert curriculum.choose(15, 0.49).method == ALIGNED
+    assert curriculum.choose(15, 0.51).method == STATIC
+    assert PatchingSchedule(PatchingConfig(strategy="curriculum"), 5, 5).choose(5, 0.0).method == STATIC

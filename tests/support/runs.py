@@ -77,7 +77,7 @@ def _replicas(engine: Any) -> dict[str, str]:
 
 def score_everywhere(config: Config, rows: int) -> list[Any]:
     """Scores of all rows on this rank, dealt over the data-parallel ranks and gathered."""
-    from megatron_lst.cli.targets import score_on_all_ranks
+    from megatron_lst.cli.models import score_on_all_ranks
 
     engine = build_engine(config)
     try:

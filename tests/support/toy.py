@@ -8,7 +8,9 @@ from torch import Tensor
 
 from megatron_lst.config.schema import Config, DataConfig, ModelConfig, PatchingConfig, TrainingConfig
 from megatron_lst.initialisation import Initialiser
+from megatron_lst.patching.chunks import chunk_of_tokens
 from megatron_lst.patching.row import Chunk, Row, assemble_row
+from megatron_lst.patching.strategies import static_patches
 from megatron_lst.vocabulary import Vocabulary
 
 
@@ -69,26 +71,15 @@ def _row(config: Config, random: np.random.Generator, index: int) -> Row:
 
 def _document(vocabulary: Vocabulary, random: np.random.Generator, patch: int, name: str) -> Chunk:
     """BOS, then text and speech spans of random length with their markers, EOS; static patches of `patch` tokens."""
-    tokens, lengths, late = [vocabulary.bos], [1], [False]
-
-    def alone(ids: list[int]) -> None:
-        tokens.extend(ids)
-        lengths.extend([1] * len(ids))
-        late.extend([False] * len(ids))
-
+    tokens = [vocabulary.bos]
     for _ in range(random.integers(1, 3)):
         start = int(random.integers(3, vocabulary.text_size))
         count = int(random.integers(1, 6))
-        alone([3 + (start + i) % (vocabulary.text_size - 3) for i in range(count)])
-        alone([vocabulary.speech_marker])
+        tokens += [3 + (start + i) % (vocabulary.text_size - 3) for i in range(count)]
+        tokens.append(vocabulary.speech_marker)
         left = int(random.integers(1, 14))
         start = int(random.integers(0, vocabulary.speech_size))
-        tokens.extend(vocabulary.text_size + (start + 2 * i) % vocabulary.speech_size for i in range(left))
-        while left:
-            size = min(patch, left)
-            lengths.append(size)
-            late.append(size < patch)
-            left -= size
-        alone([vocabulary.text_marker])
-    alone([vocabulary.eos])
-    return Chunk(np.array(tokens, np.int32), np.array(lengths, np.int32), np.array(late), name)
+        tokens += [vocabulary.text_size + (start + 2 * i) % vocabulary.speech_size for i in range(left)]
+        tokens.append(vocabulary.text_marker)
+    tokens.append(vocabulary.eos)
+    return chunk_of_tokens(np.array(tokens, np.int32), vocabulary, lambda a, b: static_patches(b - a, patch), name)

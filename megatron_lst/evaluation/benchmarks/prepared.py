@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lst.errors import DamagedDataError, UserError
-from megatron_lst.evaluation.items import ChoiceItem, Span, speech, text
+from megatron_lst.evaluation.items import ChoiceItem
+from megatron_lst.patching.chunks import Span, speech_span, text_span
 
 FORMAT = 1
 DIRECTIONS = ("S->S", "T->T", "S->T", "T->S")
@@ -37,8 +38,8 @@ class Side:
 
     def span(self, modality: str) -> Span | None:
         if modality == "S":
-            return None if self.speech_ids is None else speech(self.speech_ids)
-        return None if self.ids is None else text(self.ids, self.characters)
+            return None if self.speech_ids is None else speech_span(self.speech_ids)
+        return None if self.ids is None else text_span(self.ids, self.characters)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def lst(*arguments: object) -> str:
 
 def lst_process(*arguments: object) -> str:
     """The command line as its own process: engines keep process groups."""
-    code = "from tests.cli.test_targets import app; app()"
+    code = "from tests.cli.test_models import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
     )
@@ -123,7 +123,7 @@ import shutil, sys
 from pathlib import Path
 from megatron_lst.errors import UserError
 from megatron_lst.training.checkpoint import verification
-from tests.cli import test_targets
+from tests.cli import test_models
 real = verification.verify_checkpoint
 def verify(found, *rest):
     real(found, *rest)
@@ -133,7 +133,7 @@ def verify(found, *rest):
         Path(sys.argv[2]).joinpath("checkpoints", "newer").rename(found.path.with_name("step-00000004"))
 verification.verify_checkpoint = verify
 try:
-    test_targets.app()
+    test_models.app()
 except UserError as error:
     sys.exit(str(error))
 """

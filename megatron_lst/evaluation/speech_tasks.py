@@ -11,10 +11,10 @@ import numpy as np
 
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
+from megatron_lst.evaluation.error_rates import ErrorRate, error_rate
 from megatron_lst.evaluation.generated import Answers, grade_answers
-from megatron_lst.evaluation.items import Span, lay_out, speech
-from megatron_lst.evaluation.speech import ErrorRate, error_rate
 from megatron_lst.inference import Generated, GenerationSettings, LatentSpeechTextModel, generate
+from megatron_lst.patching.chunks import Span, prompt_tokens, speech_span, text_span
 
 Decode = Callable[[list[int]], str]
 Progress = Callable[[int, int], None]
@@ -109,7 +109,7 @@ def recognise(
     kept, prompts = _prompts(
         documents,
         context,
-        lambda d: [v.bos, v.speech_marker, *(v.text_size + d.speech_ids.astype(int)).tolist(), v.text_marker],
+        lambda d: prompt_tokens([speech_span(d.speech_ids)], v, then="text"),
         refused,
     )
     settings = GenerationSettings(max_tokens=max_tokens, modality="text")
@@ -148,7 +148,10 @@ def synthesise(
     most = max_tokens or v.speech_tokens(TTS_SECONDS)
     refused: dict[str, str] = {}
     kept, prompts = _prompts(
-        documents, context, lambda d: [v.bos, v.text_marker, *d.token_ids.tolist(), v.speech_marker], refused
+        documents,
+        context,
+        lambda d: prompt_tokens([text_span(d.token_ids)], v, then="speech", leading_marker=True),
+        refused,
     )
     settings = GenerationSettings(max_tokens=most, modality="speech", temperature=temperature, seed=seed)
     results = _generate(model, prompts, settings, batch, progress)
@@ -191,12 +194,10 @@ def answer_questions(
     if to == "speech" and transcribe is None:
         raise UserError("answers in speech need a recogniser to be graded")
     v = model.vocabulary
-    marker = [v.text_marker] if to == "text" else []
     prompts = []
     for question in questions:
-        spans = [span for pair in examples for span in pair] + [speech(question.speech_ids)]
-        laid = lay_out(spans, len(spans), v, model.patch_size, question.id)
-        prompts.append([*laid.chunk.tokens.tolist(), *marker])
+        spans = [span for pair in examples for span in pair] + [speech_span(question.speech_ids)]
+        prompts.append(prompt_tokens(spans, v, then="text" if to == "text" else "speech"))
     settings = GenerationSettings(max_tokens=max_tokens, modality="text" if to == "text" else "speech")
     results = _generate(model, prompts, settings, batch, progress)
     said = []

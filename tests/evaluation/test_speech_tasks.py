@@ -9,9 +9,9 @@ import torch
 from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
 from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.items import speech, text
+from megatron_lst.evaluation.speech_tasks import SpokenQuestion, answer_questions, recognise, synthesise
 from megatron_lst.evaluation.speed import measure, random_model, table
-from megatron_lst.evaluation.spoken import SpokenQuestion, answer_questions, recognise, synthesise
+from megatron_lst.patching.chunks import speech_span, text_span
 from megatron_lst.vocabulary import Vocabulary
 
 V = Vocabulary(text_size=24, speech_size=9, multiple=8)
@@ -64,7 +64,7 @@ def test_synthesis_takes_a_quarter_of_the_steps_and_is_graded_by_a_recogniser() 
 def test_questions_few_shot() -> None:
     model = random_model(CONFIG, "cpu", torch.float32)
     questions = [SpokenQuestion(str(i), np.arange(5 + i) % 9, ("w1 w2",)) for i in range(3)]
-    examples = [(speech([1, 2, 3]), text([5, 6]))]
+    examples = [(speech_span([1, 2, 3]), text_span([5, 6]))]
     answers = answer_questions(model, questions, lambda ids: "so w1 w2 then", examples=examples, max_tokens=3)
     assert (answers.accuracy, answers.exact, answers.count) == (1.0, 0.0, 3)
     spoken = answer_questions(

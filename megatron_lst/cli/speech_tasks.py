@@ -1,12 +1,10 @@
-"""`lst eval asr|tts|questions|speed` and `lst warm-start`: what needs generation, and starts from other models."""
+"""`lst eval asr|tts|questions`: tasks that generate, on an exported model."""
 
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from megatron_lst.cli.generate import FIXED_SHAPES
 
 EXPORT = Annotated[Path, typer.Argument(help="An exported model")]
 DOCUMENTS = Annotated[Path, typer.Argument(help="A held-out shard set of speech")]
@@ -32,7 +30,7 @@ def open_with_documents(export: Path, documents: Path, limit: int, device: str) 
 
 
 def _decoder(opened: Any, tokenizer: str | None) -> Any:
-    from megatron_lst.cli.speech import require_tokenizer, text_decoder
+    from megatron_lst.cli.encoders import require_tokenizer, text_decoder
 
     return text_decoder(require_tokenizer(opened, tokenizer))
 
@@ -70,7 +68,7 @@ def asr(
 ) -> None:  # fmt: skip
     """Transcribe held-out speech: word and character error rates, and the context that it took."""
     from megatron_lst.evaluation.paper import SPEECH
-    from megatron_lst.evaluation.spoken import recognise
+    from megatron_lst.evaluation.speech_tasks import recognise
 
     opened, model, found = open_with_documents(export, documents, limit, device)
     result = recognise(model, found, _decoder(opened, tokenizer), batch=batch, max_tokens=max_tokens)
@@ -93,10 +91,10 @@ def tts(
     recogniser: RECOGNISER = None,
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
+    from megatron_lst.cli.encoders import codebook_of
     from megatron_lst.cli.generate import open_vocoder, speak
-    from megatron_lst.cli.speech import codebook_of
     from megatron_lst.evaluation.paper import SPEECH
-    from megatron_lst.evaluation.spoken import synthesise
+    from megatron_lst.evaluation.speech_tasks import synthesise
 
     opened, model, found = open_with_documents(export, documents, limit, device)
     codebook, v = codebook_of(opened, codebook), model.vocabulary
@@ -128,13 +126,13 @@ def questions(
     tts: Annotated[str | None, typer.Option(help="Speaks the examples' answers, for --to speech with --shots")] = None,
 ) -> None:  # fmt: skip
     """Spoken questions, answered in text (S->T) or speech (S->S): the share of answers that hold an accepted one."""
-    from megatron_lst.cli.speech import audio_encoder, codebook_of, require_tokenizer, text_encoder
+    from megatron_lst.cli.encoders import audio_encoder, codebook_of, require_tokenizer, text_encoder
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.benchmarks.prepare import choose_synthesiser
     from megatron_lst.evaluation.benchmarks.questions import questions as read_questions
-    from megatron_lst.evaluation.items import speech, text
-    from megatron_lst.evaluation.spoken import SpokenQuestion, answer_questions
+    from megatron_lst.evaluation.speech_tasks import SpokenQuestion, answer_questions
     from megatron_lst.inference import load_export
+    from megatron_lst.patching.chunks import speech_span, text_span
 
     opened = load_export(export)
     codebook = codebook_of(opened, codebook)
@@ -154,70 +152,14 @@ def questions(
     examples: list[Any] = []
     if shots and to == "text":
         encode_text, _ = text_encoder(require_tokenizer(opened, tokenizer))
-        examples = [(speech(q.speech_ids), text(encode_text(q.answers[0], False))) for q in spoken[:shots]]
+        examples = [(speech_span(q.speech_ids), text_span(encode_text(q.answers[0], False))) for q in spoken[:shots]]
     elif shots:
         say = choose_synthesiser(tts)
-        examples = [(speech(q.speech_ids), speech(_spoken_ids(say, q.answers[0], encode))) for q in spoken[:shots]]
+        examples = [
+            (speech_span(q.speech_ids), speech_span(_spoken_ids(say, q.answers[0], encode))) for q in spoken[:shots]
+        ]
     graded = answer_questions(
         opened.model(device=device), spoken[shots:], decode, examples=examples, to=to, transcribe=hear
     )
     print(f"{graded.count} questions: {graded.accuracy:.1%} hold an accepted answer, {graded.exact:.1%} are one")
     print(f"{len(refused)} refused" + "".join(f"\n  {k}: {v}" for k, v in list(refused.items())[:10]))
-
-
-def speed(
-    lst: Annotated[Path, typer.Argument(help="Configuration of an LST")],
-    baseline: Annotated[Path, typer.Argument(help="Configuration of its unpatched baseline")],
-    prompt: Annotated[int, typer.Option(help="Speech tokens of each prompt")] = 250,
-    tokens: Annotated[int, typer.Option(help="Speech tokens of each response")] = 250,
-    batch: Annotated[int, typer.Option(help="Prompts at once")] = 1,
-    device: DEVICE = "cpu",
-    dtype: Annotated[str, typer.Option()] = "float32",
-    fixed_shapes: FIXED_SHAPES = None,
-) -> None:
-    """Generation with random weights, side by side: tokens a second, global steps, cache memory."""
-    from megatron_lst.config.load import load_config
-    from megatron_lst.evaluation.speed import measure, random_model, table
-    from megatron_lst.inference.export import DTYPES
-
-    found = []
-    for path in (lst, baseline):
-        model = random_model(load_config(path), device, DTYPES[dtype])
-        found.append(measure(model, prompt, tokens, batch, fixed_shapes=fixed_shapes))
-        del model
-    print(f"{lst} and {baseline}, {dtype} on {device}: {batch} prompts of {prompt} speech tokens, {tokens} tokens each")
-    print(table(*found))
-
-
-def warm_start(
-    config: Annotated[Path, typer.Argument(help="Configuration of the model to be trained")],
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a Llama, Mistral or Qwen3 checkpoint (safetensors)")],
-    out: Annotated[Path, typer.Argument(help="Export to write; name it in training.init_from")],
-) -> None:
-    """Fresh weights with the global transformer (and text tables) of a Llama, Mistral or Qwen3 checkpoint."""
-    from megatron_lst.config.load import load_config
-    from megatron_lst.inference.export import write_export
-    from megatron_lst.inference.warm_start import warm_start as take
-    from megatron_lst.reference import ReferenceModel
-
-    settings = load_config(config)
-    weights = dict(ReferenceModel(settings.model, settings.vocabulary, settings.training.seed).state_dict())
-    result = take(checkpoint, weights, settings.model, settings.vocabulary, settings.data.units)
-    metadata = {"step": 0, "warm_start": str(checkpoint), "tokenizers": _tokenizers(checkpoint)}
-    write_export(out, weights, settings, metadata)
-    print(result.report())
-    print(f"{out}: train with training.init_from={out}")
-
-
-def _tokenizers(checkpoint: Path) -> dict[str, str]:
-    """Fingerprint of each tokenizer file of a language model; data may have been prepared with any of them."""
-    from lst_prep.tokenizer import load_tokenizer
-    from megatron_lst.errors import UserError
-
-    found = {}
-    for name in ("tokenizer.model", "tokenizer.json"):
-        try:
-            found[name] = load_tokenizer(str(checkpoint / name)).info.fingerprint
-        except UserError:  # not there, or of a kind that data preparation does not read either
-            continue
-    return found

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_lst.config.load import load_config
-from megatron_lst.config.schema import Config, ParallelConfig
+from megatron_lst.config.schema import Config, ModelConfig, ParallelConfig, PatchingConfig
 from megatron_lst.engines.scoring import score_on_all_ranks
 from megatron_lst.errors import LstError, UserError
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import Patcher, evaluation_patcher
 from megatron_lst.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Target:
+class Scorer:
     """Something that scores rows.
 
     Attributes:
         name: the path that was given.
         score: rows -> log p(label) of every token; collective where there are several ranks.
-        patch_size: p of static patches.
+        model, patching: as trained.
         units: U that its rows must have.
         metadata: fingerprints and provenance.
         config: a run's configuration; None for an export.
@@ -39,21 +40,26 @@ class Target:
     name: str
     score: Callable[[Sequence[Row]], list[np.ndarray]]
     vocabulary: Vocabulary
-    patch_size: int
+    model: ModelConfig
+    patching: PatchingConfig
     units: int
     metadata: dict[str, Any] = field(default_factory=dict)
     config: Config | None = None
     is_writer: bool = True
     close: Callable[[], None] = lambda: None
 
+    def patcher(self, aligned: bool | None = None) -> Patcher:
+        """How speech is cut for it; `aligned`: see `evaluation_patcher`."""
+        return evaluation_patcher(self.model, self.patching, aligned)
+
 
 def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file()
 
 
-def open_target(
+def open_scorer(
     path: Path, step: int | None = None, device: str | None = None, units: int | None = None, untrained: bool = False
-) -> Target:
+) -> Scorer:
     """Open an export (config.json) or a run (config.yaml).
 
     Args:
@@ -76,7 +82,15 @@ def open_target(
     export = load_export(path)
     model = export.model(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     metadata = {**export.metadata, "kind": export.config.kind, "strategy": export.patching.strategy}
-    return Target(str(path), model.score, export.vocabulary, export.patch_size, units or export.units or 4096, metadata)
+    return Scorer(
+        str(path),
+        model.score,
+        export.vocabulary,
+        export.config,
+        export.patching,
+        units or export.units or 4096,
+        metadata,
+    )
 
 
 def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> tuple["Engine", Config, int]:
@@ -127,15 +141,14 @@ def _steps(run: Path) -> str:
     return ", ".join(str(found.step) for found in complete_checkpoints(run)) or "none"
 
 
-def _open_run(path: Path, step: int | None, untrained: bool) -> Target:
-    from megatron_lst.inference.export import generation_patch_size
-
+def _open_run(path: Path, step: int | None, untrained: bool) -> Scorer:
     engine, config, found = open_engine(path, step, untrained)
-    return Target(
+    return Scorer(
         name=str(path),
         score=lambda rows: score_on_all_ranks(engine, rows),
         vocabulary=config.vocabulary,
-        patch_size=generation_patch_size(config.model, config.patching),
+        model=config.model,
+        patching=config.patching,
         units=config.data.units,
         metadata={
             "step": found,

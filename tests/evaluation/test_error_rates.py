@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from megatron_lst.evaluation.error_rates import error_rate, normalise
 from megatron_lst.evaluation.generated import auto_bleu, distinct, grade_answers, perplexity
-from megatron_lst.evaluation.items import text
-from megatron_lst.evaluation.speech import error_rate, normalise
+from megatron_lst.patching.chunks import text_span
 from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import static_patcher
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
 
@@ -66,5 +67,7 @@ def test_perplexity_of_a_uniform_judge_is_its_size() -> None:
         return [np.where(r.labels == IGNORE, 0, -np.log(7)).astype(np.float32) for r in rows]
 
     vocabulary = Vocabulary(text_size=24, speech_size=9, multiple=8)
-    value = perplexity([text([4])] * 2, [text([5, 6]), text([])], judge, vocabulary, 4, 32)  # type: ignore[arg-type]
+    value = perplexity(
+        [text_span([4])] * 2, [text_span([5, 6]), text_span([])], judge, vocabulary, static_patcher(4), 32
+    )  # type: ignore[arg-type]
     assert value == pytest.approx(7)

@@ -1,0 +1,32 @@
+"""`lst eval speed`: generation of an LST and its unpatched baseline side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_lst.cli.generate import FIXED_SHAPES
+
+
+def speed(
+    lst: Annotated[Path, typer.Argument(help="Configuration of an LST")],
+    baseline: Annotated[Path, typer.Argument(help="Configuration of its unpatched baseline")],
+    prompt: Annotated[int, typer.Option(help="Speech tokens of each prompt")] = 250,
+    tokens: Annotated[int, typer.Option(help="Speech tokens of each response")] = 250,
+    batch: Annotated[int, typer.Option(help="Prompts at once")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option()] = "float32",
+    fixed_shapes: FIXED_SHAPES = None,
+) -> None:
+    """Generation with random weights, side by side: tokens a second, global steps, cache memory."""
+    from megatron_lst.config.load import load_config
+    from megatron_lst.evaluation.speed import measure, random_model, table
+    from megatron_lst.inference.export import DTYPES
+
+    found = []
+    for path in (lst, baseline):
+        model = random_model(load_config(path), device, DTYPES[dtype])
+        found.append(measure(model, prompt, tokens, batch, fixed_shapes=fixed_shapes))
+        del model
+    print(f"{lst} and {baseline}, {dtype} on {device}: {batch} prompts of {prompt} speech tokens, {tokens} tokens each")
+    print(table(*found))
