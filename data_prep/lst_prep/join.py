@@ -33,7 +33,7 @@ class _Run:
     letters: list[np.ndarray]
 
 
-def _merge(
+def words_in_frames(
     aligned: AlignedWords, frames: int, rate: Fraction
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
     """Words with frames to themselves: spans int32 [V, 2], chars int32 [V, 2], scores float32 [V], letter ends."""
@@ -56,7 +56,7 @@ def _lay_out(pieces: list[Piece], rate: Fraction) -> _Run:
     letters: list[np.ndarray] = []
     at_frame = at_char = 0
     for piece in pieces:
-        spans, places, values, times = _merge(piece.aligned, len(piece.speech_ids), rate)
+        spans, places, values, times = words_in_frames(piece.aligned, len(piece.speech_ids), rate)
         frames.append(spans + at_frame)
         chars.append(places + at_char)
         scores.append(values)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megatron_lst.documents.schema import FRAMES_PER_SECOND
 from megatron_lst.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,48 @@ def text_decoder(spec: str) -> Callable[[list[int]], str]:
     from lst_prep.tokenizer import load_tokenizer
 
     return load_tokenizer(spec).decode
+
+
+def audio_aligner(
+    aligner: str, model: str = "", tokenizer: str | None = None
+) -> tuple[Callable[[Path, str, int], tuple[list[list[int]], list[list[int]] | None]], dict[str, Any]]:
+    """(align(audio file, text, frames) -> frames of words and of text pieces, {"fingerprint"}) of an aligner.
+
+    Args:
+        aligner, model: `align.aligner` and `align.model` of data preparation.
+        tokenizer: gives the text pieces; None, or an aligner without times of letters: no frames of pieces.
+
+    Raises:
+        UserError: no such aligner; for a file: its words cannot be placed.
+    """
+    from lst_prep.align import make_aligner
+    from lst_prep.audio import load
+    from lst_prep.config import AlignConfig, AudioConfig
+    from lst_prep.join import piece_frames, words_in_frames
+    from lst_prep.rejection import Rejection
+    from lst_prep.tokenizer import encode_words, load_tokenizer
+    from lst_prep.transcript import normalise
+
+    if aligner not in ("pocketsphinx", "ctc"):
+        raise UserError(f"--aligner {aligner!r}: expected pocketsphinx or ctc")
+    config = AlignConfig(aligner=aligner, model=model)
+    found, pieces_of = make_aligner(config), load_tokenizer(tokenizer) if tokenizer else None
+    accept = AudioConfig(min_seconds=0.04)
+
+    def align(path: Path, text: str, frames: int) -> tuple[list[list[int]], list[list[int]] | None]:
+        try:
+            samples = load(path, None, None, accept).samples
+            aligned = found.align(samples, normalise(text, config.numbers))
+            spans, chars, _, letters = words_in_frames(aligned, frames)
+            if pieces_of is None or not letters:
+                return spans.tolist(), None
+            ids, word_tokens = encode_words(pieces_of, [text[a:b] for a, b in chars])
+        except Rejection as rejection:
+            raise UserError(f"{path.name}: {rejection}") from None
+        ends = [time * FRAMES_PER_SECOND for time in letters]
+        return spans.tolist(), piece_frames(pieces_of, ids, word_tokens, spans, ends).tolist()
+
+    return align, {"fingerprint": found.fingerprint}
 
 
 def audio_encoder(codebook: Path, hubert: str = "") -> tuple[Callable[[Path], np.ndarray], dict[str, Any]]:

@@ -124,7 +124,10 @@ def _prepared_tasks(
         if not directions:
             raise UserError(f"{folder}: prepared for {', '.join(prepared.directions())}, asked for {wanted}")
         for direction in directions:
-            choices, refused = prepared.choice_items(direction)
+            choices, refused = prepared.choice_items(direction, patcher)
+            if not choices:
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:2])
+                raise UserError(f"{folder}, {direction}: no item can be scored ({reasons})")
             result = run_choice(
                 prepared.name, choices, scorer.score, scorer.vocabulary, patcher, scorer.units,
                 needs_prompt=not prepared.pairs, refused=refused,
@@ -227,6 +230,10 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="Folder to write")],
     tokenizer: Annotated[str | None, typer.Option(help="mistral-v1, a .model file, a tokenizer.json")] = None,
     codebook: Annotated[Path | None, typer.Option(help="Codebook of the units; without it, text alone")] = None,
+    aligner: Annotated[
+        str | None, typer.Option(help="pocketsphinx or ctc: times of words, for models trained on aligned patches")
+    ] = None,
+    aligner_model: Annotated[str, typer.Option(help="Folder of a CTC aligner's model")] = "",
     tts: Annotated[str | None, typer.Option(help="espeak-ng, flite, or a command with {text} and {wav}")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the task; default: the reader's")] = None,
     limit: Annotated[int | None, typer.Option(help="First items only")] = None,
@@ -253,11 +260,18 @@ def prepare(
         from megatron_lst.cli.encoders import audio_encoder
 
         encode_audio, metadata["codebook"] = audio_encoder(codebook)
+    align_audio = None
+    if aligner is not None:
+        if encode_audio is None:
+            raise UserError("--aligner needs --codebook: without it there is no speech to align")
+        from megatron_lst.cli.encoders import audio_aligner
+
+        align_audio, metadata["aligner"] = audio_aligner(aligner, aligner_model, tokenizer)
     silent = any(p.audio is None for i in raw.items for p in i.candidates)
     command = preparing.choose_synthesiser(tts) if encode_audio is not None and silent else None
     task = preparing.prepare(
-        raw, encode_text=encode_text, encode_audio=encode_audio, tts=command, metadata=metadata,
-        progress=_progress(raw.name),
+        raw, encode_text=encode_text, encode_audio=encode_audio, align_audio=align_audio, tts=command,
+        metadata=metadata, progress=_progress(raw.name),
     )  # fmt: skip
     write_prepared(out, task)
     print(

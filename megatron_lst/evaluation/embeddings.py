@@ -14,7 +14,7 @@ from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.heldout import word_span
 from megatron_lst.inference.model import LatentSpeechTextModel
-from megatron_lst.patching.chunks import build_chunk, document_span
+from megatron_lst.patching.chunks import chunk_of_spans, document_span
 from megatron_lst.patching.strategies import ALIGNED, Patcher
 
 
@@ -102,7 +102,7 @@ def _patch_of(
     end = begin + _frames_of(document, word, patcher.config)
     spans = [word_span(document, first, word, "speech", patcher)] if word > first else []
     spans.append(document_span(document, "speech", begin, end, patcher))
-    chunk, _ = build_chunk(spans, model.vocabulary, patcher, document.id)
+    chunk, _ = chunk_of_spans(spans, model.vocabulary, patcher, document.id)
     return model.patch_embeddings(chunk)[-1]
 
 

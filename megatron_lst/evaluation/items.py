@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lst.errors import UserError
-from megatron_lst.patching.chunks import Span, build_chunk
+from megatron_lst.patching.chunks import Span, chunk_of_spans
 from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.patching.strategies import Patcher
 from megatron_lst.vocabulary import Vocabulary
@@ -84,12 +84,12 @@ class ScoredChunk:
 def scored_chunk(
     spans: Sequence[Span], first_scored: int, vocabulary: Vocabulary, patcher: Patcher, name: str
 ) -> ScoredChunk:
-    """A chunk of spans (`patching.chunks.build_chunk`) whose spans from number `first_scored` on are scored.
+    """A chunk of spans (`patching.chunks.chunk_of_spans`) whose spans from number `first_scored` on are scored.
 
     Raises:
-        UserError: see `build_chunk`.
+        UserError: see `chunk_of_spans`.
     """
-    chunk, begins = build_chunk(spans, vocabulary, patcher, name)
+    chunk, begins = chunk_of_spans(spans, vocabulary, patcher, name)
     scored = [np.arange(begin, begin + len(s.ids)) for begin, s in zip(begins, spans, strict=True)][first_scored:]
     return ScoredChunk(chunk, np.concatenate([np.zeros(0, np.int64), *scored]) - 1)
 

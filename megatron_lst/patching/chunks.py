@@ -1,7 +1,7 @@
 """Spans of text and speech become a chunk: the one place where tokens and patches come together (SPEC 1, 6).
 
 training            data/packing adds the spans of a document one by one, as many as fit into a row
-evaluation          `build_chunk`: prompt and candidate
+evaluation          `chunk_of_spans`: prompt and candidate
 generation          `prompt_tokens`: the same without patches, which decoding counts itself
 benchmarks, tests   `chunk_of_tokens`: token sequences that are there already
 """
@@ -105,7 +105,7 @@ class ChunkBuilder:
         return Chunk(np.concatenate(self._tokens), patches.length, patches.late, document_id, prompt)
 
 
-def build_chunk(
+def chunk_of_spans(
     spans: Sequence[Span], vocabulary: Vocabulary, patcher: Patcher, name: str = "", *, leading_marker: bool = False
 ) -> tuple[Chunk, np.ndarray]:
     """BOS, then the spans, with a marker where the modality changes and before leading speech; nothing after.
@@ -162,12 +162,12 @@ def _cut(group: Sequence[Span], patcher: Patcher, name: str) -> Patches:
 def prompt_tokens(
     spans: Sequence[Span], vocabulary: Vocabulary, then: Modality | None = None, *, leading_marker: bool = False
 ) -> list[int]:
-    """Ids of the joint vocabulary for generation: `build_chunk` without patches.
+    """Ids of the joint vocabulary for generation: `chunk_of_spans` without patches.
 
     Args:
         then: modality of the response; its marker ends the prompt where the last span is of the other one.
     """
-    chunk, _ = build_chunk(spans, vocabulary, Patcher(SINGLE, PatchingConfig()), leading_marker=leading_marker)
+    chunk, _ = chunk_of_spans(spans, vocabulary, Patcher(SINGLE, PatchingConfig()), leading_marker=leading_marker)
     tokens: list[int] = chunk.tokens.tolist()
     if then is not None and then != (spans[-1].modality if spans else "text"):
         tokens.append(vocabulary.text_marker if then == "text" else vocabulary.speech_marker)

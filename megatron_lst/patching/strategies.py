@@ -250,7 +250,7 @@ def evaluation_patcher(model: ModelConfig, patching: PatchingConfig, aligned: bo
     """
     if model.kind == "baseline" or patching.strategy in UNPATCHED:
         if aligned:
-            raise UserError("--aligned: the model is an unpatched baseline, each of its tokens is a unit")
+            raise UserError("aligned patches: the model is an unpatched baseline, each of its tokens is a unit")
         return Patcher(SINGLE, patching)
     if aligned is None:
         aligned = evaluation_strategy(patching.strategy) == "aligned"

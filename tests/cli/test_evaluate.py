@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from megatron_lst.cli import evaluate, spoken
+from megatron_lst.cli import evaluate, warm_start
+from megatron_lst.cli.encoders import audio_aligner
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import PatchingConfig
 from megatron_lst.documents.codec import Codec
@@ -19,7 +21,11 @@ from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.writing import write_set
 from megatron_lst.errors import UserError
-from megatron_lst.inference import load_export, write_export
+from megatron_lst.evaluation.benchmarks import PreparedItem, PreparedTask, write_prepared
+from megatron_lst.evaluation.benchmarks.prepared import Side
+from megatron_lst.inference import LatentSpeechTextModel, load_export, write_export
+from megatron_lst.patching.row import Row
+from megatron_lst.patching.strategies import ALIGNED, STATIC
 from megatron_lst.reference import ReferenceModel
 from tests.support.toy import toy_config
 
@@ -29,7 +35,7 @@ CODEBOOK = Codec("mfcc", (50,), fingerprint="bbbb")
 
 app = typer.Typer()
 app.add_typer(evaluate.eval_app, name="eval")
-app.command()(spoken.warm_start)
+app.command()(warm_start.warm_start)
 
 
 def lst(*arguments: object) -> str:
@@ -176,6 +182,110 @@ def test_words_and_jitter(exported: Path, shards: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert "| 0 ms | 5 |" in output
     assert "| 40 ms | 5 |" in output
+
+
+ALIGNED_RUN = replace(
+    CONFIG.patching, strategy="aligned", silence="merged", granularity="bpe", max_length=3, aligned_lag=1
+)  # fmt: skip
+
+
+def spaced(number: int, words: int = 40) -> Document:
+    """As `document`, with a frame of silence after each word and a piece of text for the first and the other frames."""
+    plain = document(number, words)
+    frames = plain.word_frames + np.arange(words)[:, None]
+    pieces = np.stack([frames[:, 0], frames[:, 0] + 1, frames[:, 0] + 1, frames[:, 1]], 1).reshape(-1, 2)
+    rng = np.random.default_rng(number)
+    ordinal = 2 * np.arange(words, dtype=np.int32)[:, None]
+    return replace(
+        plain, token_ids=rng.integers(3, 60, 2 * words).astype(np.int32), word_frames=frames.astype(np.int32),
+        speech_ids=rng.integers(0, 50, int(frames[-1, 1]) + 1).astype(np.int16),
+        word_tokens=np.hstack([ordinal, ordinal + 2]), piece_frames=pieces.astype(np.int32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["eval", "jitter"])
+@pytest.mark.parametrize(
+    ("flags", "method"), [((), ALIGNED), (("--aligned",), ALIGNED), (("--static",), STATIC)]
+)  # fmt: skip
+def test_speech_is_cut_as_the_run_was_trained(
+    command: str, flags: tuple[str, ...], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silence, granularity, max_length and lag are the run's, in every row that is scored."""
+    if command == "jitter" and flags:
+        pytest.skip("jitter is about aligned patches and has no such flags")
+    config = replace(CONFIG, patching=ALIGNED_RUN)
+    weights = ReferenceModel(config.model, config.vocabulary).state_dict()
+    metadata = {"tokenizer": {"fingerprint": "aaaa", "name": "toy"}, "codebook": {"fingerprint": "bbbb"}}
+    export = write_export(tmp_path / "model", weights, config, metadata)
+    write_set(tmp_path / "set", [spaced(i) for i in range(4)], "speech", TOKENIZER, CODEBOOK)
+    seen: list[Row] = []
+    score = LatentSpeechTextModel.score
+
+    def watched(model: LatentSpeechTextModel, rows: Sequence[Row]) -> list[np.ndarray]:
+        seen.extend(rows)
+        return score(model, rows)
+
+    monkeypatch.setattr(LatentSpeechTextModel, "score", watched)
+    sizes = ("--prompt-words", 8, "--continuation-words", 4, "--items", 5)
+    if command == "jitter":
+        lst("eval", "jitter", export, tmp_path / "set", "--frames", "0", *sizes)
+    else:
+        units = ("--units", 200, "--out", tmp_path / "out", "--direction", "S->S")
+        lst("eval", export, "--documents", tmp_path / "set", *units, *sizes, *flags)
+    spoken = [config.vocabulary.is_speech(row.tokens[first_of(row)]) for row in seen]
+    speech = np.concatenate([row.patch_length[where] for row, where in zip(seen, spoken, strict=True)])
+    closes = np.concatenate([closes_at_its_last_token(row)[where] for row, where in zip(seen, spoken, strict=True)])
+    if method == ALIGNED:
+        # Pieces of one frame and of one to four with the silence after them, the latter split at three.
+        assert speech.max() == 3
+        assert set(speech.tolist()) == {1, 2, 3}
+        assert (closes == (speech == 3)).all(), "with the lag a patch closes late unless it has max_length tokens"
+    else:
+        assert speech.max() == CONFIG.patching.size == 4
+        assert (closes == (speech == 4)).all()
+
+
+def first_of(row: Row) -> np.ndarray:
+    return np.cumsum(row.patch_length) - row.patch_length
+
+
+def closes_at_its_last_token(row: Row) -> np.ndarray:
+    """bool [U]: c(last(u)) = u."""
+    last = np.cumsum(row.patch_length) - 1
+    return np.asarray(row.closed[last] == np.arange(row.units))
+
+
+def test_an_unaligned_task_is_refused_for_an_aligned_model_and_scored_statically(tmp_path: Path) -> None:
+    weights = ReferenceModel(CONFIG.model, CONFIG.vocabulary).state_dict()
+    export = write_export(tmp_path / "model", weights, replace(CONFIG, patching=ALIGNED_RUN), {})
+    side = Side([5, 6], 9, [1, 2, 3])
+    write_prepared(tmp_path / "t", PreparedTask("t", [PreparedItem("a", side, (side, Side([7], 2, [4])), 1)]))
+    with pytest.raises(UserError, match=r"S->S: no item can be scored \(a: its speech has no times of text pieces"):
+        lst("eval", export, "--task", tmp_path / "t")
+    assert "| t | S->S | 1 |" in lst("eval", export, "--task", tmp_path / "t", "--static", "--out", tmp_path / "o")
+    assert "| t | T->T | 1 |" in lst(
+        "eval", export, "--task", tmp_path / "t", "--direction", "T->T", "--out", tmp_path / "p"
+    )
+
+
+def test_an_aligner_gives_the_times_of_words() -> None:
+    """pocketsphinx on a recording of the embedded corpus: as many words as its transcript, within its frames."""
+    pytest.importorskip("pocketsphinx")
+    pytest.importorskip("soundfile")
+    corpus = Path(__file__).resolve().parents[2] / "data_prep" / "corpus"
+    lines = map(json.loads, (corpus / "manifest.jsonl").read_text().splitlines())
+    entry = next(e for e in lines if "librivox" in e["audio"])
+    align, info = audio_aligner("pocketsphinx")
+    assert info["fingerprint"]
+    audio = corpus / entry["audio"] if (corpus / entry["audio"]).is_file() else corpus / "audio" / entry["audio"]
+    words, pieces = align(audio, entry["text"], 25 * 60)
+    assert pieces is None
+    assert len(words) == len(entry["text"].split())
+    assert all(a[1] <= b[0] for a, b in zip(words, words[1:], strict=False))
+    with pytest.raises(UserError, match=audio.name):
+        align(audio, "completely different words which nobody says in this recording at all " * 9, 25 * 60)
+    with pytest.raises(UserError, match="expected pocketsphinx or ctc"):
+        audio_aligner("other")
 
 
 @pytest.mark.skipif(not (shutil.which("flite") or shutil.which("espeak-ng")), reason="needs a synthesiser")

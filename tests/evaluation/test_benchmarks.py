@@ -5,15 +5,22 @@ import json
 import shutil
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_lst.config.schema import PatchingConfig
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.evaluation.benchmarks import READERS, PreparedTask, read_prepared, write_prepared
 from megatron_lst.evaluation.benchmarks.prepare import choose_synthesiser, prepare, synthesise
 from megatron_lst.evaluation.benchmarks.prepared import PreparedItem, Side
 from megatron_lst.evaluation.benchmarks.questions import questions
+from megatron_lst.evaluation.items import scored_chunk
+from megatron_lst.patching.strategies import ALIGNED, Patcher, static_patcher
+from megatron_lst.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text_size=24, speech_size=9, multiple=8)
 
 
 def touch(path: Path) -> Path:
@@ -199,6 +206,37 @@ def test_prepared_round_trip_and_directions(tmp_path: Path) -> None:
         read_prepared(tmp_path / "t")
     with pytest.raises(UserError, match=r"no task\.json"):
         read_prepared(tmp_path)
+
+
+def test_aligned_patches_need_the_times_of_words_and_cut_there(tmp_path: Path) -> None:
+    """SPEC 9: aligned boundaries for a model of aligned patches. The control is the static cut of the same item."""
+    timed = Side([5, 6], 9, list(range(9)), words=[[1, 4], [4, 8]], pieces=[[1, 3], [3, 3], [3, 4], [4, 8]])
+    bare = Side([5, 6], 9, list(range(9)))
+    items = [PreparedItem("timed", timed, (timed, timed), 0), PreparedItem("bare", timed, (bare, timed), 0)]
+    write_prepared(tmp_path / "t", PreparedTask("t", items))
+    task = read_prepared(tmp_path / "t")
+    assert task.items == items
+
+    def lengths(patcher: Patcher) -> list[int]:
+        (item, *_), _ = task.choice_items("S->S", patcher)
+        item.check(VOCABULARY)
+        chunk = scored_chunk((*item.prompt, item.candidates[0]), 1, VOCABULARY, patcher, item.id).chunk
+        return chunk.patch_length[2:].tolist()
+
+    def aligned(**changes: Any) -> Patcher:
+        return Patcher(ALIGNED, PatchingConfig(**changes))
+
+    assert lengths(aligned()) == [1, 3, 4, 1] * 2
+    assert lengths(aligned(silence="merged")) == [4, 5] * 2
+    assert lengths(aligned(granularity="bpe")) == [1, 2, 1, 4, 1] * 2
+    assert lengths(aligned(max_length=2)) == [1, 2, 1, 2, 2, 1] * 2
+    assert lengths(static_patcher(4)) == [4, 4, 4, 4, 2], "the counter goes on over the join"
+    found, refused = task.choice_items("S->S", aligned())
+    assert [i.id for i in found] == ["timed"]
+    assert "no times of words" in refused["bare"]
+    assert "--aligner" in refused["bare"]
+    assert [i.id for i in task.choice_items("T->T", aligned())[0]] == ["timed", "bare"], "text needs no times"
+    assert [i.id for i in task.choice_items("S->S", static_patcher(4))[0]] == ["timed", "bare"]
 
 
 @pytest.mark.skipif(not (shutil.which("flite") or shutil.which("espeak-ng")), reason="needs flite or espeak-ng")

@@ -12,7 +12,7 @@ from megatron_lst.data.interleaving import SPEECH, TEXT, Example
 from megatron_lst.data.packing import Capacity, first_position, pack_example
 from megatron_lst.errors import UserError
 from megatron_lst.inference.inputs import PatchCounter
-from megatron_lst.patching.chunks import build_chunk, chunk_of_tokens, document_span, prompt_tokens, speech_span
+from megatron_lst.patching.chunks import chunk_of_spans, chunk_of_tokens, document_span, prompt_tokens, speech_span
 from megatron_lst.patching.closing import closed_units
 from megatron_lst.patching.row import Chunk
 from megatron_lst.patching.strategies import (
@@ -61,7 +61,7 @@ def test_training_and_evaluation_build_the_same_chunk(key: int, variant: Any, fi
     patcher = Patcher(*variant)
     one = trained(key, patcher, (first, last))
     spans = spans_of(key, patcher, first, last)
-    two, _ = build_chunk(spans, V, patcher, leading_marker=True)
+    two, _ = chunk_of_spans(spans, V, patcher, leading_marker=True)
     assert one.tokens.tolist() == [*two.tokens.tolist(), V.eos]
     assert one.patch_length.tolist() == [*two.patch_length.tolist(), 1]
     assert one.closes_late.tolist() == [*two.closes_late.tolist(), False]
@@ -81,14 +81,14 @@ def spans_of(key: int, patcher: Patcher, a: int, b: int) -> list[Any]:
 def test_a_lagged_patch_of_max_length_closes_at_its_last_token() -> None:
     """SPEC 4: whoever reads the prefix can count to max_length. Evaluation closed it one token later than training."""
     patcher = Patcher(ALIGNED, PatchingConfig(max_length=4, aligned_lag=1))
-    chunk, _ = build_chunk([speech_span(range(7), [[0, 7]])], V, patcher)
+    chunk, _ = chunk_of_spans([speech_span(range(7), [[0, 7]])], V, patcher)
     assert chunk.patch_length.tolist() == [1, 1, 4, 3]
     assert chunk.closes_late.tolist() == [False, False, False, True]
     assert closed_units(chunk.patch_length, chunk.closes_late).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
     every_patch_late = closed_units(chunk.patch_length, np.array([False, False, True, True]))
     assert every_patch_late[5] == 1, "the control: the rule that evaluation had closes it one token later"
     with_knowledge = Patcher(ALIGNED, PatchingConfig(max_length=4))
-    assert not build_chunk([speech_span(range(7), [[0, 7]])], V, with_knowledge)[0].closes_late.any()
+    assert not chunk_of_spans([speech_span(range(7), [[0, 7]])], V, with_knowledge)[0].closes_late.any()
 
 
 @pytest.mark.parametrize(
@@ -102,17 +102,17 @@ def test_a_lagged_patch_of_max_length_closes_at_its_last_token() -> None:
 )
 def test_aligned_spans_follow_the_configuration(changed: dict[str, Any], expected: list[int]) -> None:
     patcher = Patcher(ALIGNED, PatchingConfig(**changed))
-    chunk, begins = build_chunk([speech_span([0] * 15, [[2, 5], [9, 15]])], V, patcher)
+    chunk, begins = chunk_of_spans([speech_span([0] * 15, [[2, 5], [9, 15]])], V, patcher)
     assert chunk.patch_length.tolist() == [1, 1, *expected]
     assert begins.tolist() == [2]
 
 
 def test_static_patches_go_on_over_a_join_and_aligned_ones_end_there() -> None:
     prompt, candidate = speech_span([0] * 5, [[0, 5]]), speech_span([1] * 5, [[0, 5]])
-    static, begins = build_chunk([prompt, candidate], V, static_patcher(4))
+    static, begins = chunk_of_spans([prompt, candidate], V, static_patcher(4))
     assert static.patch_length.tolist() == [1, 1, 4, 4, 2]
     assert begins.tolist() == [2, 7]
-    aligned, _ = build_chunk([prompt, candidate], V, Patcher(ALIGNED, PatchingConfig()))
+    aligned, _ = chunk_of_spans([prompt, candidate], V, Patcher(ALIGNED, PatchingConfig()))
     assert aligned.patch_length.tolist() == [1, 1, 5, 5]
 
 

@@ -20,6 +20,9 @@ from megatron_lst.evaluation.benchmarks.readers import RawPiece, RawTask
 
 EncodeAudio = Callable[[Path], np.ndarray]
 """Audio file -> int speech ids [F]."""
+Spans = list[list[int]]
+AlignAudio = Callable[[Path, str, int], tuple[Spans, Spans | None]]
+"""(audio file, its text, F) -> frames of each word, and of each text piece where the aligner knows them."""
 
 PRESETS = {
     "espeak-ng": "espeak-ng -v en-us -f {text} -w {wav}",
@@ -70,6 +73,7 @@ def prepare(
     encode_text: EncodeText | None,
     encode_audio: EncodeAudio | None,
     tts: str | None,
+    align_audio: AlignAudio | None = None,
     metadata: dict[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PreparedTask:
@@ -78,6 +82,7 @@ def prepare(
     Args:
         encode_text: None leaves text out.
         encode_audio: None leaves speech out.
+        align_audio: None leaves the times of words out; pieces without a text have none.
         tts: command that synthesises pieces that come without audio; None: such pieces have no speech.
 
     Raises:
@@ -86,7 +91,7 @@ def prepare(
     task = PreparedTask(raw.name, [], dict(raw.refused), {**metadata, "tts": tts})
 
     def side(piece: RawPiece, continuing: bool, wav: Path) -> Side:
-        ids, spoken = None, None
+        ids, spoken, words, pieces = None, None, None, None
         if piece.text and encode_text is not None:
             ids = encode_text(piece.text, continuing)
         if encode_audio is not None and (piece.audio is not None or (tts is not None and piece.text)):
@@ -99,9 +104,11 @@ def prepare(
             spoken = encode_audio(audio).tolist()
             if not spoken:
                 raise UserError("the audio is shorter than one speech token")
+            if align_audio is not None and piece.text:
+                words, pieces = align_audio(audio, piece.text, len(spoken))
         if ids is None and spoken is None:
             raise UserError("neither text nor speech could be prepared")
-        return Side(ids, len(piece.text or ""), spoken)
+        return Side(ids, len(piece.text or ""), spoken, words, pieces)
 
     with tempfile.TemporaryDirectory() as folder:
         for number, item in enumerate(raw.items):

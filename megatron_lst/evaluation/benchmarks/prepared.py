@@ -1,8 +1,11 @@
 """A prepared task: text and speech ids on disk, so that a benchmark is synthesised and encoded once.
 
 FOLDER/task.json     name, fingerprints of tokenizer and codebook, how speech was made, what was refused
-FOLDER/items.jsonl   one item a line: id, answer, prompt, candidates; each side {"ids", "characters", "units"}, of
-                     which `units` are speech ids
+FOLDER/items.jsonl   one item a line: id, answer, prompt, candidates; each side {"ids", "characters", "units", "words",
+                     "pieces"}, of which `units` are speech ids, `words` and `pieces` the frames of each word and text
+                     piece, null where the speech was not aligned
+
+Format 1 has neither `words` nor `pieces`.
 """
 
 import json
@@ -14,31 +17,48 @@ from typing import Any
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.evaluation.items import ChoiceItem
 from megatron_lst.patching.chunks import Span, speech_span, text_span
+from megatron_lst.patching.strategies import ALIGNED, Patcher
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 DIRECTIONS = ("S->S", "T->T", "S->T", "T->S")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One prompt or candidate in whichever modalities it was prepared; None where it was not."""
+    """One prompt or candidate in whichever modalities it was prepared; None where it was not.
+
+    Attributes:
+        words, pieces: [begin, end) frames of each word, and of each text piece, where the speech was aligned.
+    """
 
     ids: list[int] | None = None
     characters: int = 0
     speech_ids: list[int] | None = None
+    words: list[list[int]] | None = None
+    pieces: list[list[int]] | None = None
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Side":
         """What items.jsonl holds of it."""
-        return cls(record["ids"], record["characters"], record["units"])
+        return cls(record["ids"], record["characters"], record["units"], record.get("words"), record.get("pieces"))
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"ids": self.ids, "characters": self.characters, "units": self.speech_ids}
+        times = {"words": self.words, "pieces": self.pieces}
+        return {"ids": self.ids, "characters": self.characters, "units": self.speech_ids, **times}
 
-    def span(self, modality: str) -> Span | None:
+    def span(self, modality: str, granularity: str = "word") -> Span | None:
+        """The prompt or candidate as speech (`S`) or text (`T`), None where there is none.
+
+        Args:
+            granularity: of aligned patches, see `patching.granularity`.
+        """
         if modality == "S":
-            return None if self.speech_ids is None else speech_span(self.speech_ids)
+            segments = self.words if granularity == "word" else self.pieces
+            if segments is not None:
+                segments = [s for s in segments if s[1] > s[0]]
+            return None if self.speech_ids is None else speech_span(self.speech_ids, segments)
         return None if self.ids is None else text_span(self.ids, self.characters)
 
 
@@ -75,16 +95,29 @@ class PreparedTask:
             return [d for d in ("S", "T") if any(all(c.span(d) for c in i.candidates) for i in self.items)]
         return [d for d in DIRECTIONS if self.choice_items(d)[0]]
 
-    def choice_items(self, direction: str) -> tuple[list[ChoiceItem], dict[str, str]]:
-        """(items, refused) in one direction (`S->T`; `S` or `T` for pairs)."""
+    def choice_items(self, direction: str, patcher: Patcher | None = None) -> tuple[list[ChoiceItem], dict[str, str]]:
+        """(items, refused) in one direction (`S->T`; `S` or `T` for pairs).
+
+        Args:
+            patcher: how speech will be cut: aligned patches refuse items whose speech was not aligned. None: not yet
+                known, nothing is refused for it.
+        """
+        granularity = patcher.config.granularity if patcher is not None else "word"
         found, refused = [], dict(self.refused)
         for item in self.items:
-            prompt = item.prompt.span(direction[0]) if item.prompt is not None else None
-            candidates = [c.span(direction[-1]) for c in item.candidates]
+            prompt = item.prompt.span(direction[0], granularity) if item.prompt is not None else None
+            candidates = [c.span(direction[-1], granularity) for c in item.candidates]
             if (item.prompt is not None and prompt is None) or any(c is None for c in candidates):
                 refused[item.id] = f"not prepared for {direction}: speech or text is missing"
                 continue
             spans = () if prompt is None else (prompt,)
+            spoken = [s for s in (*spans, *candidates) if s is not None and s.modality == "speech"]
+            if patcher is not None and patcher.method == ALIGNED and any(s.segments is None for s in spoken):
+                refused[item.id] = (
+                    f"its speech has no times of {'words' if granularity == 'word' else 'text pieces'}, which aligned "
+                    "patches need: prepare the task with --aligner, or evaluate with --static"
+                )
+                continue
             found.append(ChoiceItem(item.id, spans, tuple(c for c in candidates if c is not None), item.answer))
         return found, refused
 
@@ -125,7 +158,7 @@ def read_prepared(folder: Path) -> PreparedTask:
         raise UserError(f"{folder}: no task.json; `lst eval prepare` makes a task from a benchmark's files") from None
     except ValueError as error:
         raise DamagedDataError(f"{folder / 'task.json'}: not JSON ({error})") from None
-    if content.pop("format", None) != FORMAT:
+    if content.pop("format", None) not in READABLE:
         raise UserError(f"{folder}: another format of prepared tasks; prepare it again")
     items = []
     try:
