@@ -38,20 +38,22 @@ def assign_documents(documents: DocumentSet, streams: int, seed: int, name: str)
     Every document belongs to exactly one stream, unless there are fewer documents than streams: then streams share
     documents, and each visits its own once per stream-epoch.
     """
-    shards = permutation(len(documents.shard_first) - 1, seed, "shards", number_of(name))
-    first, last = documents.shard_first[:-1][shards], documents.shard_first[1:][shards]
-    place = np.concatenate([[0], np.cumsum(last - first)])
-    count = int(place[-1])
+    # The line: shards in keyed order, and in each its documents as they are stored.  n shards.
+    shards = permutation(len(documents.shard_first) - 1, seed, "shards", number_of(name))  # [n]
+    first, last = documents.shard_first[:-1][shards], documents.shard_first[1:][shards]  # [n], as in the set
+    offset = np.concatenate([[0], np.cumsum(last - first)])  # [n + 1], documents before each shard of the line
+    count = int(offset[-1])
     if not count:
         raise UserError(f"source {name!r} has no documents")
-    running = np.concatenate([[0], np.cumsum(documents.raw_tokens, dtype=np.int64)])
-    tokens = np.concatenate([[0], np.cumsum(running[last] - running[first])])
-    cuts = np.empty(streams + 1, np.int64)
+    running = np.concatenate([[0], np.cumsum(documents.raw_tokens, dtype=np.int64)])  # [documents + 1], as in the set
+    tokens = np.concatenate([[0], np.cumsum(running[last] - running[first])])  # [n + 1], tokens before each shard
+    cuts = np.empty(streams + 1, np.int64)  # stream s owns documents [cuts[s], cuts[s + 1]) of the line
     for stream in range(streams + 1):
         target = int(tokens[-1]) * stream // streams
         shard = min(int(np.searchsorted(tokens, target, side="right")) - 1, len(shards) - 1)
         within = running[first[shard] : last[shard] + 1] - running[first[shard]]
-        cuts[stream] = place[shard] + np.searchsorted(within, target - tokens[shard], side="left")
+        # The first document whose begin is not before the target: a document goes to the stream that it begins in.
+        cuts[stream] = offset[shard] + np.searchsorted(within, target - tokens[shard], side="left")
     cuts[0], cuts[-1] = 0, count
     if count >= streams:
         # Every stream at least one document: cut s lies in [s, count - (streams - s)].
@@ -60,14 +62,16 @@ def assign_documents(documents: DocumentSet, streams: int, seed: int, name: str)
         cuts = np.minimum(cuts, count - streams + index)
         starts, ends = cuts[:-1], cuts[1:]
     else:
+        # Fewer documents than streams: each stream has one, and some have the same.
         starts = np.arange(streams) * count // streams
         ends = starts + 1
+    # Intervals of the line -> blocks: the part of each shard that an interval covers, counted as in the set.
     begins, finishes, blocks = [], [], [0]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        low = int(np.searchsorted(place, start, side="right")) - 1
-        high = int(np.searchsorted(place, end, side="left"))
-        a = np.maximum(place[low:high], start) - place[low:high] + first[low:high]
-        b = np.minimum(place[low + 1 : high + 1], end) - place[low:high] + first[low:high]
+        low = int(np.searchsorted(offset, start, side="right")) - 1
+        high = int(np.searchsorted(offset, end, side="left"))
+        a = np.maximum(offset[low:high], start) - offset[low:high] + first[low:high]
+        b = np.minimum(offset[low + 1 : high + 1], end) - offset[low:high] + first[low:high]
         begins.append(a[b > a])
         finishes.append(b[b > a])
         blocks.append(blocks[-1] + len(begins[-1]))
@@ -83,9 +87,10 @@ class StreamOrder:
         self.documents = int((self._end - self._begin).sum())
         self._epoch = -1
         self._block = -1
-        self._order = np.zeros(0, np.int64)
-        self._starts = np.zeros(0, np.int64)
-        self._within = np.zeros(0, np.int64)
+        # Of the epoch and the block that were asked for last; a stream asks in order.
+        self._order = np.zeros(0, np.int64)  # [blocks], in which order the epoch takes them
+        self._starts = np.zeros(0, np.int64)  # [blocks + 1], position of each one's first document in the epoch
+        self._within = np.zeros(0, np.int64)  # [documents of the block], their order
 
     def at(self, epoch: int, position: int) -> int:
         """The document at `position` (0 <= position < documents) of stream-epoch `epoch`."""
@@ -95,11 +100,11 @@ class StreamOrder:
             sizes = (self._end - self._begin)[self._order]
             self._starts = np.concatenate([[0], np.cumsum(sizes)])
             self._epoch, self._block = epoch, -1
-        place = int(np.searchsorted(self._starts, position, side="right")) - 1
-        block = int(self._order[place])
+        turn = int(np.searchsorted(self._starts, position, side="right")) - 1
+        block = int(self._order[turn])
         if block != self._block:
             count = int(self._end[block] - self._begin[block])
-            keyed = int(self._begin[block]) + (stream << 40)
+            keyed = int(self._begin[block]) + (stream << 40)  # a draw has three indices: block and stream share one
             self._within = permutation(count, seed, "documents", source, keyed, epoch)
             self._block = block
-        return int(self._begin[block] + self._within[position - int(self._starts[place])])
+        return int(self._begin[block] + self._within[position - int(self._starts[turn])])
