@@ -203,16 +203,19 @@ def spaced(number: int, words: int = 40) -> Document:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["eval", "jitter"])
 @pytest.mark.parametrize(
-    ("flags", "method"), [((), ALIGNED), (("--aligned",), ALIGNED), (("--static",), STATIC)]
-)  # fmt: skip
+    ("command", "flags", "method"),
+    [
+        ("eval", (), ALIGNED),
+        ("eval", ("--aligned",), ALIGNED),
+        ("eval", ("--static",), STATIC),
+        ("jitter", (), ALIGNED),
+    ],
+)
 def test_speech_is_cut_as_the_run_was_trained(
     command: str, flags: tuple[str, ...], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silence, granularity, max_length and lag are the run's, in every row that is scored."""
-    if command == "jitter" and flags:
-        pytest.skip("jitter is about aligned patches and has no such flags")
     config = replace(CONFIG, patching=ALIGNED_RUN)
     weights = ReferenceModel(config.model, config.vocabulary).state_dict()
     metadata = {"tokenizer": {"fingerprint": "aaaa", "name": "toy"}, "codebook": {"fingerprint": "bbbb"}}
