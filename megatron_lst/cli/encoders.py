@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_lst.documents.schema import FRAMES_PER_SECOND
 from megatron_lst.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,12 +34,13 @@ def text_decoder(spec: str) -> Callable[[list[int]], str]:
 
 
 def audio_aligner(
-    aligner: str, model: str = "", tokenizer: str | None = None
+    aligner: str, codebook: Path, model: str = "", tokenizer: str | None = None
 ) -> tuple[Callable[[Path, str, int], tuple[list[list[int]], list[list[int]] | None]], dict[str, Any]]:
     """(align(audio file, text, frames) -> frames of words and of text pieces, {"fingerprint"}) of an aligner.
 
     Args:
         aligner, model: `align.aligner` and `align.model` of data preparation.
+        codebook: says how many frames a second has.
         tokenizer: gives the text pieces; None, or an aligner without times of letters: no frames of pieces.
 
     Raises:
@@ -53,24 +53,26 @@ def audio_aligner(
     from lst_prep.rejection import Rejection
     from lst_prep.tokenizer import encode_words, load_tokenizer
     from lst_prep.transcript import normalise
+    from lst_prep.units import Codebook
 
     if aligner not in ("pocketsphinx", "ctc"):
         raise UserError(f"--aligner {aligner!r}: expected pocketsphinx or ctc")
     config = AlignConfig(aligner=aligner, model=model)
     found, pieces_of = make_aligner(config), load_tokenizer(tokenizer) if tokenizer else None
-    accept = AudioConfig(min_seconds=0.04)
+    rate = Codebook.load(codebook).rate
+    accept = AudioConfig(min_seconds=float(1 / rate))
 
     def align(path: Path, text: str, frames: int) -> tuple[list[list[int]], list[list[int]] | None]:
         try:
             samples = load(path, None, None, accept).samples
             aligned = found.align(samples, normalise(text, config.numbers))
-            spans, chars, _, letters = words_in_frames(aligned, frames)
+            spans, chars, _, letters = words_in_frames(aligned, frames, rate)
             if pieces_of is None or not letters:
                 return spans.tolist(), None
             ids, word_tokens = encode_words(pieces_of, [text[a:b] for a, b in chars])
         except Rejection as rejection:
             raise UserError(f"{path.name}: {rejection}") from None
-        ends = [time * FRAMES_PER_SECOND for time in letters]
+        ends = [time * float(rate) for time in letters]
         return spans.tolist(), piece_frames(pieces_of, ids, word_tokens, spans, ends).tolist()
 
     return align, {"fingerprint": found.fingerprint}

@@ -262,11 +262,11 @@ def prepare(
         encode_audio, metadata["codebook"] = audio_encoder(codebook)
     align_audio = None
     if aligner is not None:
-        if encode_audio is None:
+        if codebook is None:
             raise UserError("--aligner needs --codebook: without it there is no speech to align")
         from megatron_lst.cli.encoders import audio_aligner
 
-        align_audio, metadata["aligner"] = audio_aligner(aligner, aligner_model, tokenizer)
+        align_audio, metadata["aligner"] = audio_aligner(aligner, codebook, aligner_model, tokenizer)
     silent = any(p.audio is None for i in raw.items for p in i.candidates)
     command = preparing.choose_synthesiser(tts) if encode_audio is not None and silent else None
     task = preparing.prepare(

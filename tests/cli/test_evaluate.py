@@ -271,14 +271,16 @@ def test_an_unaligned_task_is_refused_for_an_aligned_model_and_scored_statically
     )
 
 
-def test_an_aligner_gives_the_times_of_words() -> None:
+def test_an_aligner_gives_the_times_of_words(tmp_path: Path) -> None:
     """pocketsphinx on a recording of the embedded corpus: as many words as its transcript, within its frames."""
     pytest.importorskip("pocketsphinx")
     pytest.importorskip("soundfile")
     corpus = Path(__file__).resolve().parents[2] / "data_prep" / "corpus"
     lines = map(json.loads, (corpus / "manifest.jsonl").read_text().splitlines())
     entry = next(e for e in lines if "librivox" in e["audio"])
-    align, info = audio_aligner("pocketsphinx")
+    book = tmp_path / "codebook.safetensors"
+    random_codebook(book)
+    align, info = audio_aligner("pocketsphinx", book)
     assert info["fingerprint"]
     audio = corpus / entry["audio"] if (corpus / entry["audio"]).is_file() else corpus / "audio" / entry["audio"]
     words, pieces = align(audio, entry["text"], 25 * 60)
@@ -288,7 +290,7 @@ def test_an_aligner_gives_the_times_of_words() -> None:
     with pytest.raises(UserError, match=audio.name):
         align(audio, "completely different words which nobody says in this recording at all " * 9, 25 * 60)
     with pytest.raises(UserError, match="expected pocketsphinx or ctc"):
-        audio_aligner("other")
+        audio_aligner("other", book)
 
 
 @pytest.mark.skipif(not (shutil.which("flite") or shutil.which("espeak-ng")), reason="needs a synthesiser")
