@@ -76,7 +76,7 @@ def test_ids_alone_say_what_a_saved_token_is() -> None:
     stream, seen = Stream(make_mixture(config), 2), set()
     for _ in range(8):
         row = stream.next_row()
-        known = note_tokens(row, stream.placed, config.vocabulary).kind
+        known = note_tokens(row, stream.origins, config.vocabulary).kind
         assert note_tokens(row, [], config.vocabulary).kind == ["speech" if k == "silence" else k for k in known]
         seen |= set(known)
     assert seen >= {"text", "speech", "silence", "marker"}
