@@ -9,7 +9,7 @@ GPU the models are tiny ones: the program is exercised, the figures say nothing.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,7 @@ from benchmarks.measured import on_gpu, write_result
 from benchmarks.step import TINY
 from megatron_lst.config.load import load_config
 from megatron_lst.errors import LstError, TrainingFault
-from megatron_lst.evaluation.speed import measure, random_model, table
+from megatron_lst.evaluation.speed import Speed, measure, random_model, table
 from megatron_lst.inference import GenerationSettings, generate
 from megatron_lst.patching.chunks import prompt_tokens, speech_span
 
@@ -57,8 +57,12 @@ def gate(path: str, overrides: Sequence[str]) -> float:
     return worst
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """0: measured; 1: the gate failed, or a size did, which costs no other one; 2: the user's mistake."""
+def main(given: Sequence[str] | None = None, measure: Callable[..., Speed] = measure) -> int:
+    """0: measured; 1: the gate failed, or a size did, which costs no other one; 2: the user's mistake.
+
+    Args:
+        measure: times one size.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=["configs/lst-1b.yaml", "configs/base-1b.yaml"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,31 +105,41 @@ def run(part: Command, log: Path, out: Path, seconds: float) -> Ended:
     return Ended(part.shows, None if code == -signal.SIGKILL and spent >= seconds else code, spent)
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """0: every part ended well, or said that there is nothing for it to do here; 1: one did not; 2: no such part."""
+def main(
+    given: Sequence[str] | None = None,
+    parts: Mapping[str, Command] = PARTS,
+    limit: float = LIMIT,
+    has_gpu: Callable[[], bool] = on_gpu,
+) -> int:
+    """0: every part ended well, or said that there is nothing for it to do here; 1: one did not; 2: no such part.
+
+    Args:
+        limit: seconds that one part may take.
+        has_gpu: whether parts that need a GPU can run.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("parts", nargs="*", default=list(parts), metavar="PART", help=", ".join(parts))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="that all parts together may take")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args(given)
-    unknown = [name for name in arguments.parts if name not in PARTS]
+    unknown = [name for name in arguments.parts if name not in parts]
     if unknown:
-        print(f"no part {', '.join(unknown)}; there are: {', '.join(PARTS)}", file=sys.stderr)
+        print(f"no part {', '.join(unknown)}; there are: {', '.join(parts)}", file=sys.stderr)
         return 2
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * arguments.minutes
     ended: dict[str, Ended] = {}
     for name in arguments.parts:
-        part, left = PARTS[name], until - time.monotonic()
+        part, left = parts[name], until - time.monotonic()
         print(f"== {name}: {part.shows}", flush=True)
-        if part.gpu and not on_gpu():
+        if part.gpu and not has_gpu():
             print("needs a CUDA device")
             ended[name] = Ended(part.shows, NOTHING_DONE)
         else:
-            ended[name] = run(part, out / f"{name}.log", out, min(left, LIMIT)) if left > 1 else Ended(part.shows)
+            ended[name] = run(part, out / f"{name}.log", out, min(left, limit)) if left > 1 else Ended(part.shows)
         write_text(out / "summary.json", json.dumps({n: asdict(e) for n, e in ended.items()}, indent=1) + "\n")
-    print("\n".join(f"{name:18}{PARTS[name].shows:48}{end}" for name, end in ended.items()))
+    print("\n".join(f"{name:18}{parts[name].shows:48}{end}" for name, end in ended.items()))
     return int(any(end.exit_code not in (0, NOTHING_DONE) for end in ended.values()))
 
 

@@ -169,14 +169,18 @@ def gate(case: Case) -> None:
             raise AssertionError(f"{name}: {label} is off by {error:.2e} (allowed {tolerance:.0e}): not timed")
 
 
-def time_case(case: Case, machine: Machine) -> list[Result]:
+Clock = Callable[..., float]
+"""What `milliseconds` is: (run, prepare) -> median time of `run`."""
+
+
+def time_case(case: Case, machine: Machine, clock: Clock = milliseconds) -> list[Result]:
     """Forward and backward of one case."""
     inputs = [t.detach().requires_grad_() for t in case.inputs]
     with torch.no_grad():
-        forward = milliseconds(lambda _: case.run(*inputs))
+        forward = clock(lambda _: case.run(*inputs))
     grad = torch.randn_like(case.run(*inputs))
     # A new graph each time: a compiled one may not be kept for another pass.
-    backward = milliseconds(lambda out: torch.autograd.grad(out, inputs, grad), lambda: case.run(*inputs))
+    backward = clock(lambda out: torch.autograd.grad(out, inputs, grad), lambda: case.run(*inputs))
     limit, scale, unit = (
         (machine.copy_gbs, 1e6, "GB/s") if case.kind == "bytes" else (machine.matmul_tflops, 1e9, "TFLOP/s")
     )
@@ -201,31 +205,44 @@ def operations() -> dict[str, Callable[[Setting], Iterator[Case]]]:
     }
 
 
-def bench(setting: Setting, tell: Callable[[str], object] = print) -> Benchmark:
+def bench(
+    setting: Setting,
+    tell: Callable[[str], object] = print,
+    measured: dict[str, Callable[[Setting], Iterator[Case]]] | None = None,
+    machine: Machine | None = None,
+    clock: Clock = milliseconds,
+) -> Benchmark:
     """Gate, then time, every case of every operation.  Whatever fails is left out; the rest is measured.
 
     Each case's lines go to `tell` as soon as it is done.  Raises NoGpu without a GPU.
+
+    Args:
+        measured: the operations; None: all of them.
+        machine: what figures are held against; None: this machine's GPU, measured first.
+        clock: times a run.
     """
-    require_gpu()
-    found = Benchmark(setting, measure_machine())
+    if machine is None:
+        require_gpu()
+        machine = measure_machine()
+    found = Benchmark(setting, machine)
     tell(str(found.machine))
     # PyTorch gives up on compiling a function that has had eight variants, and calls it as it is: a peer would then be
     # timed uncompiled.  Here every case's shapes are variants, forward and backward.
     with torch._dynamo.config.patch(recompile_limit=100, fail_on_recompile_limit_hit=True):
-        for name, cases in operations().items():
+        for name, cases in (operations() if measured is None else measured).items():
             try:
                 for case in cases(setting):
-                    _measure(case, found, tell)
+                    _measure(case, found, tell, clock)
             except Exception as error:
                 found.problems.append(f"{name}: no more cases: {error}")
                 tell(found.problems[-1])
     return found
 
 
-def _measure(case: Case, found: Benchmark, tell: Callable[[str], object]) -> None:
+def _measure(case: Case, found: Benchmark, tell: Callable[[str], object], clock: Clock) -> None:
     try:
         gate(case)
-        results = time_case(case, found.machine)
+        results = time_case(case, found.machine, clock)
     except Exception as error:
         where = found.problems if case.backend in OURS else found.left_out
         where.append(f"{case.op}, {case.case}, {case.backend}: {error}")

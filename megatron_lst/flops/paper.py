@@ -43,8 +43,8 @@ class Line:
     note: str = ""
 
 
-def static_mix(patch_length: float) -> MixtureStatistics:
-    return replace(PAPER_MIX, patch_length=patch_length)
+def static_mix(patch_length: float, mix: MixtureStatistics = PAPER_MIX) -> MixtureStatistics:
+    return replace(mix, patch_length=patch_length)
 
 
 def curriculum_patch() -> float:
@@ -52,10 +52,12 @@ def curriculum_patch() -> float:
     return 1 / (0.5 / 4 + 0.5 / ALIGNED_SEPARATE)
 
 
-def unit_lines() -> list[Line]:
+def unit_lines(mixture: MixtureStatistics = PAPER_MIX) -> list[Line]:
     """Table 13, the token columns of Table 3, the savings of Table 4, and units of runs: pure accounting."""
-    speech, text = PAPER_MIX.speech_share, 1 - PAPER_MIX.speech_share
-    static, curriculum, bpe = static_mix(4), static_mix(curriculum_patch()), static_mix(UNITS_PER_BPE_PIECE)
+    speech, text = mixture.speech_share, 1 - mixture.speech_share
+    baseline, static, curriculum, bpe = (
+        static_mix(length, mixture) for length in (1, 4, curriculum_patch(), UNITS_PER_BPE_PIECE)
+    )
     units = STEPS * BATCH_ROWS * ROW_UNITS
     share = "raw tokens per interleaved raw token"
     lines = [
@@ -66,7 +68,7 @@ def unit_lines() -> list[Line]:
         Line("Table 13", "LST static 4: all, with plain text", speech / 4 + text + 2, 2.42, share),
     ]
     for name, mix, interleaved, plain, note in (
-        ("baseline", static_mix(1), 87.0, 175.0, ""),
+        ("baseline", baseline, 87.0, 175.0, ""),
         ("BPE", bpe, 95.0, 190.0, "1.47 units a piece"),
         ("LST static 4", static, 108.0, 217.0, ""),
     ):

@@ -40,6 +40,8 @@ class GenerationSettings:
         context: most tokens of prompt and response together; None: no limit.
         log_probabilities: also say how likely the model found each token. That takes the logits of the whole
             vocabulary, where speech alone can be drawn from its own few hundred.
+        close_together: modality `speech`: a sequence whose patch is full waits for the others, at most p - 1 steps, so
+            that one pass of the global transformer serves all of them.
         seed: of sampling.
         fixed_shapes: decode with `FixedDecoder`, as CUDA graphs on a GPU; None: on a GPU.
     """
@@ -53,6 +55,7 @@ class GenerationSettings:
     stop_at_marker: bool = False
     context: int | None = None
     log_probabilities: bool = False
+    close_together: bool = True
     seed: int = 0
     fixed_shapes: bool | None = None
 
@@ -229,7 +232,8 @@ def stream(
             started = time.perf_counter()
             decoder = FixedDecoder(model, cache, counters, _room(model, settings), sampler.wanted)
             timing.prepared = time.perf_counter() - started
-        moving = _moving(counters, pending, active) if timing.tokens and settings.modality == "speech" else active
+        waits = settings.close_together and settings.modality == "speech" and timing.tokens
+        moving = _moving(counters, pending, active) if waits else active
         inputs = [counters[i].add(pending[i]) if i in moving else EMPTY for i in range(count)]
         if decoder is None:
             last = np.cumsum([len(p.tokens) for p in inputs])[moving] - 1

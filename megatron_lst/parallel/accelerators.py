@@ -85,26 +85,27 @@ def choose(purpose: str, wanted: str) -> str:
     return wanted
 
 
-def fp8_recipe(fp8: str, wanted: str) -> str | None:
+def fp8_recipe(fp8: str, wanted: str, manager: Any = None) -> str | None:
     """The recipe of fp8 training on this device; None where nothing trains in fp8.
 
     Args:
         fp8: `engine.fp8`.
         wanted: `engine.fp8_recipe`.
+        manager: Transformer Engine's, which knows the device; None: it is looked for.
 
     Raises:
         UserError: Transformer Engine is missing or too old, or has no such recipe on this device.
     """
     if fp8 == "none":
         return None
-    manager = probe("fp8", "transformer_engine")
+    manager = manager or probe("fp8", "transformer_engine")
     if not all(hasattr(manager, query) for query in _FP8_RECIPES.values()):
         raise UserError(
             f"engine.fp8={fp8}: Transformer Engine 2.3 or later cannot be imported here, or there is no CUDA device. "
             f"Get it: {_HOW['transformer_engine']}; or use engine.fp8=none"
         )
     if wanted == "auto":
-        wanted = "mxfp8" if manager.is_mxfp8_available()[0] else "tensorwise"  # type: ignore[union-attr]
+        wanted = "mxfp8" if manager.is_mxfp8_available()[0] else "tensorwise"
     here, reason = getattr(manager, _FP8_RECIPES[wanted])()
     if not here:
         raise UserError(f"engine.fp8={fp8}: no {wanted} recipe here ({reason}); use another engine.fp8_recipe or none")

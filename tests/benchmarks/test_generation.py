@@ -35,9 +35,7 @@ def test_a_wrong_form_is_not_measured(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_size_that_fails_costs_no_other_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_size_that_fails_costs_no_other_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = generation.measure
 
     def measure(*arguments: Any, fixed_shapes: bool) -> Any:
@@ -45,8 +43,7 @@ def test_a_size_that_fails_costs_no_other_one(
             raise torch.OutOfMemoryError("out of memory")
         return plain(*arguments, fixed_shapes=fixed_shapes)
 
-    monkeypatch.setattr(generation, "measure", measure)
-    assert generation.main([*OPTIONS, "--out", str(tmp_path)]) == 1
+    assert generation.main([*OPTIONS, "--out", str(tmp_path)], measure) == 1
     assert "out of memory" in capsys.readouterr().err
     found = json.loads(next(tmp_path.glob("generation-lst-1b-*.json")).read_text())
     assert [run["decoding"] for run in found["runs"]] == ["ragged"]

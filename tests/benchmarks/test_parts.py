@@ -15,22 +15,18 @@ def code(source: str) -> Command:
     return Command(("-c", source), "something")
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "LIMIT", 4.0)
-    monkeypatch.setattr(parts, "PARTS", {
-        "fails": code("import sys; sys.exit('badly')"),
-        "dies": code("import os; os.kill(os.getpid(), 11)"),
-        "hangs": code(HANGS),
-        "refuses": code("import sys; sys.exit(2)"),
-        "works": code("import megatron_lst, lst_prep, benchmarks; print('well')"),
-        "writes": Command(("-c", "import sys; print(sys.argv[1:])"), "where", writes=True),
-    })  # fmt: skip
+FEW = {
+    "fails": code("import sys; sys.exit('badly')"),
+    "dies": code("import os; os.kill(os.getpid(), 11)"),
+    "hangs": code(HANGS),
+    "refuses": code("import sys; sys.exit(2)"),
+    "works": code("import megatron_lst, lst_prep, benchmarks; print('well')"),
+    "writes": Command(("-c", "import sys; print(sys.argv[1:])"), "where", writes=True),
+}
 
 
-@pytest.mark.usefixtures("few")
 def test_every_part_runs_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--out", str(tmp_path)]) == 1
+    assert main(["--out", str(tmp_path)], FEW, limit=4.0) == 1
     found = json.loads((tmp_path / "summary.json").read_text())
     ended = {name: end["exit_code"] for name, end in found.items()}
     assert ended == {"fails": 1, "dies": -11, "hangs": None, "refuses": 2, "works": 0, "writes": 0}
@@ -43,26 +39,21 @@ def test_every_part_runs_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "out of time" in said
 
 
-@pytest.mark.usefixtures("few")
 def test_what_has_nothing_to_do_is_no_failure(tmp_path: Path) -> None:
-    assert main(["refuses", "works", "--out", str(tmp_path)]) == 0
+    assert main(["refuses", "works", "--out", str(tmp_path)], FEW) == 0
 
 
-def test_skipped_gpu_tests_are_not_called_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(parts, "PARTS", {"tests": Command(("-c", "print('ran')"), "that it is right", gpu=True)})
+def test_skipped_gpu_tests_are_not_called_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tests = {"tests": Command(("-c", "print('ran')"), "that it is right", gpu=True)}
     for here, said in ((False, "nothing done"), (True, "ok")):
-        monkeypatch.setattr(parts, "on_gpu", lambda here=here: here)
-        assert main(["--out", str(tmp_path)]) == 0
+        assert main(["--out", str(tmp_path)], tests, has_gpu=lambda here=here: here) == 0  # type: ignore[misc]
         output = capsys.readouterr().out
         assert said in output.splitlines()[-1]
         assert ("ran" in output) == here
 
 
-@pytest.mark.usefixtures("few")
 def test_no_part_begins_after_the_time_that_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["hangs", "works", "--minutes", "0.025", "--out", str(tmp_path)]) == 1
+    assert main(["hangs", "works", "--minutes", "0.025", "--out", str(tmp_path)], FEW) == 1
     assert json.loads((tmp_path / "summary.json").read_text())["works"]["exit_code"] is None
     assert "not started" in capsys.readouterr().out
     assert not (tmp_path / "works.log").exists()

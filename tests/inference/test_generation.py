@@ -8,7 +8,7 @@ import torch
 
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import UserError
-from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, generate, generation
+from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, generate
 from megatron_lst.inference.generation import Sampler, allowed_tokens
 from megatron_lst.patching.row import assemble_row
 from megatron_lst.reference import ReferenceModel
@@ -92,7 +92,7 @@ def test_global_steps_are_a_pth_of_the_tokens_and_the_cache_shrinks_with_them() 
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_patches_that_began_apart_close_together(fixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_that_began_apart_close_together(fixed: bool) -> None:
     _, model = model_of()
     prompts = [[V.bos, V.speech_marker, *range(25, 25 + n)] for n in (0, 1, 2, 3, 5)]
     settings = GenerationSettings(
@@ -101,8 +101,7 @@ def test_patches_that_began_apart_close_together(fixed: bool, monkeypatch: pytes
     together, timing = generate(model, prompts, settings)
     assert timing.global_passes == 10, "a quarter of the 40 fed tokens"
     assert [result.units for result in together] == [10, 10, 10, 10, 10]
-    monkeypatch.setattr(generation, "_moving", lambda counters, pending, active: active)
-    apart, alone = generate(model, prompts, settings)
+    apart, alone = generate(model, prompts, replace(settings, close_together=False))
     assert alone.global_passes == 40, "without waiting some patch closes in every step"
     for a, b in zip(together, apart, strict=True):
         assert a.tokens == b.tokens

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lst_kernels import bench as module
 from lst_kernels.bench import OURS, Benchmark, Case, Machine, NoGpu, Setting, bench, gate, main, record, time_case
 
 TINY = Setting(
@@ -61,30 +60,30 @@ def test_gate() -> None:
     gate(replace(wrong, backend="peer"))
 
 
-def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "milliseconds", lambda run, prepare=None: 2.0)
+def two_milliseconds(run: Callable[[Any], object], prepare: Callable[[], Any] | None = None) -> float:
+    return 2.0
+
+
+def test_rates() -> None:
     machine = Machine("test", copy_gbs=8.0, matmul_tflops=1.0)
-    forward, backward = time_case(small_case("triton", 0.0), machine)
+    forward, backward = time_case(small_case("triton", 0.0), machine, two_milliseconds)
     assert (forward.rate, forward.unit, forward.fraction) == (4.0, "GB/s", 0.5)
     assert backward.rate == 8.0
     assert "50.0 %" in str(forward)
     assert record(Benchmark(TINY, machine, [forward]))["results"][0]["milliseconds"] == 2.0
 
 
-def test_what_fails_costs_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_costs_no_other_figure() -> None:
     """A kernel of ours that is wrong, a peer that is, an operation whose inputs cannot be made: told, not timed."""
 
     def broken(setting: Setting) -> Iterator[Case]:
         yield small_case("triton", 0.0)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(module, "require_gpu", lambda: None)
-    monkeypatch.setattr(module, "measure_machine", lambda: Machine("test", 8.0, 1.0))
-    monkeypatch.setattr(module, "milliseconds", lambda run, prepare=None: 2.0)
     wrong = [small_case("triton", 0.1), small_case("peer", 0.1), small_case("chunked", 0.0)]
-    monkeypatch.setattr(module, "operations", lambda: {"broken": broken, "wrong": lambda setting: iter(wrong)})
     told: list[str] = []
-    found = bench(TINY, told.append)
+    measured = {"broken": broken, "wrong": lambda setting: iter(wrong)}
+    found = bench(TINY, told.append, measured, Machine("test", 8.0, 1.0), two_milliseconds)
     assert [(r.backend, r.direction) for r in found.results] == [
         ("triton", "forward"), ("triton", "backward"), ("chunked", "forward"), ("chunked", "backward"),
     ]  # fmt: skip
@@ -94,7 +93,7 @@ def test_what_fails_costs_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> No
     assert record(found)["problems"] == found.problems
 
 
-def test_no_peer_is_timed_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_peer_is_timed_uncompiled() -> None:
     """PyTorch goes on uncompiled, with a warning, after a function's eighth variant; in here it may have more."""
     from torch._dynamo.utils import counters
 
@@ -112,15 +111,12 @@ def test_no_peer_is_timed_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
         counted.append(compiled_by(range(2, 22)))
         yield from ()
 
-    monkeypatch.setattr(module, "require_gpu", lambda: None)
-    monkeypatch.setattr(module, "measure_machine", lambda: Machine("test", 8.0, 1.0))
-    monkeypatch.setattr(module, "operations", lambda: {"op": cases})
     assert compiled_by(range(2, 22)) == 8, "the limit that is lifted"
-    assert not bench(TINY, lambda line: None).problems
+    assert not bench(TINY, lambda line: None, {"op": cases}, Machine("test", 8.0, 1.0)).problems
     assert counted == [20]
 
 
-def test_a_compiled_peer_goes_back_as_often_as_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_peer_goes_back_as_often_as_it_is_timed() -> None:
     """A compiled backward pass may take over what the forward pass kept, and then refuses to be repeated."""
 
     def wave(x: Tensor) -> Tensor:
@@ -135,9 +131,8 @@ def test_a_compiled_peer_goes_back_as_often_as_it_is_timed(monkeypatch: pytest.M
     compiled(torch.randn(4, 4, requires_grad=True)).sum().backward()
     with pytest.raises(RuntimeError, match="donated"):
         out.backward(retain_graph=True)
-    monkeypatch.setattr(module, "milliseconds", thrice)
     peer = Case("op", "case", "compiled", compiled, wave, [torch.randn(4, 4)], 1.0, 1.0, "bytes")
-    assert [r.milliseconds for r in time_case(peer, Machine("test", 8.0, 1.0))] == [3.0, 3.0]
+    assert [r.milliseconds for r in time_case(peer, Machine("test", 8.0, 1.0), thrice)] == [3.0, 3.0]
 
 
 @pytest.mark.interpreter

@@ -1,12 +1,11 @@
 """interval_attention against a dense float64 oracle: outputs and gradients."""
 
-import importlib
-
 import pytest
 import torch
 from torch import Tensor
 
 from lst_kernels import interval_attention
+from lst_kernels.interval_attention.reference import interval_attention_reference
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, scale: float | None = None) -> Tensor:
@@ -126,11 +125,12 @@ def test_heads_first_storage(case: str) -> None:
     torch.testing.assert_close(fused.grad[..., :16], stored[1].grad.transpose(0, 1), rtol=1e-11, atol=1e-11)
 
 
-def test_gather_and_tiles_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_and_tiles_agree() -> None:
     qkv, k_start, k_end = inputs("cross-narrow-empty", torch.float64, 4, 2)
-    gathered = interval_attention(*qkv, k_start, k_end)
-    monkeypatch.setattr(importlib.import_module("lst_kernels.interval_attention.reference"), "GATHER_UP_TO", -1)
-    torch.testing.assert_close(interval_attention(*qkv, k_start, k_end), gathered, rtol=1e-12, atol=1e-12)
+    scale = qkv[0].shape[-1] ** -0.5
+    gathered, tiled = (interval_attention_reference(*qkv, k_start, k_end, scale, widest) for widest in (99, -1))
+    assert not torch.equal(tiled, gathered), "two ways: their last bits differ"
+    torch.testing.assert_close(tiled, gathered, rtol=1e-12, atol=1e-12)
 
 
 def test_no_queries_and_no_keys() -> None:

@@ -7,7 +7,6 @@ so that what Megatron-core makes of the configuration is seen: layers, autocast,
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,10 +32,6 @@ class Blackwell(State):
         return True, ""
 
 
-def device_with(monkeypatch: pytest.MonkeyPatch, manager: Any) -> None:
-    monkeypatch.setattr(accelerators, "probe", lambda purpose, name: manager)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_transformer_engine_it_is_refused_in_words() -> None:
     with pytest.raises(UserError, match=r"engine\.fp8=hybrid: Transformer Engine.*cannot be imported.*NGC.*fp8=none"):
@@ -45,22 +40,20 @@ def test_without_transformer_engine_it_is_refused_in_words() -> None:
         fp8.linear_layers()
 
 
-def test_the_device_decides_on_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_decides_on_the_recipe() -> None:
     assert accelerators.fp8_recipe("none", "mxfp8") is None, "nothing is probed"
-    device_with(monkeypatch, State)
-    assert accelerators.fp8_recipe("hybrid", "auto") == "tensorwise"
+    assert accelerators.fp8_recipe("hybrid", "auto", State) == "tensorwise"
     with pytest.raises(UserError, match="no blockwise recipe here .needs CUDA 12.9."):
-        accelerators.fp8_recipe("hybrid", "blockwise")
-    device_with(monkeypatch, Blackwell)
-    assert accelerators.fp8_recipe("e4m3", "auto") == "mxfp8"
-    device_with(monkeypatch, type("Old", (), {"is_fp8_available": State.is_fp8_available}))
+        accelerators.fp8_recipe("hybrid", "blockwise", State)
+    assert accelerators.fp8_recipe("e4m3", "auto", Blackwell) == "mxfp8"
+    old = type("Old", (), {"is_fp8_available": State.is_fp8_available})
     with pytest.raises(UserError, match="2.3 or later"):
-        accelerators.fp8_recipe("hybrid", "tensorwise")
+        accelerators.fp8_recipe("hybrid", "tensorwise", old)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_megatron_core_takes_the_settings(monkeypatch: pytest.MonkeyPatch, recompute: str) -> None:
-    device_with(monkeypatch, Blackwell)
+    monkeypatch.setattr(accelerators, "probe", lambda purpose, name: Blackwell)
     config = toy_config(**IN_FP8, training__recompute=recompute, parallel__pipeline=2)
     settings = global_settings(config, ParallelLayout(1, 2, 1, 1, False), pipeline_split(config, 2, 1))
     assert (settings.fp8, settings.fp8_recipe, settings.fp8_param) == ("hybrid", "mxfp8", False)

@@ -151,7 +151,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def interval_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, scale: float
+    q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, scale: float, gather_up_to: int = GATHER_UP_TO
 ) -> Tensor:
     """q [Nq, H, D], k and v [Nk, Hk, D], k_start and k_end int32 [Nq] -> [Nq, H, D].
 
@@ -159,6 +159,6 @@ def interval_attention_reference(
     """
     if q.shape[0] and k.shape[0]:
         width = int((k_end - k_start).max())
-        if width <= GATHER_UP_TO:
+        if width <= gather_up_to:
             return _Gathered.apply(q, k, v, k_start, k_end, scale, max(width, 1))
     return _Tiled.apply(q, k, v, k_start, k_end, scale)
