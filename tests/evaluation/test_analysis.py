@@ -15,9 +15,9 @@ from megatron_lst.evaluation.harness import TextScorer, generation_settings
 from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel
 from megatron_lst.patching.row import assemble_row
 from megatron_lst.reference import ReferenceModel
-from megatron_lst.reference.causality import random_chunk
 from megatron_lst.reference.model import Maps
 from megatron_lst.vocabulary import Vocabulary
+from tests.support.causality import random_chunk
 
 V = Vocabulary(text_size=24, speech_size=9, multiple=8)
 TINY = ModelConfig(

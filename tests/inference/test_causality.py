@@ -10,7 +10,8 @@ from megatron_lst.config.schema import ModelConfig
 from megatron_lst.inference import LatentSpeechTextModel
 from megatron_lst.patching.row import Row, assemble_row
 from megatron_lst.reference import ReferenceModel
-from megatron_lst.reference.causality import (
+from megatron_lst.vocabulary import Vocabulary
+from tests.support.causality import (
     document_violations,
     future_violations,
     literal_blt_map,
@@ -19,7 +20,6 @@ from megatron_lst.reference.causality import (
     spec_map,
     token_violations,
 )
-from megatron_lst.vocabulary import Vocabulary
 
 V = Vocabulary(text_size=24, speech_size=9, multiple=8)
 BASE = ModelConfig(

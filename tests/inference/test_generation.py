@@ -12,8 +12,8 @@ from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, ge
 from megatron_lst.inference.generation import Sampler, allowed_tokens
 from megatron_lst.patching.row import assemble_row
 from megatron_lst.reference import ReferenceModel
-from megatron_lst.reference.causality import Writer
 from megatron_lst.vocabulary import Vocabulary
+from tests.support.causality import Writer
 
 V = Vocabulary(text_size=24, speech_size=9, multiple=8)
 TINY = ModelConfig(

@@ -15,9 +15,9 @@ from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.inputs import PatchCounter
 from megatron_lst.patching.row import Row, assemble_row
 from megatron_lst.reference import ReferenceModel
-from megatron_lst.reference.causality import Kind, random_chunk
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 from tests.inference.row_by_row import RowByRow
+from tests.support.causality import Kind, random_chunk
 
 V = Vocabulary(text_size=24, speech_size=9, multiple=8)
 BASE = ModelConfig(

@@ -10,7 +10,7 @@ import torch
 
 from megatron_lst.config.schema import Config
 from megatron_lst.patching.row import Chunk, Row, assemble_row
-from megatron_lst.reference.causality import (
+from tests.support.causality import (
     document_violations,
     future_violations,
     literal_blt_map,

@@ -10,7 +10,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.patching.row import Row, assemble_row
 from megatron_lst.reference import ReferenceModel
-from megatron_lst.reference.causality import random_chunk
+from tests.support.causality import random_chunk
 from tests.support.single import engine_of, logits_of
 from tests.support.toy import toy_config, toy_rows
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.reference import ReferenceModel
-from megatron_lst.reference.causality import (
+from megatron_lst.vocabulary import Vocabulary
+from tests.support.causality import (
     ClosingMap,
     Kind,
     Logits,
@@ -23,7 +24,6 @@ from megatron_lst.reference.causality import (
     random_chunk,
     token_violations,
 )
-from megatron_lst.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=24, speech_size=9, multiple=8)
 BASE = ModelConfig(
