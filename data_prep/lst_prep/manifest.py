@@ -14,6 +14,7 @@ on their own and joined again (SPEC 7). Paths are relative to the manifest's fol
 
 import json
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -189,6 +190,7 @@ def read(
     on_reject: Callable[[str, Rejection], None],
     root: str = "",
     inputs: Inputs | None = None,
+    on_heldout: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Entry]:
     """Every good line of the manifests, in order. Blank lines are skipped.
 
@@ -199,9 +201,10 @@ def read(
         on_reject: called with `path:line` and the rejection for each line that cannot be used.
         root: see `AudioConfig.root`.
         inputs: opens the manifests.
+        on_heldout: called with the text of each line that may be held out and cannot be used.
 
     Raises:
-        UserError: a manifest that breaks off.
+        UserError: a manifest that breaks off; a line that may be held out and has no text that can be read.
         CannotRead: one that cannot be read now.
     """
     files, inputs = [Path(path) for path in paths], inputs or Inputs()
@@ -216,8 +219,33 @@ def read(
                     raise Rejection("duplicate_id", f"{entry.id}, first in {first[entry.id]}")
             except Rejection as rejection:
                 on_reject(where, rejection)
+                if (held := _may_be_held_out(line, where, rejection)) is not None:
+                    on_heldout(held)
                 continue
             yield entry
+
+
+_SPLIT = re.compile(r'"split"\s*:\s*("[^"]*"|[^,}]*)')
+
+
+def _may_be_held_out(line: str, where: str, rejection: Rejection) -> str | None:
+    """The text of a line that cannot be used, but must not be trained on elsewhere; None: it says that it trains.
+
+    Raises:
+        UserError: nobody knows its text.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        named = _SPLIT.search(line)
+        value = {"split": named[1].strip().strip('"')} if named else {}
+    if not isinstance(value, dict) or split_of(value.get("split", "train")) == "train":
+        return None
+    if isinstance(text := value.get("text"), str) and is_unicode(text):
+        return text
+    raise UserError(
+        f"{where}: a line that may be held out cannot be read, so nothing is prepared: {rejection}; mend it"
+    )
 
 
 def write(path: Path, entries: Iterable[Entry]) -> int:

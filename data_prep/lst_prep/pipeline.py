@@ -72,7 +72,7 @@ class Preparation:
 
             def reject(where: str, rejection: Rejection, source: str = "") -> None:
                 reasons.append(rejection.reason)
-                source = source or Path(where.rpartition(":")[0]).stem
+                source = source or Path(where.rpartition(":")[0]).name.split(".")[0]
                 line = {"id": printable(where), "source": printable(source), "reason": rejection.reason}
                 log.write(json.dumps({**line, "detail": printable(rejection.detail)}) + "\n")
 
@@ -81,7 +81,7 @@ class Preparation:
                     reject(str(ignored), Rejection("ignored_file", f"text source {origin.name!r}"), origin.name)
 
             def entries() -> Iterator[manifest.Entry]:
-                for entry in manifest.read(self.config.manifests, reject, self.config.audio.root, inputs):
+                for entry in manifest.read(self.config.manifests, reject, self.config.audio.root, inputs, heldout.add):
                     if entry.split == "heldout":
                         heldout.add(entry.text)
                     yield entry

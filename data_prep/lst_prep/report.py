@@ -22,6 +22,9 @@ _SAMPLE = 2000
 _EXAMPLES = 3
 """Aligned rows shown of each source."""
 
+_ADDED: dict[str, Any] = {"licenses": {}, "lost": {}, "lost_bytes": {}, "warnings": [], "heldout_share_cut": {}}
+"""Keys that summaries of earlier versions do not have."""
+
 
 def write_report(out: str | Path) -> Path:
     """Write OUT/report.md and its pictures under OUT/report/.
@@ -32,7 +35,7 @@ def write_report(out: str | Path) -> Path:
     layout = Layout(out)
     if not layout.summary.exists():
         raise UserError(f"{out}: no summary.json: the preparation did not finish (`lst prep run`)")
-    summary = json.loads(layout.summary.read_text())
+    summary = _ADDED | json.loads(layout.summary.read_text())
     pictures = layout.out / "report"
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir()
@@ -63,18 +66,35 @@ def _sets(layout: Layout, summary: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _cell(text: str) -> str:
+    """Text as it may stand in a table."""
+    return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
+
+
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:,.2f}" if seconds else "-"
 
 
 def _sources(summary: dict[str, Any]) -> list[str]:
-    lines = ["## Sources", "", "| set / source | documents | hours | words | words a second | pieces a word |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "## Sources",
+        "",
+        "| set / source | split | licence | documents | hours | words | share | words a second | pieces a word |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    pieces: dict[str, float] = {}
+    for name, totals in summary["sources"].items():
+        of_set = name.partition("/")[0]
+        pieces[of_set] = pieces.get(of_set, 0) + totals["pieces"]
     for name, totals in sorted(summary["sources"].items()):
+        of_set = name.partition("/")[0]
         speed = f"{totals['words'] / totals['seconds']:.2f}" if totals["seconds"] else "-"
+        licences = ", ".join(sorted(licence or "not stated" for licence in summary["licenses"].get(name, {})))
         lines.append(
-            f"| {name} | {totals['documents']:,.0f} | {_hours(totals['seconds'])} | {totals['words']:,.0f} | "
-            f"{speed} | {totals['pieces'] / max(totals['words'], 1):.2f} |"
+            f"| {name} | {'heldout' if of_set.startswith('heldout') else 'train'} | {_cell(licences)} | "
+            f"{totals['documents']:,.0f} | {_hours(totals['seconds'])} | {totals['words']:,.0f} | "
+            f"{totals['pieces'] / max(pieces[of_set], 1):.1%} | {speed} | "
+            f"{totals['pieces'] / max(totals['words'], 1):.2f} |"
         )
     alike, compared = summary["units_like_fp32"]
     if compared:
@@ -88,16 +108,25 @@ def _rejections(summary: dict[str, Any], pictures: Path) -> list[str]:
         f"{summary['heldout_sentences_removed_from_text']:,} were cut out of training text."
     )
     lines = ["## What was not used", "", held, ""]
+    for source, share in summary["heldout_share_cut"].items():
+        if share:
+            lines += [f"Of the text of {source or 'no source'}, {share:.4%} was cut.", ""]
+    lines += [line for warning in summary["warnings"] for line in (f"**{_cell(warning)}**", "")]
     if not summary["rejected"]:
         return [*lines, "Nothing was rejected.", ""]
     lines += ["| reason | count | meaning | for instance |", "|---|---|---|---|"]
     for reason, count in sorted(summary["rejected"].items(), key=lambda pair: -pair[1]):
         example = summary["rejection_examples"][reason][0]
         detail = f"{Path(example['id']).name if '/' in example['id'] else example['id']}: {example['detail']}"
-        shown = detail.replace("|", "\\|").replace("`", "'").replace("\n", " ")
+        shown = _cell(detail)
         lines.append(
             f"| {reason} | {count:,} | {REASONS[reason]} | {shown[:117] + '...' if len(shown) > 120 else shown} |"
         )
+    lines += ["", "| source | rejected | used | lost |", "|---|---|---|---|"]
+    for source, lost in sorted(summary["lost"].items(), key=lambda pair: -pair[1]["share"]):
+        lines.append(f"| {_cell(source) or '-'} | {lost['rejected']:,} | {lost['used']:,} | {lost['share']:.1%} |")
+    for source, size in summary["lost_bytes"].items():
+        lines += ["", f"{size:,} bytes of files of {source or 'no source'} that break off were not read."]
     draw_rejections(pictures / "rejections.png", summary["rejected_by_source"])
     lines += ["", "![what was rejected, and why, by source](report/rejections.png)"]
     if summary["audio_changes"]:

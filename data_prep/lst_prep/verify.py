@@ -1,4 +1,4 @@
-"""Re-read shard sets: hashes, schema, sizes, and that no training document holds a held-out sentence."""
+"""Re-read shard sets: hashes, schema, sizes; no held-out text in training documents, and nothing that cannot be so."""
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +9,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from lst_prep.layout import SETS
+from lst_prep.plausible import Sounds, doubts, set_tokenizer, shared_sounds
+from lst_prep.tokenizer import Tokenizer
 from megatron_lst.documents.format import MANIFEST
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.schema import Document
@@ -46,8 +48,11 @@ def verify_sets(paths: Sequence[Path], say: Callable[[str], None], workers: int 
     with _pool(workers or usable_cores()) as map_shards:
         for path in find_sets(paths):
             try:
-                shards = range(ShardSet.open(path).shards)
-                found = [fault for part in map_shards(partial(_verify_shard, path), shards) for fault in part]
+                shards = ShardSet.open(path)
+                parts = list(map_shards(partial(_verify_shard, path), range(shards.shards)))
+                found = [fault for part, _ in parts for fault in part]
+                if not found:  # places in the set are known when every shard is well
+                    found = _several_texts(shards, [sounds for _, sounds in parts])
             except DamagedDataError as error:
                 found = [str(error)]
             except BrokenProcessPool:
@@ -58,7 +63,7 @@ def verify_sets(paths: Sequence[Path], say: Callable[[str], None], workers: int 
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[Callable[..., Iterable[list[str]]]]:
+def _pool(workers: int) -> Iterator[Callable[..., Iterable[tuple[list[str], Sounds]]]]:
     """`map` over shards, results in order."""
     if workers == 1:
         yield map
@@ -68,21 +73,53 @@ def _pool(workers: int) -> Iterator[Callable[..., Iterable[list[str]]]]:
 
 
 @lru_cache(maxsize=1)
-def _opened(path: Path) -> tuple[ShardSet, HeldOut | None]:
-    """A set, and what must not be in it. Once a process."""
+def _opened(path: Path) -> tuple[ShardSet, HeldOut | None, Tokenizer | None]:
+    """A set, what must not be in it, and the tokenizer that made it. Once a process."""
+    shards = ShardSet.open(path)
     heldout = path.parent / "heldout.json"
     training = not path.name.startswith("heldout-") and heldout.exists()
-    return ShardSet.open(path), HeldOut.load(heldout) if training else None
+    return shards, _held_out(heldout) if training else None, set_tokenizer(path.parent, shards.tokenizer)
 
 
-def _verify_shard(path: Path, shard: int) -> list[str]:
-    shards, heldout = _opened(path)
+def _held_out(path: Path) -> HeldOut:
+    """A list of version 1 knows whole sentences alone: the texts of the held-out sets beside it are added."""
+    heldout = HeldOut.load(path)
+    if heldout.of_whole_sentences:
+        for name in SETS:
+            if name.startswith("heldout-") and (path.parent / name / MANIFEST).exists():
+                for document in ShardSet.open(path.parent / name):
+                    heldout.add(document.text)
+    return heldout
 
-    def look(documents: list[Document]) -> None:
+
+def _verify_shard(path: Path, shard: int) -> tuple[list[str], Sounds]:
+    shards, heldout, tokenizer = _opened(path)
+    rate = float(shards.codec.rate) if shards.codec is not None and not path.name.endswith("-bpe") else None
+    seen: list[Document] = []
+
+    def look(documents: list[Document]) -> list[str]:
+        seen.extend(documents)
+        found = [doubt for document in documents for doubt in doubts(document, shards.tokenizer, tokenizer, rate)]
         if heldout is not None:
-            heldout.assert_disjoint((document.id, document.text) for document in documents)
+            for document in documents:
+                found += [
+                    f"training document {document.id!r} holds the held-out sentence {held[:300]!r}"
+                    for held in heldout.find(document.text)[:1]
+                ]
+        return found
 
     try:
-        return verify_shard(shards, shard, look)
+        return verify_shard(shards, shard, look), Sounds.of(seen)
     finally:
         shards.close()
+
+
+def _several_texts(shards: ShardSet, sounds: list[Sounds]) -> list[str]:
+    pairs = shared_sounds(sounds)
+    found = []
+    for first, other in pairs[:5].tolist():
+        one, two = shards.get(first), shards.get(other)
+        found.append(f"documents {one.id!r} and {two.id!r} are the same sound with different texts")
+    if len(pairs) > 5:
+        found.append(f"{len(pairs) - 5} more documents have the sound of another one, and another text")
+    return found

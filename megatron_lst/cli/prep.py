@@ -248,7 +248,7 @@ def verify(
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:
-        raise DamagedDataError(f"{len(faults)} damaged shards")
+        raise DamagedDataError(f"{len(faults)} faults")
 
 
 @prep_app.command()

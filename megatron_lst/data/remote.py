@@ -6,7 +6,9 @@ so that nobody ever sees half of one; a file that is dropped while a process has
 """
 
 import contextlib
+import errno
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -21,6 +23,7 @@ import xxhash
 
 from megatron_lst.documents.format import INDEX, MANIFEST, SIZES
 from megatron_lst.documents.mds import cloud_downloader
+from megatron_lst.documents.opening import cache_faults
 from megatron_lst.documents.shards import MEMORY_BUDGET, LocalFiles, ShardSet
 from megatron_lst.errors import DamagedDataError, TrainingFault, UserError
 
@@ -29,6 +32,8 @@ STREAMING_SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "dbfs", "sftp
 """Addresses that MosaicML Streaming's downloader serves; http(s) needs nothing, every other goes to fsspec."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
 """Seconds between attempts to download, doubling."""
+MANIFEST_ATTEMPTS = 3
+"""How often a manifest is fetched that arrives as something else."""
 ANSWER_SECONDS = 60.0
 """How long one request may stay without an answer."""
 KEPT = (MANIFEST, INDEX, SIZES)
@@ -69,17 +74,21 @@ class CacheFolder:
                 if total <= self._limit:
                     return
                 if path != keep:
-                    path.unlink(missing_ok=True)
-                    total -= size
+                    with contextlib.suppress(PermissionError):  # somebody else's
+                        path.unlink(missing_ok=True)
+                        total -= size
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold off other processes of this node. Where the file system knows no locks, nothing is held off: that only
         costs a second download."""
         folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / xxhash.xxh3_64_hexdigest(name)[:2]).open("w") as file:
-            with contextlib.suppress(OSError):
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # such as in a cache that somebody else made
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / xxhash.xxh3_64_hexdigest(name)[:2]
+                writable = not path.exists() or os.access(path, os.W_OK)
+                file = held.enter_context(path.open("a" if writable else "r"))
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -97,19 +106,44 @@ class RemoteFiles:
         """
         self._address, self._cache, self._patience = address.rstrip("/"), cache, patience
         arriving = cache.root / f"manifest-{os.getpid()}-{time.monotonic_ns()}.tmp"
-        cache.root.mkdir(parents=True, exist_ok=True)
         try:
-            download(f"{self._address}/{MANIFEST}", arriving, patience)
-        except DamagedDataError:
-            raise UserError(f"{address}: no {MANIFEST}: not a shard set, or its preparation did not finish") from None
-        self.folder = content_folder(cache.root, arriving, self._address)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        os.replace(arriving, self.folder / MANIFEST)
+            with cache_faults(cache.root):
+                cache.root.mkdir(parents=True, exist_ok=True)
+                self._fetch_manifest(arriving)
+                self.folder = content_folder(cache.root, arriving, self._address)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                os.replace(arriving, self.folder / MANIFEST)
+        finally:
+            with contextlib.suppress(OSError):
+                arriving.unlink(missing_ok=True)
+
+    def _fetch_manifest(self, arriving: Path) -> None:
+        """Download manifest.json; what is not JSON (the page of a proxy) is fetched again."""
+        address, wait = f"{self._address}/{MANIFEST}", FIRST_WAIT
+        for attempt in range(MANIFEST_ATTEMPTS):
+            try:
+                download(address, arriving, self._patience)
+            except DamagedDataError:
+                raise UserError(
+                    f"{self._address}: no {MANIFEST}: not a shard set, or its preparation did not finish"
+                ) from None
+            content = arriving.read_bytes()
+            try:
+                json.loads(content)
+                return
+            except ValueError as error:
+                begins = content[:60].decode(errors="replace")
+                fault = f"{address}: not JSON ({error}); what arrived begins with {begins!r}"
+            if attempt + 1 < MANIFEST_ATTEMPTS:
+                LOG.warning("%s; fetching it again in %g s", fault, wait)
+                time.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+        raise DamagedDataError(f"{fault}. Is there a proxy or a page to log in to between? Else upload the set again")
 
     def fetch(self, name: str) -> Path:
         path = self.folder / name
         if not path.exists():
-            with self._cache.lock(str(path)):
+            with self._cache.lock(str(path)), cache_faults(self._cache.root):
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     download(f"{self._address}/{name}", path, self._patience)
@@ -120,7 +154,8 @@ class RemoteFiles:
 
     def discard(self, name: str) -> bool:
         LOG.warning("%s/%s: the copy in %s was damaged or dropped; fetching it again", self._address, name, self.folder)
-        (self.folder / name).unlink(missing_ok=True)
+        with cache_faults(self._cache.root):
+            (self.folder / name).unlink(missing_ok=True)
         return True
 
     def used(self, path: Path) -> None:
@@ -173,6 +208,7 @@ def download(address: str, path: Path, patience: float) -> None:
     Raises:
         DamagedDataError: it is not there.
         UserError: the client for such addresses is not installed, or refuses the credentials.
+        OSError: this machine cannot write the file; see `cache_faults`.
         TrainingFault: it still failed after `patience` seconds.
     """
     deadline, wait = time.monotonic() + patience, FIRST_WAIT
@@ -188,7 +224,10 @@ def download(address: str, path: Path, patience: float) -> None:
             scheme = urllib.parse.urlparse(address).scheme
             raise UserError(f"{address}: the client for {scheme}:// is not installed ({error})") from error
         except Exception as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and _is_of_this_machine(error, temporary, path):
+                raise
             _raise_if_final(address, error)
             if time.monotonic() + wait > deadline:
                 raise TrainingFault(
@@ -197,6 +236,13 @@ def download(address: str, path: Path, patience: float) -> None:
             LOG.warning("%s: %s; trying again in %g s", address, error, wait)
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _is_of_this_machine(error: OSError, *paths: Path) -> bool:
+    """Whether writing failed here, rather than reading there."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True
+    return error.errno in (errno.EACCES, errno.EPERM) and str(error.filename) in map(str, paths)
 
 
 def _raise_if_final(address: str, error: Exception) -> None:

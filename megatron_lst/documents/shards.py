@@ -10,68 +10,30 @@ Every shard is verified against its hash when it is first opened: MDS by itself 
 
 import hashlib
 import json
+import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from megatron_lst.documents.codec import codec_of
-from megatron_lst.documents.format import (
-    HASH,
-    INDEX,
-    MANIFEST,
-    SIZES,
-    TokenizerInfo,
-    decode,
-    document_sizes,
-    file_hash,
-    load_sizes,
-)
+from megatron_lst.documents.format import HASH, SIZES, TokenizerInfo, decode, document_sizes
 from megatron_lst.documents.mds import decompress, read_sample
-from megatron_lst.documents.schema import SCHEMA_VERSION, Document
+from megatron_lst.documents.opening import Files, LocalFiles, cache_faults, patiently, read_index, read_manifest
+from megatron_lst.documents.schema import Document
 from megatron_lst.errors import DamagedDataError, UserError
+
+__all__ = ["MEMORY_BUDGET", "Files", "LocalFiles", "ShardSet", "verify", "verify_shard"]
+LOG = logging.getLogger(__name__)
 
 MEMORY_BUDGET = 1 << 30
 """Bytes of decompressed shards that one ShardSet keeps when it has no cache folder."""
 MAPPED_BUDGET = 1 << 32
 """Bytes of decompressed shards in a cache folder that one ShardSet keeps mapped."""
-
-
-class Files(Protocol):
-    """Where the files of a set come from, and who keeps the cache folder small. `LocalFiles` is the plain one."""
-
-    def fetch(self, name: str) -> Path:
-        """Where a file of the set, named relative to it, lies on this machine. It may not exist."""
-        ...
-
-    def discard(self, name: str) -> bool:
-        """Drop a copy that turned out damaged. True: `fetch` may bring a better one."""
-        ...
-
-    def used(self, path: Path) -> None:
-        """A decompressed shard in the cache folder was made or opened."""
-        ...
-
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """A set in a local folder."""
-
-    folder: Path
-
-    def fetch(self, name: str) -> Path:
-        return self.folder / name
-
-    def discard(self, name: str) -> bool:
-        return False
-
-    def used(self, path: Path) -> None:
-        pass
 
 
 class ShardSet:
@@ -134,19 +96,7 @@ class ShardSet:
                 the set.
         """
         files = files or LocalFiles(Path(path))
-        fetch = files.fetch
-        try:
-            manifest = json.loads(fetch(MANIFEST).read_text())
-        except OSError as error:
-            raise UserError(f"{path}: no {MANIFEST}: not a shard set, or its preparation did not finish") from error
-        except ValueError as error:
-            raise DamagedDataError(f"{path}/{MANIFEST}: not JSON ({error})") from error
-        version = manifest.get("schema_version")
-        if version not in range(1, SCHEMA_VERSION + 1):
-            raise DamagedDataError(
-                f"{path}: schema version {version!r}, this program knows 1 to {SCHEMA_VERSION}; prepare the data again "
-                f"or use the release that wrote it"
-            )
+        manifest = read_manifest(path, files)
         for name, expected, found in (
             ("kind", kind, manifest["kind"]),
             ("tokenizer", tokenizer, manifest["tokenizer"]["fingerprint"]),
@@ -154,22 +104,7 @@ class ShardSet:
         ):
             if expected is not None and found is not None and expected != found:
                 raise UserError(f"{path}: its {name} is {found}, expected {expected}")
-        _inside(path, manifest["files"])
-        for name, expected in manifest["files"].items():
-            try:
-                found = file_hash(fetch(name))
-            except OSError as error:
-                raise DamagedDataError(f"{path}/{name}: missing ({error.strerror})") from error
-            if found != expected:
-                raise DamagedDataError(f"{path}/{name}: hash {found}, the manifest says {expected}")
-        index = json.loads(fetch(INDEX).read_text())["shards"]
-        _inside(path, (part["basename"] for s in index for part in (s["raw_data"], s["zip_data"]) if part))
-        sizes = load_sizes(fetch(SIZES))
-        total = sum(shard["samples"] for shard in index)
-        if not total == len(sizes) == manifest["documents"]:
-            raise DamagedDataError(
-                f"{path}: index counts {total} documents, sizes {len(sizes)}, manifest {manifest['documents']}"
-            )
+        index, sizes = read_index(path, manifest, files)
         return cls(
             path if "://" in str(path) else Path(path), manifest, index, sizes, Path(cache) if cache else None, files
         )
@@ -252,22 +187,34 @@ class ShardSet:
         return data
 
     def _load_cached(self, shard: int, cached: Path) -> np.ndarray:
-        """A decompressed shard in the cache folder, made if it is not there; other processes may be at it too."""
-        raw = self._index[shard]["raw_data"]
-        data: np.ndarray | None = None
-        while data is None:
+        """A decompressed shard in the cache folder, made if it is not there; other processes may be at it too. A copy
+        that is damaged is made once more."""
+        raw, again = self._index[shard]["raw_data"], True
+        while True:
             if not cached.exists():
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                temporary = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
-                temporary.write_bytes(self._decompress(shard))
-                os.replace(temporary, cached)
+                with cache_faults(self._cache or cached.parent):
+                    cached.parent.mkdir(parents=True, exist_ok=True)
+                    temporary = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
+                    try:
+                        temporary.write_bytes(self._decompress(shard))
+                        os.replace(temporary, cached)
+                    finally:
+                        temporary.unlink(missing_ok=True)
             try:
-                data = np.memmap(cached, np.uint8, "r") if cached.stat().st_size else np.zeros(0, np.uint8)
+                data = patiently(lambda: np.memmap(cached, np.uint8, "r") if cached.stat().st_size else _NO_BYTES)
             except FileNotFoundError:
                 continue  # the cache's owner made room just now
-        self._files.used(cached)
-        self._verify(raw["basename"], data, raw, cached)
-        return data
+            self._files.used(cached)
+            try:
+                self._verify(raw["basename"], data, raw, cached)
+                return data
+            except DamagedDataError as error:
+                if not again:
+                    raise
+                LOG.warning("%s; it is made again", error)
+                with cache_faults(self._cache or cached.parent):
+                    cached.unlink(missing_ok=True)
+            again = False
 
     def _decompress(self, shard: int) -> bytes:
         entry = self._index[shard]
@@ -284,8 +231,7 @@ class ShardSet:
         while True:
             path = self._files.fetch(name)
             try:
-                empty = path.stat().st_size == 0
-                data: np.ndarray = np.fromfile(path, np.uint8) if keep or empty else np.memmap(path, np.uint8, "r")
+                data = patiently(lambda path=path: _content(path, keep))  # type: ignore[misc]
                 self._verify(name, data, file)
                 return data
             except FileNotFoundError:
@@ -294,6 +240,8 @@ class ShardSet:
             except DamagedDataError:
                 if not (again and self._files.discard(name)):
                     raise
+            except OSError as error:
+                raise UserError(f"{self.path}/{name}: cannot be read ({error.strerror})") from error
             again = False
 
     def _verify(self, name: str, data: np.ndarray, expected: dict[str, Any], cached: Path | None = None) -> None:
@@ -323,6 +271,16 @@ class ShardSet:
         self._open.clear()
 
 
+_NO_BYTES: np.ndarray = np.zeros(0, np.uint8)
+
+
+def _content(path: Path, keep: bool) -> np.ndarray:
+    """A file's bytes, read (`keep`) or mapped; an empty file cannot be mapped."""
+    if keep or path.stat().st_size == 0:
+        return np.fromfile(path, np.uint8)
+    return np.memmap(path, np.uint8, "r")
+
+
 def verify(path: str | Path) -> list[str]:
     """Re-read everything in a set. Returns one message per fault; empty when all is well.
 
@@ -338,12 +296,12 @@ def verify(path: str | Path) -> list[str]:
 
 
 def verify_shard(
-    shards: ShardSet, shard: int, look: Callable[[list[Document]], object] = lambda documents: None
+    shards: ShardSet, shard: int, look: Callable[[list[Document]], list[str]] = lambda documents: []
 ) -> list[str]:
-    """Re-read one shard of a set. Returns what is wrong with it: one message, or none.
+    """Re-read one shard of a set. Returns what is wrong with it: one message, or what `look` says.
 
     Args:
-        look: sees the shard's documents when they are well; raises DamagedDataError where it finds a fault.
+        look: sees the shard's documents when they are well; one message for each fault that it finds.
     """
     speech = shards.codec.size if shards.codec else None
     documents = []
@@ -359,15 +317,6 @@ def verify_shard(
                     f"{shards.path}/{shards.shard_name(shard)}: document {document.id!r} is not of the size in {SIZES}"
                 )
             documents.append(document)
-        look(documents)
     except DamagedDataError as error:
         return [str(error)]
-    return []
-
-
-def _inside(path: str | Path, names: Iterable[str]) -> None:
-    """Refuse names that lead out of a set's folder: a remote set must not choose where its files are written."""
-    for name in names:
-        parts = PurePosixPath(name)
-        if not name or parts.is_absolute() or ".." in parts.parts:
-            raise DamagedDataError(f"{path}: names a file outside the set, {name!r}; this program writes none")
+    return look(documents)

@@ -347,6 +347,8 @@ def default_card(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> s
         if metadata.get(key) is not None:
             value = metadata[key]
             lines.append(f"| {key} | {value if isinstance(value, str | int) else json.dumps(value)} |")
+    if metadata.get("attributions"):
+        lines += ["", "## Training data", "", *(f"- {credit}" for credit in metadata["attributions"])]
     results = metadata.get("results")
     lines += ["", "## Results", "", str(results) if results else "None recorded: run `lst eval` on this folder.", ""]
     return "\n".join(lines)

@@ -25,13 +25,13 @@ COMPARED = ("tokenizer", "codebook")
 
 
 def describe_sources(config: Config) -> dict[str, Any]:
-    """`tokenizer`, `codebook`, `codec`, `licenses` and `data` (names) of the sources that a run trains on.
+    """`tokenizer`, `codebook`, `codec`, `licenses`, `attributions` and `data` (names) of a run's training sources.
 
     Raises:
         UserError: a set cannot be opened, or two were made with different tokenizers or codebooks.
     """
     found: dict[str, Any] = {"data": [source.name for source in config.data.sources]}
-    licenses: set[str] = set()
+    for_people: dict[str, set[str]] = {"licenses": set(), "attributions": set()}
     for source in config.data.sources:
         for shards in open_source(config, source).sets:
             manifest: Mapping[str, Any] = shards.manifest  # type: ignore[attr-defined]
@@ -48,10 +48,9 @@ def describe_sources(config: Config) -> dict[str, Any]:
                         f"source {source.name!r}: made with the {key} of fingerprint {said[key]['fingerprint']}, "
                         f"other sources with {found[key]['fingerprint']}"
                     )
-            licenses.update(manifest.get("licenses") or ())
-    if licenses:
-        found["licenses"] = sorted(licenses)
-    return found
+            for key, values in for_people.items():
+                values.update(manifest.get(key) or ())
+    return found | {key: sorted(values) for key, values in for_people.items() if values}
 
 
 def record(config: Config, begun: bool, tell: Callable[[str, str], None]) -> dict[str, Any]:

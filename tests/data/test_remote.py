@@ -1,12 +1,13 @@
 """Shards in an object store and behind HTTP: downloads, the cache and its limit, remotes that fail and come back."""
 
 import dataclasses
+import errno
 import functools
 import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Store(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.failing = 0
         self.truncating = 0
+        self.instead: tuple[str, Callable[[bytes], bytes], int] | None = None
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(root)))
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -43,7 +45,14 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
-        if self.server.failing:
+        if self.server.instead and self.server.instead[0] in self.path:
+            name, content, times = self.server.instead
+            self.server.instead = (name, content, times - 1) if times > 1 else None
+            body = content(Path(self.translate_path(self.path)).read_bytes())
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+        elif self.server.failing:
             self.server.failing -= 1
             self.send_error(503)
         elif self.server.truncating and self.path.endswith(".zstd"):
@@ -168,17 +177,16 @@ def test_a_truncated_download_is_fetched_again_and_a_damaged_original_is_reporte
         opened.get(len(opened) - 1)
 
 
-def test_a_flipped_byte_in_the_cache_is_found_by_the_next_run(store: Store, tmp_path: Path) -> None:
+def test_a_flipped_byte_in_the_cache_is_mended_by_the_next_run(store: Store, tmp_path: Path) -> None:
     cache = CacheFolder(tmp_path / "cache")
     open_set(f"{store.address}/speech", "speech", cache, 5.0).get(0)
     cached = next((tmp_path / "cache").rglob("*.mds"))
     content = bytearray(cached.read_bytes())
     content[len(content) // 2] ^= 1
     cached.write_bytes(content)
-    with pytest.raises(DamagedDataError, match=f"{cached.name}.*delete it"):
-        open_set(f"{store.address}/speech", "speech", cache, 5.0).get(0)
-    cached.unlink()
-    open_set(f"{store.address}/speech", "speech", cache, 5.0).get(0)
+    whole = bytes([*content[: len(content) // 2], content[len(content) // 2] ^ 1, *content[len(content) // 2 + 1 :]])
+    assert open_set(f"{store.address}/speech", "speech", cache, 5.0).get(0).id == SPEECH_DOCUMENTS[0].id
+    assert cached.read_bytes() == whole
 
 
 def test_a_set_prepared_anew_never_meets_its_old_files(store: Store, tmp_path: Path, shard_sets: Any) -> None:
@@ -234,3 +242,68 @@ def test_large_local_sets_are_decompressed_into_the_cache(
     assert not list(shard_sets["speech"].rglob("*.mds"))
     with pytest.raises(UserError, match="nowhere"):
         open_set(os.path.join(tmp_path, "nowhere"), "speech", cache, 5.0)
+
+
+def login_page(content: bytes) -> bytes:
+    return b"<html>please log in"
+
+
+def first_half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize("damage", [login_page, first_half])
+@pytest.mark.parametrize("name", ["manifest.json", "index.json", "sizes.npz", "shard.00000"])
+def test_a_file_that_arrives_as_something_else_is_fetched_again(
+    store: Store, tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    """Once: nobody notices. Always: a sentence, and the next run is well when the store is; no cache keeps it."""
+    store.instead = (name, damage, 1)
+    opened = open_set(f"{store.address}/speech", "speech", CacheFolder(tmp_path / "once"), 5.0)
+    assert opened.get(0).id == SPEECH_DOCUMENTS[0].id
+    assert store.instead is None
+    store.instead = (name, damage, 10**6)
+    cache = CacheFolder(tmp_path / "always")
+    with pytest.raises(DamagedDataError, match=name):
+        open_set(f"{store.address}/speech", "speech", cache, 5.0).get(0)
+    store.instead = None
+    assert open_set(f"{store.address}/speech", "speech", cache, 5.0).get(0).id == SPEECH_DOCUMENTS[0].id
+
+
+@pytest.mark.parametrize(("code", "cure"), [(errno.ENOSPC, "cache_gigabytes"), (errno.EROFS, "can be written")])
+def test_a_download_that_cannot_be_written_here_is_a_sentence(
+    store: Store, tmp_path: Path, code: int, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, out: Any, length: int = 0) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(remote.shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match=rf"cache folder {tmp_path / 'cache'} cannot be written.*{cure}"):
+        open_set(f"{store.address}/speech", "speech", CacheFolder(tmp_path / "cache"), 600.0)
+
+
+def test_a_cache_of_somebody_else_is_read_and_never_needs_a_lock(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be read is used; what would have to be written is a sentence with the cure."""
+    cache = CacheFolder(tmp_path / "cache")
+    ids = [document.id for document in open_set(f"{store.address}/speech", "speech", cache, 5.0)]
+    real = Path.open
+
+    def foreign(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if set(mode) & set("wa+") and tmp_path / "cache" in self.parents and ".tmp" not in self.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", foreign)
+    assert [document.id for document in open_set(f"{store.address}/speech", "speech", cache, 5.0)] == ids
+    monkeypatch.undo()
+
+    def nothing(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if set(mode) & set("wa+") and tmp_path / "cache" in self.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", nothing)
+    with pytest.raises(UserError, match="cannot be written.*folder of your own"):
+        open_set(f"{store.address}/speech", "speech", cache, 5.0)

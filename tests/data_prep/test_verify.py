@@ -24,7 +24,7 @@ SECRET = "This sentence is held out of everything."
 def out(tmp_path: Path) -> Path:
     """A preparation's sets of many shards; a held-out sentence in a late document of text, damage in four shards."""
     last = TEXT_DOCUMENTS[-1]
-    leak = Document(id="leak", source="text", text=f"Before. {SECRET}", token_ids=last.token_ids)
+    leak = Document(id="leak", source="text", text=f"Before. {SECRET}", token_ids=last.token_ids[:20])
     write_set(tmp_path / "speech", SPEECH_DOCUMENTS, "speech", TOKENIZER, CODEBOOK, size_limit=4096)
     write_set(tmp_path / "text", [*TEXT_DOCUMENTS, leak], "text", TOKENIZER, size_limit=4096)
     heldout = HeldOut()

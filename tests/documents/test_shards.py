@@ -103,17 +103,6 @@ def test_a_damaged_shard_is_named_and_the_others_are_served(tmp_path: Path, dama
     assert name in faults[0]
 
 
-def test_a_damaged_cached_copy_is_not_served(tmp_path: Path) -> None:
-    make(tmp_path / "set")
-    ShardSet.open(tmp_path / "set", cache=tmp_path / "cache").get(0)
-    cached = next((tmp_path / "cache").rglob("*.mds"))
-    content = bytearray(cached.read_bytes())
-    content[-1] ^= 1
-    cached.write_bytes(content)
-    with pytest.raises(DamagedDataError, match="altered"):
-        ShardSet.open(tmp_path / "set", cache=tmp_path / "cache").get(0)
-
-
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "set")
     with pytest.raises(UserError, match="tokenizer is tok, expected other"):

@@ -23,6 +23,7 @@ from lst_prep.layout import Layout, compare_plan, fingerprint_of
 from lst_prep.models import require_same
 from lst_prep.reading import Inputs
 from lst_prep.stages import arrays, save_arrays
+from lst_prep.summary import Summary
 from lst_prep.tokenizer import load_tokenizer
 from megatron_lst.documents.format import file_hash
 from megatron_lst.documents.heldout import HeldOut
@@ -159,14 +160,17 @@ class _Import:
         names = [f"{split}{source.name}{kind}" for source in self.config.sources
                  for split in ("", "heldout-") for kind in ("", "-untranscribed")]  # fmt: skip
         manifests: dict[str, dict[str, Any]] = {}
+        summary = Summary()
+        for result in written:
+            summary.add({"licenses": result.get("licenses", {})})
         for name in names:
             parts = [
                 self.layout.part(name, item).name for item, result in enumerate(written) if result["counts"].get(name)
             ]
             if parts:
-                root = self.layout.out / name
+                root, extra = self.layout.out / name, {"plan": self.plan, **summary.about(name, {})}
                 manifests[name] = merge_parts(
-                    root, parts, "speech", self.tokenizer.info, self.codec, {"plan": self.plan}, segments=True
+                    root, parts, "speech", self.tokenizer.info, self.codec, extra, segments=True
                 )
         if not manifests:
             raise UserError(f"{self.layout.out}: no document at all: every record was rejected")

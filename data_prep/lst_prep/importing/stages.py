@@ -168,6 +168,7 @@ def shards_factory(config: ImportConfig, items: list[Item]) -> Work:
             "bad": rejections.counts,
             "rejections": rejections.all,
             "sources": stats.sources,
+            "licenses": stats.licenses,
             "audio_seconds": seconds,
         }
 
