@@ -141,6 +141,11 @@ def test_held_out_splits_and_their_sentences_are_kept_apart(tmp_path: Path) -> N
     assert rows[5]["id"] not in documents(tmp_path / "out/talks")
     text = (tmp_path / "out/train.yaml").read_text()
     assert "heldout-talks" in text and "validation" in text
+    rows[2]["split"] = "train"  # trains, unless the other import's list says what is held out
+    source = write_parquet(tmp_path / "again", rows)
+    lists = {"heldout": [str(tmp_path / "out/heldout.json")]}
+    summary = run(configuration(tmp_path / "other", {**source, "columns": columns}, **lists))
+    assert summary is not None and summary["rejected"] == {"unknown_split": 1, "held_out": 2}
 
 
 def test_train_yaml_is_a_base_of_a_training_configuration(tmp_path: Path) -> None:
