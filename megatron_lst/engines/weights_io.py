@@ -82,7 +82,7 @@ def collect_weights(
     mine: dict[str, Tensor] = {}
     for _, parameter, spec in local_parameters(chunks, config):
         if getattr(parameter, "shared", False):
-            continue
+            continue  # the last stage's copy of embedding and encoder: the first stage gives them
         value = masters[parameter].contiguous()
         shards = [value]
         if state.layout.tensor > 1 and spec.kind != "whole":
@@ -106,6 +106,7 @@ def _gather_stages(
         dist.all_gather_object(names, list(mine), group=state.pipeline_group)
         for stage in range(1, stages):
             for name in names[stage] or ():
+                # gloo and nccl send in order: both sides walk the same names
                 if state.pipeline_rank == stage:
                     dist.send(mine[name].to(state.device), state.stage_ranks[0], group=state.pipeline_group)
                 elif state.pipeline_rank == 0:

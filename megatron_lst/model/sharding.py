@@ -40,7 +40,7 @@ class ShardSpec:
         if self.kind == "stacked":
             return torch.cat([w.chunk(size)[rank] for w in full])
         if self.kind == "qkv":
-            by_group = [w.view(self.groups, -1, w.shape[1]) for w in full]
+            by_group = [w.view(self.groups, -1, w.shape[1]) for w in full]  # each [groups, rows of a group, columns]
             return torch.cat(by_group, dim=1).view(-1, full[0].shape[1]).chunk(size)[rank]
         return full[0].chunk(size)[rank]
 
@@ -70,7 +70,7 @@ class ShardSpec:
         if self.kind == "row":
             return [torch.cat(list(shards), dim=1)]
         if self.kind == "stacked":
-            halves = [s.chunk(2) for s in shards]
+            halves = [s.chunk(2) for s in shards]  # of each rank: its rows of the first matrix, then of the second
             return [torch.cat([h[i] for h in halves]) for i in range(2)]
         joined = torch.cat(list(shards))
         if self.kind == "qkv":

@@ -72,7 +72,7 @@ def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, mul
     real = int(lengths.sum())
     padded = -(-real // multiple) * multiple
     extra = np.arange(real, padded, dtype=np.int32)
-    row_of_token = np.repeat(np.arange(len(rows)), lengths)
+    row_of_token = np.repeat(np.arange(len(rows)), lengths)  # [N]
     token_offset = np.concatenate([[0], np.cumsum(lengths)[:-1]])
 
     # Documents are numbered over the whole axis, so that a run of equal numbers is one document of one row.
@@ -91,7 +91,7 @@ def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, mul
     document, unit, closed, patch_length = (joined[n] for n in ("document", "unit", "closed", "patch_length"))
     index = np.arange(real, dtype=np.int32)
     unit_index = np.arange(len(rows) * units, dtype=np.int32)
-    unit_start = first_of_run(joined["unit_document"])
+    unit_start = first_of_run(joined["unit_document"])  # [b*U], the first unit of each unit's document
     cross_start = np.maximum(unit_start[unit], closed - window_units + 1)
     patch_end = np.cumsum(patch_length, dtype=np.int32)
     last_unit = len(rows) * units - 1

@@ -36,8 +36,9 @@ class RowBalancer:
         if self._group is None:
             return list(rows)
         packed = [row_to_bytes(row) for row in rows]
+        # Row i of the step, counted over ranks in their order, is row i % each of rank i // each.
         mine = torch.tensor([[len(row.tokens), len(data)] for row, data in zip(rows, packed, strict=True)])
-        gathered = [torch.empty_like(mine) for _ in range(self._size)]
+        gathered = [torch.empty_like(mine) for _ in range(self._size)]  # each [rows, 2]: tokens, bytes
         dist.all_gather(gathered, mine, group=self._group)
         lengths, sizes = torch.cat(gathered).T.tolist()
         each = len(rows)
@@ -45,8 +46,9 @@ class RowBalancer:
         if max(sum(lengths[i] for i in group) for group in dealt) >= max(int(part[:, 0].sum()) for part in gathered):
             return list(rows)
         goes_to = {i: rank for rank, group in enumerate(dealt) for i in group}
+        # all_to_all_single takes what goes to rank 0 first, then what goes to rank 1, and so on.
         leaving = sorted(range(each), key=lambda i: goes_to[self._rank * each + i])
-        sent, received = [0] * self._size, [0] * self._size
+        sent, received = [0] * self._size, [0] * self._size  # bytes, by rank
         for i in leaving:
             sent[goes_to[self._rank * each + i]] += len(packed[i])
         for i in dealt[self._rank]:

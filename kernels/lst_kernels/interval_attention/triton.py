@@ -59,6 +59,7 @@ def interval_forward(
     real = i < NQ
     begin = tl.load(ks_ptr + i, mask=real, other=FAR)
     end = tl.load(ke_ptr + i, mask=real, other=0)
+    # Both ends never decrease, so the tile's keys are one range; it begins at a whole tile, for aligned loads.
     low = tl.maximum(tl.min(begin), 0) // BN * BN
     high = tl.minimum(tl.max(end), NK)
     q = _rows(q_ptr + hq * stride_qh, i, real, stride_qt, e, DH, BDH)
@@ -68,12 +69,12 @@ def interval_forward(
     for n in range(low, high, BN):
         j = n + tl.arange(0, BN)
         k = _rows(k_ptr + hk * stride_kh, j, j < high, stride_kt, e, DH, BDH)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)  # [BM, BN], in powers of 2
         seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
         scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen nothing yet
-        shrink = tl.exp2(highest - base)
+        shrink = tl.exp2(highest - base)  # what was summed so far was relative to a lower maximum
         weights = tl.exp2(scores - base[:, None])
         total = total * shrink + tl.sum(weights, 1)
         v = _rows(v_ptr + hk * stride_vh, j, j < high, stride_vt, e, DH, BDH)
@@ -81,7 +82,7 @@ def interval_forward(
         highest = higher
     some = tl.where(total > 0, total, 1.0)
     _put(out_ptr + hq * stride_oh, mixed / some[:, None], i, real, stride_ot, e, DH, BDH)
-    lse = tl.where(total > 0, highest + tl.log2(some), 0.0)
+    lse = tl.where(total > 0, highest + tl.log2(some), 0.0)  # log2 of the softmax's denominator; 0 where empty
     tl.store(lse_ptr + hq * NQ + i, lse, mask=real)
 
 
@@ -115,7 +116,7 @@ def interval_backward_dq(
         v = _rows(v_ptr + hk * stride_vh, j, j < high, stride_vt, e, DH, BDH)
         seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
-        weights = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
+        weights = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)  # [BM, BN], the softmax again
         dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -138,6 +139,7 @@ def interval_backward_dkdv(
     real = j < NK
     k = _rows(k_ptr + hk * stride_kh, j, real, stride_kt, e, DH, BDH)
     v = _rows(v_ptr + hk * stride_vh, j, real, stride_vt, e, DH, BDH)
+    # first and last: the queries [first[j], last[j]) that see key j
     low = tl.min(tl.load(first_ptr + j, mask=real, other=FAR)) // BM * BM
     high = tl.minimum(tl.max(tl.load(last_ptr + j, mask=real, other=0)), NQ)
     dk = tl.zeros([BN, BDH], tl.float32)

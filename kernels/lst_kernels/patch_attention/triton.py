@@ -29,11 +29,11 @@ def patch_attention_forward(
     H, Q: tl.constexpr, DH: tl.constexpr,
     BQ: tl.constexpr, BH: tl.constexpr, BDH: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    p = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * BH + tl.arange(0, BH)
-    e = tl.arange(0, BDH)
-    i = tl.arange(0, BQ)
-    r = tl.arange(0, BT)
+    p = tl.program_id(0).to(tl.int64)  # patch; 64 bits, for p * stride goes beyond 2^31 elements
+    h = tl.program_id(1) * BH + tl.arange(0, BH)  # heads
+    e = tl.arange(0, BDH)  # values of a head
+    i = tl.arange(0, BQ)  # queries of the patch
+    r = tl.arange(0, BT)  # tokens of a step
     head = (h < H)[:, None] & (e < DH)[None, :]  # [BH, BDH]
     query = (i < Q)[:, None, None] & head[None]  # [BQ, BH, BDH]
     start, n = patch_span(start_ptr, end_ptr, p, T)
@@ -53,7 +53,7 @@ def patch_attention_forward(
         scores = tl.sum(q[:, None, :, :] * k[None, :, :, :], axis=3)  # [BQ, BT, BH]
         scores = tl.where(inside[None, :, None], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, axis=1))
-        shrink = tl.exp2(highest - higher)
+        shrink = tl.exp2(highest - higher)  # [BQ, BH]; what was summed so far was relative to a lower maximum
         weights = tl.exp2(scores - higher[:, None, :])
         total = total * shrink + tl.sum(weights, axis=1)
         mixed = mixed * shrink[:, :, None] + tl.sum(weights[:, :, :, None] * v[None, :, :, :], axis=1)
@@ -88,7 +88,7 @@ def patch_attention_backward(
     out_at = ((p * Q + i[:, None, None]) * H + h[None, :, None]) * DH + e[None, None, :]
     grad = tl.load(grad_ptr + out_at, mask=query, other=0.0).to(tl.float32)
     out = tl.load(out_ptr + out_at, mask=query, other=0.0).to(tl.float32)
-    delta = tl.sum(out * grad, axis=2)  # [BQ, BH]
+    delta = tl.sum(out * grad, axis=2)  # [BQ, BH], what the softmax's gradient subtracts
     pair = (i < Q)[:, None] & (h < H)[None, :]
     lse = tl.load(lse_ptr + (p * Q + i[:, None]) * H + h[None, :], mask=pair, other=0.0)
     dq = tl.zeros([BQ, BH, BDH], tl.float32)
@@ -108,7 +108,7 @@ def patch_attention_backward(
         dk = tl.sum(dscores[:, :, :, None] * q[:, None, :, :], axis=0)
         dv = tl.sum(weights[:, :, :, None] * grad[:, None, :, :], axis=0)
         at = (row * H + h[None, :, None]) * DH + e[None, None, :]
-        mine = (start + t + r < after)[:, None, None] & head[None]
+        mine = (start + t + r < after)[:, None, None] & head[None]  # the loose tokens after the patch get zeros
         tl.store(dk_ptr + at, dk.to(dk_ptr.dtype.element_ty), mask=mine)
         tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=mine)
     tl.store(dq_ptr + out_at, dq.to(dq_ptr.dtype.element_ty), mask=query)

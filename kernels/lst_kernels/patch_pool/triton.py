@@ -32,11 +32,11 @@ def pool_forward(
     column = d < D
     start, n = patch_span(start_ptr, end_ptr, p, T)
     row0 = start.to(tl.int64)
-    x_ptr += d.to(tl.int64) * stride_xd
+    x_ptr += d.to(tl.int64) * stride_xd  # [BD]
     pooled = tl.zeros([BD], tl.float32)
     winner = tl.full([BD], -1, tl.int32)
     for t in range(0, n, UNROLL):
-        for i in tl.static_range(UNROLL):
+        for i in tl.static_range(UNROLL):  # independent loads, all under way at once
             inside = column & (t + i < n)
             x = tl.load(x_ptr + (row0 + t + i) * stride_xt, mask=inside, other=0.0).to(tl.float32)
             if MODE == 2:

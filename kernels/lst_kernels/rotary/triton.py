@@ -21,8 +21,8 @@ def rotary_turn(
     x_ptr, cos_ptr, sin_ptr, out_ptr, R, H, HALF, stride_n, stride_h, stride_d,
     BACK: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, BD)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # token * H + head
+    d = tl.arange(0, BD)  # pair (d, d + HALF) of a head
     inside = (row < R)[:, None] & (d < HALF)[None, :]
     token, head = row // H, row % H
     source = x_ptr + (token * stride_n + head * stride_h)[:, None] + (d * stride_d)[None, :]
@@ -33,7 +33,7 @@ def rotary_turn(
     sin = tl.load(sin_ptr + table, mask=inside, other=0.0).to(tl.float32)
     if BACK:
         sin = -sin
-    target = out_ptr + (row * (2 * HALF))[:, None] + d[None, :]
+    target = out_ptr + (row * (2 * HALF))[:, None] + d[None, :]  # out is contiguous, x need not be
     tl.store(target, (first * cos - second * sin).to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(target + HALF, (second * cos + first * sin).to(out_ptr.dtype.element_ty), mask=inside)
 
