@@ -16,7 +16,7 @@ from megatron_lst.parallel.split import PipelineSplit
 RUNTIME = 3e9
 """CUDA context, NCCL buffers, workspaces."""
 TOKEN_SPREAD = 1.1
-"""Micro-batches have more tokens than the average; balanced dealing keeps them near it."""
+"""Micro-batches have more tokens than the average; balancing keeps them near it."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_the_heaviest_of_many_ranks_carries_little_more_than_the_mean() -> None:
     loads = np.array([lengths[group].sum() for group in balanced_groups(lengths.tolist(), 32)])
     as_built = lengths.reshape(32, 4).sum(1)
     assert loads.max() / loads.mean() < 1.10
-    assert as_built.max() / as_built.mean() > 1.4, "control: what the ranks would train on without dealing"
+    assert as_built.max() / as_built.mean() > 1.4, "control: what the ranks would train on without balancing"
 
 
 def _deal_over_ranks(shares: list[int], lengths: list[int]) -> list[Row]:

@@ -245,7 +245,7 @@ def _train_and_count(config: Config) -> list[int]:
 
 @pytest.mark.multiprocess
 def test_data_parallel_ranks_exchange_rows_and_share_the_curve(tiny, ranks: RankPool) -> None:
-    """Through the whole trainer: streams, dealing, engine, record."""
+    """Through the whole trainer: streams, balancing, engine, record."""
     alone = tiny("alone", training__steps=6, training__global_batch=8)
     trainer.train(alone)
     together = tiny("together", training__steps=6, training__global_batch=8)
