@@ -1,8 +1,11 @@
-"""What of this machine a process may use."""
+"""What of this machine a process may use, and what its launcher has told it."""
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from megatron_lst.errors import UserError
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -60,3 +63,22 @@ def _quota_v1(folder: Path) -> float | None:
         return quota / period if quota > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def environment_number(
+    name: str, default: int, environment: Mapping[str, str] = os.environ, *, least: int = 0, most: int = 2**31 - 1
+) -> int:
+    """A whole number that a launcher left in the environment; `default` where the variable is not set.
+
+    Raises:
+        UserError: it is empty or no such number. Kubernetes sets MASTER_PORT=tcp://... where a service is "master".
+    """
+    text = environment.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and least <= int(text[:20]) <= most):
+        raise UserError(
+            f"{name}={text!r} in the environment: expected a whole number from {least} to {most}; unset it, or set it "
+            "to one"
+        )
+    return int(text)

@@ -21,6 +21,7 @@ GRACE=${GRACE:-600}
 RUNS=${RUNS:-$PWD/runs}
 DATA=${DATA:-$PWD/data}
 CONFIGS=${CONFIGS:-$PWD/configs}
+RUN_DIR=${RUN_DIR:-}  # a run folder outside RUNS: an absolute path, the same in the container
 NAME=${NAME:-megatron-lst-$NODE_RANK}
 
 [ $# -ge 1 ] || { echo "usage: $0 CONFIG [key=value ...], with NODES, NODE_RANK, ADDRESS, ... in the environment" >&2; exit 2; }
@@ -39,6 +40,10 @@ options=(
   --volume "$RUNS:/lst/runs" --volume "$DATA:/lst/data:ro" --volume "$CONFIGS:/lst/configs:ro" --workdir /lst
   --entrypoint python
 )
+if [ -n "$RUN_DIR" ]; then
+  mkdir -p "$RUN_DIR"
+  options+=(--volume "$RUN_DIR:$RUN_DIR")
+fi
 if [ "$GPUS" != none ]; then
   options+=(--gpus "$GPUS")
   if [ -z "$PROCESSES" ]; then  # one rank for each GPU that the container gets

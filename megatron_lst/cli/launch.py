@@ -66,7 +66,7 @@ def slurm(
 ) -> None:
     """Submit a training run; it survives time limits, preemption and lost nodes. --dry-run prints the script."""
     from megatron_lst.config import load_config
-    from megatron_lst.launching.slurm import SlurmOptions, submit, train_script
+    from megatron_lst.launching.slurm import SlurmOptions, pin_run_dir, submit, train_script
     from megatron_lst.parallel.layout import check_layout
 
     options = SlurmOptions(
@@ -96,7 +96,7 @@ def slurm(
     )
     settings = load_config(config, overrides or ())
     check_layout(settings, options.nodes * options.ranks)
-    script = train_script(config, overrides or [], settings.run.dir, options)
+    script = train_script(config, pin_run_dir(config, overrides or [], settings), settings.run.dir, options)
     if dry_run:
         print(script, end="")
         return
@@ -168,7 +168,9 @@ def slurm_prep(
 def docker(
     config: CONFIG,
     overrides: OVERRIDES = None,
-    hosts: Annotated[str, typer.Option(help="Hosts, comma-separated; the first serves the rendezvous")] = "localhost",
+    hosts: Annotated[
+        str, typer.Option(help="Hosts: node-a,node-b or node[01-04]; the first serves the rendezvous")
+    ] = "localhost",
     image: Annotated[str, typer.Option(help="Image built from the Dockerfile")] = "megatron-lst",
     runs: Annotated[str, typer.Option(help="Folder for runs, shared by all hosts")] = "runs",
     data: Annotated[str, typer.Option(help="Folder with the shards")] = "data",
@@ -177,19 +179,28 @@ def docker(
     gpus: Annotated[str, typer.Option(help="As docker has it: all, a number, none")] = "all",
     processes: Annotated[int, typer.Option(help="Ranks a host (0: one a GPU)")] = 0,
 ) -> None:
-    """Print the command that each Docker host runs; within the container the folders are runs/, data/ and configs/."""
-    from megatron_lst.launching.docker import host_commands
+    """Print the command that each Docker host runs, once the configuration and its layout are checked; within the
+    container the folders are runs/, data/ and configs/."""
+    from megatron_lst.launching.docker import host_commands, seen_inside
+    from megatron_lst.launching.hosts import expand_hosts
+    from megatron_lst.parallel.layout import check_layout
 
-    folders = {name: str(Path(folder).resolve()) for name, folder in (("runs", runs), ("data", data))}
-    for host, command in host_commands(
-        config,
-        overrides or [],
-        hosts.split(","),
+    names = expand_hosts(hosts)
+    inside = seen_inside(config, overrides or [], runs=runs, configs=configs)
+    commands = host_commands(
+        inside.config,
+        inside.overrides,
+        names,
         image=image,
-        configs=str(Path(configs).resolve()),
+        runs=str(Path(runs).resolve()),
+        data=str(Path(data).resolve()),
+        configs=inside.configs,
         port=port,
         gpus=gpus,
         processes=processes,
-        **folders,
-    ):
+        run_dir=inside.run_dir,
+    )
+    if ranks := processes or (int(gpus) if gpus.isdigit() else 0):  # else each host counts its GPUs when it starts
+        check_layout(inside.settings, len(names) * ranks)
+    for host, command in commands:
         print(f"# {host}\n{command}")

@@ -1,7 +1,6 @@
 """What a command is pointed at: an exported model, or a run folder whose newest checkpoint goes through its engine."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -106,13 +105,14 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
         DamagedDataError: it is not what was written.
     """
     from megatron_lst.engines import build_engine
+    from megatron_lst.parallel.layout import world_size
     from megatron_lst.training.checkpoint import find_checkpoint
     from megatron_lst.training.checkpoint.verification import verify_checkpoint
     from megatron_lst.training.ranks import Ranks
 
     found = None if untrained else find_checkpoint(run, step)
     config = load_config(run / "config.yaml")
-    if alone := int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone := world_size() == 1:
         config = dataclasses.replace(config, parallel=ParallelConfig())
     engine = build_engine(config, fresh=untrained)
     try:

@@ -25,7 +25,8 @@ from types import FrameType
 import psutil
 
 from megatron_lst.errors import UserError
-from megatron_lst.machine import usable_cores
+from megatron_lst.launching.hosts import expand_hosts
+from megatron_lst.machine import environment_number, usable_cores
 from megatron_lst.terminal import heard_signals, unfailing_output
 
 _KNOWN_CODES = (2, 3, 4)
@@ -47,20 +48,38 @@ def parse(
         own, command = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = argparse.ArgumentParser(prog="python -m megatron_lst.launching.agent", allow_abbrev=False)
     parser.add_argument("--processes", type=int, default=1, help="ranks on this node: one a GPU")
-    parser.add_argument("--nodes", type=int, default=int(environment.get("SLURM_NNODES", "1")))
-    parser.add_argument("--node-rank", type=int, default=int(environment.get("SLURM_NODEID", "0")))
-    parser.add_argument("--address", default=environment.get("MASTER_ADDR", ""), help="a name or address of node 0")
-    parser.add_argument("--port", type=int, default=int(environment.get("MASTER_PORT", "0")))
+    parser.add_argument("--nodes", type=int, help="default: SLURM_NNODES, or 1")
+    parser.add_argument("--node-rank", type=int, help="default: SLURM_NODEID, or 0")
+    parser.add_argument("--address", help="a name or address of node 0; default: MASTER_ADDR, or SLURM's first node")
+    parser.add_argument("--port", type=int, help="a free one on node 0; default: MASTER_PORT")
     parser.add_argument("--logs", help="folder for stdout and stderr of each rank")
     parser.add_argument("--module", default="megatron_lst", help="what each rank runs")
     options = parser.parse_args(own)
     if not command:
         raise UserError("nothing to run: put the command after `--`, such as `-- train configs/demo.yaml`")
+    if options.nodes is None:
+        options.nodes = environment_number("SLURM_NNODES", 1, environment, least=1)
+    if options.node_rank is None:
+        options.node_rank = environment_number("SLURM_NODEID", 0, environment)
+    if options.port is None:
+        options.port = environment_number("MASTER_PORT", 0, environment, least=1, most=65535)
+    if options.address is None:
+        options.address = environment.get("MASTER_ADDR", "") or _first_slurm_node(options.nodes, environment)
+    if options.address and expand_hosts(options.address, "--address") != [options.address]:
+        raise UserError(f"--address {options.address!r}: expected one host, node 0")
+    if options.processes < 1 or options.nodes < 1 or not 0 <= options.port <= 65535:
+        raise UserError("--processes and --nodes must be at least 1, and --port at most 65535")
     if options.nodes > 1 and not (options.address and options.port):
         raise UserError("several nodes need --address and --port (or MASTER_ADDR and MASTER_PORT) of node 0")
     if not 0 <= options.node_rank < options.nodes:
         raise UserError(f"--node-rank {options.node_rank}: must be 0 to {options.nodes - 1}")
     return options, command
+
+
+def _first_slurm_node(nodes: int, environment: Mapping[str, str]) -> str:
+    """Node 0 of a step that `srun` started by hand; empty outside one, or where one node needs no address."""
+    named = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    return expand_hosts(named, "SLURM_JOB_NODELIST")[0] if named and nodes > 1 else ""
 
 
 def torchrun_arguments(options: argparse.Namespace, command: Sequence[str]) -> list[str]:

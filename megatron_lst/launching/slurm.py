@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_lst.config import Config
 from megatron_lst.errors import UserError
-from megatron_lst.launching.templates import fill, words
+from megatron_lst.launching.templates import fill, words, written_run_dir
 
 _DIRECTIVE = re.compile(r"^[A-Za-z0-9_.,:;|&!*@/+=%\[\]()~-]+$")
 _TIME = re.compile(r"^(\d+-)?\d{1,3}(:\d{1,2}){0,2}$")
@@ -66,8 +67,8 @@ class SlurmOptions:
     work_dir: str = ""
 
     def __post_init__(self) -> None:
-        if self.nodes < 1 or self.gpus < 0 or self.processes < 1 or self.retries < 1:
-            raise UserError("--nodes, --processes and --retries must be at least 1, and --gpus at least 0")
+        if min(self.nodes, self.processes, self.retries) < 1 or min(self.gpus, self.cpus) < 0:
+            raise UserError("--nodes, --processes and --retries must be at least 1, --gpus and --cpus at least 0")
         if self.time and not _TIME.match(self.time):
             raise UserError(f"--time {self.time!r}: expected minutes, H:M:S or D-H, such as 24:00:00")
         if self.signal_seconds < 30:
@@ -119,6 +120,13 @@ def train_script(config: str, overrides: Sequence[str], run_dir: str, options: S
             "PYTHON": _python(options),
         },
     )
+
+
+def pin_run_dir(config: str, overrides: Sequence[str], settings: Config) -> list[str]:
+    """The overrides, and `run.dir` as it is here where `~` or `$NAME` was filled in: on the nodes a variable may have
+    another value, and the script's log and its run would part."""
+    pinned = [] if written_run_dir(config, overrides) == settings.run.dir else [f"run.dir={settings.run.dir}"]
+    return [*overrides, *pinned]
 
 
 def prep_script(command: Sequence[str], tasks: int, at_once: int, logs: str, options: SlurmOptions) -> str:
@@ -174,8 +182,9 @@ def _work_dir(options: SlurmOptions) -> str:
 
 
 def _directives(options: SlurmOptions, name: str, output: Path, more: Sequence[str]) -> str:
-    if not str(output).isprintable() or '"' in str(output):
+    if not str(output).isprintable() or any(character in str(output) for character in '"\\'):
         raise UserError(f"sbatch cannot write its log to {str(output)!r}: choose another run.dir")
+    log = f"{str(output.parent).replace('%', '%%')}/{output.name}"  # SLURM fills in %j, %A, %a, and whatever looks so
     wanted = [
         ("job-name", name),
         ("nodes", str(options.nodes)),
@@ -197,7 +206,7 @@ def _directives(options: SlurmOptions, name: str, output: Path, more: Sequence[s
         if value:
             lines.append(f"--{option}={value}")
     lines += ["--exclusive"] if options.exclusive else []
-    lines += [f"--signal=B:USR1@{options.signal_seconds}", "--requeue", f'--output="{output}"', *more]
+    lines += [f"--signal=B:USR1@{options.signal_seconds}", "--requeue", f'--output="{log}"', *more]
     for option in options.extra:
         if not _DIRECTIVE.match(option):
             raise UserError(f"--sbatch {option!r}: holds characters that no sbatch option has")

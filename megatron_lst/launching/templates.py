@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_lst.config import Config
+from megatron_lst.config.load import merge, parse_overrides, read_yaml
 from megatron_lst.errors import UserError
 
 _MARK = re.compile(r"@([A-Z_]+)@")
@@ -47,3 +49,9 @@ def words(values: Sequence[str], name: str) -> str:
         if not value.isprintable():
             raise UserError(f"{name}: control characters cannot stand in a script: {value!r}")
     return shlex.join(values)
+
+
+def written_run_dir(config: str | Path, overrides: Sequence[str]) -> str:
+    """`run.dir` as a person wrote it, before `~` and `$NAME` were filled in."""
+    values = merge(read_yaml(config), parse_overrides(overrides, Config))
+    return str(values.get("run", {}).get("dir", Config().run.dir))

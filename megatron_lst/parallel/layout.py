@@ -1,10 +1,10 @@
 """Layouts of ranks: which are possible, and what to say of those that are not. No process group is needed here."""
 
-import os
 from dataclasses import dataclass, replace
 
 from megatron_lst.config.schema import Config, ModelConfig
 from megatron_lst.errors import UserError
+from megatron_lst.machine import environment_number
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,12 @@ class ParallelLayout:
 
 
 def world_size() -> int:
-    """Ranks of this run as the launcher says; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Ranks of this run as the launcher says; 1 without one.
+
+    Raises:
+        UserError: WORLD_SIZE is set and no number.
+    """
+    return environment_number("WORLD_SIZE", 1, least=1)
 
 
 def problems(config: Config, layout: ParallelLayout, world: int) -> list[str]:

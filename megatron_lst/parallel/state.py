@@ -8,8 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_lst.errors import UserError
+from megatron_lst.machine import environment_number
 from megatron_lst.parallel import cpu
-from megatron_lst.parallel.layout import ParallelLayout
+from megatron_lst.parallel.layout import ParallelLayout, world_size
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,27 @@ class ParallelState:
 
 
 def start_world() -> bool:
-    """Join torch.distributed: from the launcher's environment, or alone. True when this call started it."""
+    """Join torch.distributed: from the launcher's environment, or alone. True when this call started it.
+
+    Raises:
+        UserError: the environment says that there are other ranks, and not how to meet them.
+    """
     cpu.install()
     if dist.is_initialized():
         return False
     timeout = datetime.timedelta(minutes=30)
-    if "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
+    world, rank = world_size(), environment_number("RANK", 0)
+    environment_number("LOCAL_RANK", 0)
+    environment_number("MASTER_PORT", 0, least=1, most=65535)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if not os.environ.get(name)]
+    if world > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={world}, but {', '.join(missing)} is not set: start the ranks with torchrun, "
+            "`python -m megatron_lst.launching.agent` or `lst launch`"
+        )
+    if rank >= world:
+        raise UserError(f"RANK={rank}: must be below WORLD_SIZE={world}")
+    if "WORLD_SIZE" in os.environ and not missing:
         dist.init_process_group(cpu.backend(), timeout=timeout)
     else:
         dist.init_process_group(cpu.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -40,6 +40,68 @@ def test_what_cannot_work_is_refused(arguments):
         parse(arguments, {})
 
 
+@pytest.mark.parametrize("name", ["MASTER_PORT", "SLURM_NNODES", "SLURM_NODEID"])
+@pytest.mark.parametrize(
+    "text", ["", "tcp://10.0.0.1:29500", "-1", "1.5", " 8", "0x10", "１", "9" * 5000, "99999999999"]
+)
+def test_what_a_launcher_left_in_the_environment_and_is_no_number_is_a_sentence(name, text):
+    with pytest.raises(UserError, match=f"{name}='.*in the environment: expected a whole number"):
+        parse(["--", "train", "c.yaml"], {name: text})
+    options = {"MASTER_PORT": "--port", "SLURM_NNODES": "--nodes", "SLURM_NODEID": "--node-rank"}
+    own = [options[name], "1" if name != "SLURM_NODEID" else "0", "--", "train"]
+    assert parse(own, {name: text})[1] == ["train"], "what is given here needs no variable"
+
+
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_ports_are_ports(port):
+    with pytest.raises(UserError, match="from 1 to 65535"):
+        parse(["--", "train"], {"MASTER_PORT": port})
+    assert parse(["--", "train"], {"MASTER_PORT": "65535"})[0].port == 65535
+    if port != "0":
+        with pytest.raises(UserError, match="--port at most 65535"):
+            parse(["--port", port, "--", "train"], {})
+
+
+def test_a_step_that_srun_started_by_hand_finds_its_first_node():
+    """Also where scontrol is not there to expand the list."""
+    environment = {"SLURM_NNODES": "3", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "gpu[07-09]", "MASTER_PORT": "29500"}
+    assert parse(["--", "train"], environment)[0].address == "gpu07"
+    assert parse(["--", "train"], environment | {"SLURM_STEP_NODELIST": "gpu[08-10]"})[0].address == "gpu08"
+    assert parse(["--", "train"], environment | {"MASTER_ADDR": "here"})[0].address == "here"
+    for address in ("gpu[07-09]", "a,b", "a b"):
+        with pytest.raises(UserError, match="--address"):
+            parse(["--", "train"], environment | {"MASTER_ADDR": address})
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": ""}, ["WORLD_SIZE=''"]),
+        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE='two'"]),
+        ({"WORLD_SIZE": "2"}, ["MASTER_ADDR", "MASTER_PORT", "RANK", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": ""}, ["MASTER_PORT=''"]),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "tcp://x:1"},
+            ["MASTER_PORT='tcp"],
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, ["RANK=2", "below"]),
+        ({"WORLD_SIZE": "1", "RANK": "x"}, ["RANK='x'"]),
+        ({"LOCAL_RANK": ""}, ["LOCAL_RANK=''"]),
+    ],
+)
+def test_ranks_that_cannot_meet_are_told_why(monkeypatch, environment, words):
+    """`lst train` by itself, under a launcher that is not ours."""
+    from megatron_lst.parallel.state import start_world
+
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        start_world()
+    assert all(word in str(caught.value) for word in words)
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"), [([1], 1), ([1, 4], 4), ([-9], 137), ([1, -9], 137), ([-15, 2], 2), ([3, 4], 3), ([77], 77)]
 )

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from megatron_lst.cli.launch import launch_app
 from megatron_lst.errors import UserError
 from megatron_lst.launching.docker import host_commands
 from tests.support.debian import missing_programs
+from tests.training.tiny import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "launchers" / "docker"
@@ -147,10 +150,89 @@ def test_commands_of_all_hosts_run_as_they_are_printed(tmp_path):
     assert called[called.index("--node-rank") + 1] == "1"
 
 
-@pytest.mark.parametrize(("hosts", "more"), [([], {}), (["a", "a"], {}), (["a"], {"gpus": "none"})])
+@pytest.mark.parametrize(
+    ("hosts", "more"),
+    [
+        ([], {}),
+        (["a", "a"], {}),
+        (["a"], {"gpus": "none"}),
+        (["a"], {"gpus": "some"}),
+        (["a"], {"gpus": "0"}),
+        (["a"], {"port": 0}),
+        (["a"], {"port": 70000}),
+        (["a"], {"processes": -1}),
+    ],
+)
 def test_hosts_that_cannot_work_are_refused(hosts, more):
     with pytest.raises(UserError):
         host_commands("c", [], hosts, image="i", runs="r", data="d", configs="c", **more)
+
+
+def launch(*arguments: str) -> str:
+    done = CliRunner().invoke(launch_app, ["docker", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_a_range_of_hosts_has_a_command_for_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_run(tmp_path, run={"dir": "runs/a"}, training={"global_batch": 6}, data={"streams": 6})
+    lines = launch(str(config), "--hosts", "node[01-02], login", "--gpus", "none", "--processes", "1").splitlines()[::2]
+    assert lines == ["# node01", "# node02", "# login"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--hosts", "a,b,c"], "global_batch"),
+        (["--hosts", "a", "training.lr=-1"], "training.lr: must be above 0"),
+        (["--hosts", "a", "traning.lr=1"], "did you mean 'training'"),
+        (["--hosts", "a", "parallel.tensor=2"], "2"),
+        (["--hosts", "a,,b"], "an empty name"),
+        (["--hosts", "a", "run.dir=out/x"], "only runs/ outlives it"),
+        (["--hosts", "a", "run.dir=runs/../x"], "only runs/ outlives it"),
+    ],
+)
+def test_what_slurm_would_refuse_is_refused_before_anything_is_started(tmp_path, monkeypatch, arguments, why):
+    monkeypatch.chdir(tmp_path)
+    config = write_run(tmp_path, run={"dir": "runs/a"})
+    common = [str(config), "--gpus", "none", "--processes", "1"]
+    assert "# a" in launch(*common, "--hosts", "a")  # the control
+    with pytest.raises(UserError, match=why):
+        launch(*common, *arguments)
+
+
+def test_a_configuration_that_is_nowhere_is_named():
+    with pytest.raises(UserError, match=r"cannot read the configuration .*nowhere\.yaml"):
+        launch("configs/nowhere.yaml", "--hosts", "a")
+
+
+def test_the_container_finds_what_the_host_has(tmp_path, monkeypatch):
+    """The configuration, wherever it lies, and a run folder that outlives the container."""
+    config = write_run(tmp_path / "mine", run={"dir": "runs/a"})
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    show_docker(tmp_path, {"GPUS": "none"}, "c")
+
+    def called(*arguments: str) -> list[str]:
+        command = launch(*arguments, "--hosts", "a", "--gpus", "none", "--processes", "1").splitlines()[1]
+        environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    words = called(str(config))
+    assert words[-2:] == ["train", "configs/config.yaml"]
+    assert f"{tmp_path / 'mine'}:/lst/configs:ro" in words
+    words = called("configs/config.yaml", "--configs", str(tmp_path / "mine"), "training.steps=3")
+    assert words[-3:] == ["train", "configs/config.yaml", "training.steps=3"]
+    words = called(str(config), f"run.dir={tmp_path}/runs/b c")
+    assert words[-1] == "run.dir=runs/b c"
+    assert f"{tmp_path}/runs:/lst/runs" in words
+    words = called(str(config), "run.dir=$SCRATCH/x")
+    assert words[-1] == f"run.dir={tmp_path}/scratch/x"
+    assert f"{tmp_path}/scratch/x:{tmp_path}/scratch/x" in words
+    assert (tmp_path / "scratch" / "x").is_dir()
 
 
 def what_pip_reads() -> list[Path]:
@@ -201,7 +283,8 @@ def test_the_image_builds_on_a_small_base_and_the_program_runs_in_it(tmp_path):
             "-c",
             "import megatron.core, torch; assert torch.__version__[:4] == '2.13'",
         )
-        script = buildah("run", container, "--", "lst", "launch", "docker", "c.yaml", "--hosts", "a,b")
+        config = "/opt/megatron-lst/configs/lst-1b.yaml"
+        script = buildah("run", container, "--", "lst", "launch", "docker", config, "--hosts", "a,b")
         assert "launchers/docker/train.sh" in script
     finally:
         subprocess.run(["buildah", "--root", str(tmp_path / "store"), "rm", "--all"], env=environment)

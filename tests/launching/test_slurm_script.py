@@ -91,6 +91,7 @@ def test_what_the_scheduler_is_told():
     "options",
     [
         {"nodes": 0},
+        {"cpus": -1},
         {"time": "tomorrow"},
         {"partition": "a b"},
         {"account": "x\n#SBATCH --uid=0"},
@@ -148,6 +149,55 @@ def test_a_container_sees_a_run_folder_outside_the_working_folder(tmp_path, runt
     assert f"{tmp_path}:{tmp_path}" in train_script("c.yaml", [], "runs/a", options)
 
 
+@pytest.mark.parametrize("folder", ["mix-30%speech", "a%j", "%%", "100%"])
+def test_percent_signs_of_a_path_are_the_paths(folder):
+    script = train_script("c.yaml", [], f"runs/{folder}", SlurmOptions(work_dir="/w"))
+    escaped = folder.replace("%", "%%")
+    assert f'#SBATCH --output="/w/runs/{escaped}/logs/slurm-%j.txt"' in script
+    assert value_of(script, "run_dir", "/") == [f"runs/{folder}"]
+    script = prep_script(["prep", "units", "p.yaml"], 2, 0, folder, SlurmOptions(work_dir="/w"))
+    assert f'#SBATCH --output="/w/{escaped}/slurm-%A_%a.txt"' in script
+    with pytest.raises(UserError, match="another run.dir"):
+        train_script("c.yaml", [], "runs/a\\b", SlurmOptions())
+
+
+def test_what_is_filled_in_is_filled_in_once(tmp_path, monkeypatch):
+    """On the nodes `$SCRATCH` may be another folder: the job's log and its run would part."""
+    config = write_run(tmp_path)
+    monkeypatch.setenv("SCRATCH", f"{tmp_path}/scratch")
+    arguments = ["slurm", str(config), "--gpus", "0", "--dry-run"]
+
+    def printed(*overrides):
+        return CliRunner().invoke(launch_app, [*arguments, *overrides], catch_exceptions=False).stdout
+
+    script = printed("run.dir=$SCRATCH/x")
+    assert value_of(script, "run_dir", "/") == [f"{tmp_path}/scratch/x"]
+    assert value_of(script, "command", "/")[-1] == f"run.dir={tmp_path}/scratch/x"
+    assert value_of(printed(), "command", "/") == ["train", str(config)]
+    with pytest.raises(UserError, match="not set"):
+        printed("run.dir=$NO_SUCH_FOLDER/x")
+
+
+def test_what_counts_as_a_checkpoint_is_the_runs_own(tmp_path):
+    script = train_script("c.yaml", [], str(tmp_path), SlurmOptions())
+    newest = next(line for line in script.splitlines() if line.startswith("newest()"))
+    for name in (
+        "step-00000008",
+        "step-00000012",
+        "step-00000099-2",
+        "step-00000098.tmp",
+        "step-00000097_1",
+        "step-96",
+    ):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    command = f"run_dir={tmp_path}\n{newest}\nnewest"
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith("step-00000012")
+    (tmp_path / "checkpoints" / "step-100000000").mkdir()
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith("step-100000000")
+
+
 STUBS = {
     "scontrol": 'case "$1" in hostnames | show) echo NodeAddr=10.0.0.1 ;; *) echo "$@" >> "$FAKE/asked" ;; esac',
     "squeue": "printf '%s\\n' 7.batch 7.extern 7.3",
@@ -191,6 +241,26 @@ def test_the_signal_goes_to_the_steps_that_slurm_names(tmp_path):
     code, asked = start_job(tmp_path, script, seconds=0)
     assert code == 0
     assert asked == ["scancel --signal=USR1 7.3", "requeue 7"]
+
+
+def test_the_steps_get_the_scripts_environment_and_meet_without_scontrol(tmp_path):
+    """A stand-in for srun that passes on what it is told to: under sbatch --export=NONE the rest would be lost."""
+    passes = 'echo "$*" > "$FAKE/called"; case " $* " in *" --export=ALL "*) printenv > "$FAKE/environment" ;; esac; '
+    stubs = STUBS | {
+        "srun": passes + STUBS["srun"],
+        "scontrol": 'case "$1" in requeue) echo "$@" >> "$FAKE/asked" ;; *) exit 1 ;; esac',
+    }
+    options = SlurmOptions(work_dir=str(tmp_path), env=("NAME=a b",), interface="ib0")
+    code, _ = start_job(tmp_path, train_script("c.yaml", [], str(tmp_path / "run"), options), 0, stubs)
+    assert code == 0
+    environment = dict(
+        line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line
+    )
+    assert environment["NAME"] == "a b"
+    assert environment["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert environment["MASTER_ADDR"]
+    assert int(environment["MASTER_PORT"]) >= 20000
+    assert "srun --export=ALL" in prep_script(["prep", "units", "c.yaml"], 2, 0, "logs", SlurmOptions())
 
 
 def test_a_job_that_never_saves_is_not_requeued_for_ever(tmp_path):

@@ -13,8 +13,10 @@ import psutil
 import pytest
 
 from megatron_lst.config.load import read_yaml
+from megatron_lst.launching.hosts import expand_hosts
 from megatron_lst.launching.slurm import SlurmOptions, prep_script, train_script
 from megatron_lst.training.resilience.events import read_events
+from tests.launching.test_hosts import LISTS
 from tests.slurm.cluster import PACKAGES, Cluster
 from tests.support.debian import missing_programs
 from tests.training.tiny import curve, write_run
@@ -97,6 +99,37 @@ def test_a_job_on_two_nodes_finishes(cluster, folder, undisturbed):
     logs = [path.read_text() for path in run.glob("logs/job-*/node*/*/attempt_0/0/stdout.log")]
     assert len(logs) == 2
     assert read_yaml(run / "config.yaml")["training"]["steps"] == STEPS
+
+
+def test_a_job_that_takes_no_environment_along_and_whose_folder_has_a_percent_sign(cluster, folder, monkeypatch):
+    """sbatch --export=NONE, as many sites ask for, and its variable for srun, which some set for everybody."""
+    run = folder / "mix-30%j speech"
+    monkeypatch.setitem(cluster.environment, "SLURM_EXPORT_ENV", "NONE")
+    monkeypatch.setitem(cluster.environment, "NOT_TAKEN_ALONG", "1")
+    options = {"extra": ("--export=NONE",)}
+    job = submit(cluster, folder, run.name, 0, **options)
+    finish(cluster, job, run)
+    assert len(curve(run)) == STEPS
+    assert (run / "logs" / f"slurm-{job}.txt").exists()
+    assert "saved" not in story(run)
+    step = 'printenv > "$run_dir/seen"; srun --export=ALL --nodes=1 --ntasks=1 printenv MASTER_ADDR PYTHONPATH; '
+    step += "srun --nodes=1 --ntasks=1 printenv PYTHONPATH || echo the control: lost; exit 0\n"
+    script = (run / "launch.sbatch").read_text().replace("# ---- helpers", f"{step}# ---- helpers")
+    (run / "control.sbatch").write_text(script)
+    job = cluster.submit(str(run / "control.sbatch"))
+    cluster.wait_for(job, "COMPLETED", "FAILED")
+    said = (run / "logs" / f"slurm-{job}.txt").read_text().splitlines()
+    assert said[:2] == ["127.0.0.1", os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "data_prep"))], said
+    assert said[-1] == "the control: lost", said
+    assert "NOT_TAKEN_ALONG" not in (run / "seen").read_text()
+
+
+NOT_SLURMS = ("::", " ", "].")  # what SLURM does not read: IPv6, blanks, a domain after the brackets
+
+
+@pytest.mark.parametrize(("text", "hosts"), [p for p in LISTS if not any(sign in p[0] for sign in NOT_SLURMS)])
+def test_lists_of_hosts_mean_what_they_mean_to_slurm(cluster, text, hosts):
+    assert cluster.run("scontrol", "show", "hostnames", text).split() == hosts == expand_hosts(text)
 
 
 def test_a_preempted_job_goes_on_after_requeue(cluster, folder, undisturbed):
