@@ -160,9 +160,27 @@ def check_plan(layout: Layout, config: PrepConfig) -> str:
     Raises:
         UserError: the folder belongs to another plan; names what differs.
     """
-    there = read_json(layout.plan) or {}
-    begun = "manifests" in (there.get("config") or {}) and not layout.tokenizer.exists()
-    return compare_plan(layout, plan_of(config), may_replace=begun)  # there is nothing yet that could be mixed
+    there = (read_json(layout.plan) or {}).get("config") or {}
+    begun = "manifests" in there and not layout.tokenizer.exists()  # there is nothing yet that could be mixed
+    if there and not begun and "item_bytes" not in there:
+        config.jobs.item_bytes = 1  # an earlier version: an item is a file
+    plan = plan_of(config)
+    if there and not begun:
+        _as_earlier(plan["config"], there)
+    return compare_plan(layout, plan, may_replace=begun)
+
+
+_SINCE: dict[str, dict[str, Any]] = {"": {"item_bytes": 1}, "units": {"rate": 25.0}}
+"""Section -> keys that plans of earlier versions do not have, with what they did."""
+
+
+def _as_earlier(choices: dict[str, Any], there: dict[str, Any]) -> None:
+    """Leave out keys that the plan of a folder does not have, where they are what they were before they were keys."""
+    for section, keys in _SINCE.items():
+        mine, theirs = ((part.get(section) or {}) if section else part for part in (choices, there))
+        for key, before in keys.items():
+            if key not in theirs and mine.get(key) == before:
+                mine.pop(key)
 
 
 def compare_plan(layout: Layout, plan: dict[str, Any], may_replace: bool = False) -> str:

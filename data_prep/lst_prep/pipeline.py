@@ -91,6 +91,8 @@ class Preparation:
         if not items and not texts:
             why = f"; {len(reasons)} lines were rejected, the first as {reasons[0]}" if reasons else ""
             raise UserError(f"nothing to prepare: no usable manifest line and no text source{why}")
+        for warning in text_stages.heldout_by_name(texts):
+            print(f"WARNING: {warning}", file=sys.stderr)
         self._stage("text-heldout", len(texts), text_stages.text_heldout_factory, self.config, texts)
         heldout.update(text_stages.collect_heldout(self.layout, texts, self.results("text-heldout", len(texts))))
         check_round_trip(

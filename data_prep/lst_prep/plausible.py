@@ -16,7 +16,7 @@ from megatron_lst.files import read_json
 _LETTERS_A_PIECE = 16
 _LONG = 300
 """Letters of a text from which on its letters a piece mean something."""
-_LEAST_WORDS_A_SECOND, _MOST_WORDS_A_SECOND = 0.1, 12.0
+_LEAST_WORDS_A_SECOND, _MOST_WORDS_A_SECOND = 0.6, 12.0
 _LONG_SECONDS = 30.0
 _REPEATED = 50
 """Frames of sound that are not alike by chance."""

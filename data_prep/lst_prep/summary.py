@@ -84,6 +84,8 @@ class Summary:
         """
         lost, warnings = {}, []
         for source, counts in self._by_source.items():
+            if source not in self._used and any(name.partition("/")[2] == source for name in self.sources):
+                continue  # receipts of an earlier version do not say what was used
             rejected = counts.total() - counts["ignored_file"]
             share = rejected / max(rejected + self._used[source], 1)
             lost[source] = {"rejected": rejected, "used": self._used[source], "share": round(share, 6)}
@@ -135,9 +137,9 @@ def lost_lines(summary: dict[str, Any]) -> list[str]:
     rows.sort(key=lambda row: (-row[0], row[1:]))
     lines = []
     for count, reason, source in rows[:_LINES]:
-        lost = summary["lost"][source]
-        share = f"{count / max(lost['rejected'] + lost['used'], 1):.1%} of {source or 'no source'}"
-        of = f"of {source}" if reason == "ignored_file" else share
+        lost, of = summary["lost"].get(source), f"of {source or 'no source'}"
+        if lost is not None and reason != "ignored_file":
+            of = f"{count / max(lost['rejected'] + lost['used'], 1):.1%} {of}"
         lines.append(f"rejected {count:>8,} as {reason} ({of}), such as {_short(first[source, reason])}")
     if len(rows) > _LINES:
         lines.append(f"and {len(rows) - _LINES} more reasons and sources: see summary.json")

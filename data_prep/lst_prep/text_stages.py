@@ -16,6 +16,7 @@ from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
+from lst_prep.splits import split_of
 from lst_prep.stages import Rejections, arrays, save_arrays
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.schema import Document
@@ -40,6 +41,21 @@ def text_items(config: PrepConfig, inputs: Inputs) -> list[TextItem]:
             size += more
         items.append((asdict(source), tuple(files)))
     return items
+
+
+def heldout_by_name(items: list[TextItem]) -> list[str]:
+    """One warning for each training source with files that are called what data sets call their held-out splits."""
+    found: dict[str, list[str]] = {}
+    for source, files in items:
+        if source["split"] == "train":
+            names = [file for file in files if split_of(Path(file).name) == "heldout"]
+            found.setdefault(source["name"], []).extend(names)
+    return [
+        f"text source {name!r} trains on {len(files)} files with names of held-out splits, such as {files[0]}; if they "
+        f"are, make them a source of their own with `split: heldout`"
+        for name, files in found.items()
+        if files
+    ]
 
 
 def _records(

@@ -18,6 +18,9 @@ from megatron_lst.documents.shards import ShardSet, verify_shard
 from megatron_lst.errors import DamagedDataError, LstError, UserError
 from megatron_lst.machine import usable_cores
 
+_TOLD = 10
+"""Documents of one shard that are named."""
+
 
 def find_sets(paths: Sequence[Path]) -> list[Path]:
     """Shard sets at the paths: a set itself, or a preparation's output folder. Raises UserError when there is none."""
@@ -106,7 +109,10 @@ def _verify_shard(path: Path, shard: int) -> tuple[list[str], Sounds]:
                     f"training document {document.id!r} holds the held-out sentence {held[:300]!r}"
                     for held in heldout.find(document.text)[:1]
                 ]
-        return found
+        name = f"{path}/{shards.shard_name(shard)}"
+        return (
+            found if len(found) <= _TOLD else [*found[:_TOLD], f"{name}: {len(found) - _TOLD} more faults of documents"]
+        )
 
     try:
         return verify_shard(shards, shard, look), Sounds.of(seen)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def test_records_of_test_splits_are_held_out(tmp_path: Path) -> None:
     assert trained(tmp_path) == SECRETS[4:7]
     assert [d.text for d in ShardSet.open(tmp_path / "out" / "heldout-text")] == SECRETS[:4]
     assert summary["heldout_sentences"] == 4
+
+
+def test_files_with_names_of_held_out_splits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl", "contest.jsonl"):
+        (tmp_path / name).write_bytes(jsonl(OTHERS[:1]))
+    run(config(tmp_path, TextSource("w", str(tmp_path / "*.jsonl"))), quiet=True)
+    assert re.search(r"'w' trains on 1 files .*/validation-00000-of-00001\.jsonl; ", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("split", ["extra", 0, True, ["test"]])
