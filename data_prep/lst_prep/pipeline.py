@@ -22,6 +22,7 @@ from lst_prep.engine import JobFault, Receipts, Stage, faults_of_files_are_said,
 from lst_prep.layout import SETS, Layout, Table, check_plan
 from lst_prep.loading import Rejections, batches, load_pieces, one_by_one
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
+from lst_prep.reading import CannotRead
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
 from lst_prep.strings import printable
@@ -29,6 +30,7 @@ from lst_prep.summary import Summary, lost_lines, read_lines
 from lst_prep.tokenizer import check_round_trip
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import fit, import_codebook
+from lst_prep.unread import Unread
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
@@ -172,21 +174,28 @@ class Preparation:
         order = np.random.default_rng(self.config.seed).permutation(len(layout.pieces))
         wanted, frames, found = self.config.units.fit_frames, 0, []
         rejections = Rejections()
+        unread = Unread("codebook", self.config.reading.max_unreadable, layout.work / "unreadable-codebook.txt")
         with StageProgress("codebook", len(order), stream=_stream(self.quiet)) as progress:
             for item in order:
                 inputs = layout.inputs(self.config)
                 usable = load_pieces(layout, self.config, heldout, int(item), rejections, inputs, False)
-                for batch in batches(piece for piece in usable if piece[1].split == "train"):
-                    made = one_by_one(extractor.features, [sound.samples for *_, sound in batch])
-                    features = [one for one in made if not isinstance(one, Rejection)]
-                    frames += sum(map(len, features))
-                    found += features
-                    progress.advance(0, sum(sound.seconds for *_, sound in batch))
-                    if frames >= wanted:
-                        break
+                try:
+                    for batch in batches(piece for piece in usable if piece[1].split == "train"):
+                        made = one_by_one(extractor.features, [sound.samples for *_, sound in batch])
+                        features = [one for one in made if not isinstance(one, Rejection)]
+                        frames += sum(map(len, features))
+                        found += features
+                        progress.advance(0, sum(sound.seconds for *_, sound in batch))
+                        if frames >= wanted:
+                            break
+                except CannotRead as error:  # goes on, to name all of them
+                    unread.failed(error.files, error.tried)
+                else:
+                    unread.well({"files_read": inputs.tried})
                 progress.advance(1)
                 if frames >= wanted:
                     break
+        unread.end()
         sample = np.concatenate(found)[:wanted] if found else np.zeros((0, extractor.dim), np.float32)
         return sample, rejections
 

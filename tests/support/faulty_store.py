@@ -29,6 +29,10 @@ class FaultyStore:
         self.fails: Callable[[int, str, str], int | None] = lambda *_: None
         self.on = False
 
+    def watch(self, folder: Path) -> None:
+        """Also everything below another folder."""
+        self._folders.append(str(folder) + os.sep)
+
     def event(self, what: str, path: object) -> int | None:
         """SHORT, or None. Raises the OSError that is due."""
         name = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
