@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, generate
-from megatron_lst.inference.export import generation_patch_size
 from megatron_lst.patching.chunks import prompt_tokens, speech_span
+from megatron_lst.patching.strategies import generation_patch_size
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.files import with_usual_mode
 from megatron_lst.inference.model import LatentSpeechTextModel
+from megatron_lst.patching.strategies import generation_patch_size
 from megatron_lst.vocabulary import Vocabulary
 
 FORMAT = 2
@@ -41,11 +42,6 @@ TOKENIZER_FILES = ("text_tokenizer.model", "text_tokenizer.json")
 CODEBOOK_FILE, UNITS_MODEL = "codebook.safetensors", "units_model"
 MODEL_TYPE = "megatron_lst"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-def generation_patch_size(model: ModelConfig, patching: PatchingConfig) -> int:
-    """p of generation: static patches even for models trained on aligned ones, which would need an aligner (SPEC 9)."""
-    return 1 if model.kind == "baseline" or patching.strategy in ("none", "bpe") else patching.size
 
 
 @dataclass(frozen=True)

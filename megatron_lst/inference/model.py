@@ -29,6 +29,7 @@ from megatron_lst.inference.layers import (
 )
 from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.vocabulary import IGNORE, Vocabulary
+from megatron_lst.weights import check_weights
 
 
 class Outputs:
@@ -102,16 +103,7 @@ class LatentSpeechTextModel(nn.Module):
         """
         with torch.device("meta"):
             model = cls(config, vocabulary, patch_size)
-        wanted = model.state_dict()
-        wrong = [f"{n}: missing" for n in wanted if n not in weights]
-        wrong += [f"{n}: not part of this model" for n in weights if n not in wanted]
-        wrong += [
-            f"{n}: shape {tuple(weights[n].shape)}, expected {tuple(t.shape)}"
-            for n, t in wanted.items()
-            if n in weights and weights[n].shape != t.shape
-        ]
-        if wrong:
-            raise UserError("the weights do not fit the configuration:\n  " + "\n  ".join(sorted(wrong)))
+        check_weights(weights, {name: tuple(weight.shape) for name, weight in model.state_dict().items()})
         model.load_state_dict(dict(weights), strict=True, assign=True)
         return model.requires_grad_(False).eval()
 

@@ -255,3 +255,8 @@ def evaluation_patcher(model: ModelConfig, patching: PatchingConfig, aligned: bo
     if aligned is None:
         aligned = evaluation_strategy(patching.strategy) == "aligned"
     return Patcher(ALIGNED if aligned else STATIC, patching)
+
+
+def generation_patch_size(model: ModelConfig, patching: PatchingConfig) -> int:
+    """p of generation: static patches even for models trained on aligned ones, which would need an aligner (SPEC 9)."""
+    return 1 if model.kind == "baseline" or patching.strategy in ("none", "bpe") else patching.size

@@ -8,7 +8,8 @@ from typing import Any
 from megatron_lst.config.load import to_plain
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
-from megatron_lst.inference.export import Export, generation_patch_size, load_export
+from megatron_lst.inference.export import Export, load_export
+from megatron_lst.patching.strategies import generation_patch_size
 from megatron_lst.training.provenance import COMPARED
 
 _FREE = ("model.init_std", "vocabulary.multiple")
