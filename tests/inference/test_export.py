@@ -77,7 +77,7 @@ def test_refuses_wrong_weights_and_used_folders(tmp_path: Path) -> None:
         write_export(folder, oracle.state_dict(), CONFIG)
     weights = oracle.state_dict()
     weights["extra.weight"] = torch.zeros(1)
-    with pytest.raises(UserError, match="extra.weight: not part of this model"):
+    with pytest.raises(UserError, match="extra.weight: not of this model"):
         write_export(tmp_path / "other", weights, CONFIG)
     assert not (tmp_path / "other").exists()
 
