@@ -28,6 +28,7 @@ from megatron_lst.patching.strategies import (
 from megatron_lst.vocabulary import Vocabulary
 
 Modality = Literal["speech", "text"]
+_ONE = single_patches(1)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ChunkBuilder:
 
     def single(self, token: int) -> None:
         """BOS, EOS or a marker: a unit of its own."""
-        self._add(np.array([token], np.int32), single_patches(1))
+        self._add(np.array([token], np.int32), _ONE)
 
     def marker(self, modality: Modality) -> None:
         """The marker that begins a span."""
@@ -101,8 +102,8 @@ class ChunkBuilder:
 
     def build(self, document_id: str = "", prompt: int = 0) -> Chunk:
         """The chunk. `prompt`: how many of its first tokens are read and not learnt."""
-        patches = join_patches(self._patches)
-        return Chunk(np.concatenate(self._tokens), patches.length, patches.late, document_id, prompt)
+        length, late = (np.concatenate([getattr(p, name) for p in self._patches]) for name in ("length", "late"))
+        return Chunk(np.concatenate(self._tokens), length, late, document_id, prompt)
 
 
 def chunk_of_spans(
