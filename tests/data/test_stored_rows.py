@@ -1,4 +1,4 @@
-"""Rows made of stored shards are those of the commit that stored them, 33e46b9: a run that goes on sees the same batches."""
+"""Rows made of stored shards are those of the commit that stored them, 33e46b9: no batch of a run changes."""
 
 from pathlib import Path
 from typing import Any
