@@ -106,28 +106,59 @@ class TextScorer:
         return bool((best == tokens[scored + 1]).all())
 
 
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the longest answer, the first that is given counts, as everywhere in lm-eval."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,), "num_return_sequences": (1,), "repetition_penalty": (1,), "length_penalty": (1,),
+    "frequency_penalty": (0,), "presence_penalty": (0,), "no_repeat_ngram_size": (0,), "early_stopping": (False,),
+    "use_cache": (True, False),
+}  # fmt: skip
+"""Options that this loop does not have, at the values that ask for nothing."""
+
+
 def generation_settings(options: dict[str, Any], units: int) -> GenerationSettings:
-    """What a task's `generation_kwargs` ask for, as far as this loop has it; greedy unless `do_sample` is set.
+    """What a task's `generation_kwargs` ask for, as far as this loop has it. Null is as if not given. Greedy, unless
+    `do_sample` is set, or it is not given and `temperature` is above 0: lm-eval's own rule.
 
     Raises:
-        UserError: an option that this loop does not have.
+        UserError: an option that this loop does not have, or a value that means nothing; names it.
     """
-    left = dict(options)
-    left.pop("until", None)
-    sampled = bool(left.pop("do_sample", False))
-    temperature = float(left.pop("temperature", 1.0 if sampled else 0.0))
-    most = min(left.pop("max_gen_toks", LONGEST_ANSWER), units // 2)
-    settings = GenerationSettings(
-        max_tokens=most,
-        modality="text",
-        temperature=temperature if sampled else 0.0,
-        top_p=float(left.pop("top_p", 1.0)),
-        top_k=int(left.pop("top_k", 0)),
-        context=units,
-    )
+    left = {name: value for name, value in options.items() if value is not None and name != "until"}
+    limits = [left.pop(name) for name in _LIMITS if name in left]
+    sampled, temperature = left.pop("do_sample", None), left.pop("temperature", None)
+    for name, harmless in _NEUTRAL.items():
+        if left.get(name) in harmless:
+            del left[name]
+    top_p, top_k = left.pop("top_p", 1.0), left.pop("top_k", 0)
     if left:
-        raise UserError(f"generation options of the task that this loop does not have: {', '.join(sorted(left))}")
-    return settings
+        listed = ", ".join(f"{name}={value!r}" for name, value in sorted(left.items()))
+        raise UserError(f"generation options of the task that this loop does not have: {listed}")
+    if sampled is None:
+        sampled = bool(temperature)
+    try:
+        return GenerationSettings(
+            max_tokens=min(int(limits[0]) if limits else LONGEST_ANSWER, units // 2),
+            modality="text",
+            temperature=float(1.0 if temperature is None else temperature) if sampled else 0.0,
+            top_p=float(top_p),
+            top_k=max(0, int(top_k)),  # -1 is vLLM's "no limit"
+            context=units,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"generation options of the task: {error}") from None
+
+
+def stop_strings(options: dict[str, Any]) -> list[str]:
+    """Where a task's answers end: `until`, a text, several, or null for none.
+
+    Raises:
+        UserError: something else.
+    """
+    until = options.get("until")
+    found = [] if until is None else [until] if isinstance(until, str) else until
+    if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
+        raise UserError(f"generation options of the task: until={until!r}: expected texts")
+    return [text for text in found if text]
 
 
 def make_harness_model(
@@ -159,8 +190,7 @@ def make_harness_model(
             found: dict[int, str] = {}
             for settings, members in groups.items():
                 prompts = [requests[i].args[0] for i in members]
-                until = [requests[i].args[1].get("until", []) for i in members]
-                stops = [[u] if isinstance(u, str) else list(u) for u in until]
+                stops = [stop_strings(requests[i].args[1]) for i in members]
                 found.update(zip(members, scorer.generate_until(prompts, stops, settings), strict=True))
             return [found[i] for i in range(len(requests))]
 

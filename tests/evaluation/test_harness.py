@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("lm_eval")
 
@@ -15,9 +16,9 @@ from megatron_lst.cli.evaluate import eval_app
 from megatron_lst.config.schema import Config, ModelConfig
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import run_choice
-from megatron_lst.evaluation.harness import make_harness_model
+from megatron_lst.evaluation.harness import generation_settings, make_harness_model, stop_strings
 from megatron_lst.evaluation.items import ChoiceItem
-from megatron_lst.inference import load_export, write_export
+from megatron_lst.inference import GenerationSettings, load_export, write_export
 from megatron_lst.patching.chunks import text_span
 from megatron_lst.patching.strategies import static_patcher
 from megatron_lst.reference import ReferenceModel
@@ -172,3 +173,90 @@ def test_a_task_that_is_not_known_is_the_users_mistake(
     done = CliRunner().invoke(eval_app, command)
     assert isinstance(done.exception, UserError)
     assert "'choise': lm-eval does not know it" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"until": None, "top_p": None, "temperature": None, "do_sample": None, "top_k": None},
+        {"until": ["."], "do_sample": False, "temperature": 0.7, "num_beams": 1, "repetition_penalty": 1.0},
+        {"do_sample": True, "temperature": 0.0},
+        {"temperature": 0},
+        {"length_penalty": 1.0, "no_repeat_ngram_size": 0, "early_stopping": False, "use_cache": True, "top_k": -1},
+        {"max_new_tokens": 256},
+        {"max_gen_toks": 256, "max_new_tokens": 99, "max_tokens": None},
+    ],
+)
+def test_neutral_options_are_the_greedy_ones(options: dict[str, Any]) -> None:
+    assert generation_settings(options, 4096) == GenerationSettings(max_tokens=256, modality="text", context=4096)
+
+
+def test_options_that_ask_for_something_are_taken() -> None:
+    settings = generation_settings({"temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_new_tokens": 7}, 4096)
+    assert (settings.temperature, settings.top_p, settings.top_k, settings.max_tokens) == (0.7, 0.9, 5, 7)
+    assert generation_settings({"do_sample": True}, 4096).temperature == 1.0
+    assert generation_settings({"max_gen_toks": 9999}, 64).max_tokens == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 10}, "num_beams=10"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
+        ({"typical_p": 0.5, "num_beams": 1}, "typical_p=0.5"),
+        ({"max_length": 5}, "max_length=5"),
+        ({"top_p": 0.0}, "top_p=0.0: expected"),
+        ({"temperature": float("nan")}, "temperature=nan: expected"),
+        ({"temperature": "warm"}, "warm"),
+        ({"max_new_tokens": 0}, "max_tokens=0: expected"),
+    ],
+)
+def test_options_that_are_not_there_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        generation_settings(options, 4096)
+
+
+def test_stop_strings_of_every_spelling() -> None:
+    assert stop_strings({"until": None}) == stop_strings({}) == stop_strings({"until": []}) == []
+    assert stop_strings({"until": "."}) == stop_strings({"until": [".", ""]}) == ["."]
+    for wrong in (3, [3], {"a": 1}):
+        with pytest.raises(UserError, match="until="):
+            stop_strings({"until": wrong})
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads task files without running the functions that they name."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+BEAMS = {"code_x_glue/code-text/_default_template_yaml": "num_beams=10"}
+
+
+def stock_options() -> dict[str, dict[str, Any]]:
+    """File of each stock task of the installed lm-eval -> its generation options."""
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    found = {}
+    for path in sorted(root.rglob("*y*ml")):
+        if path.is_file() and "generation_kwargs" in (text := path.read_text(errors="replace")):
+            options = yaml.load(text, _Loader).get("generation_kwargs")
+            if isinstance(options, dict):
+                found[str(path.relative_to(root))] = options
+    return found
+
+
+def test_stock_tasks_parse_but_for_those_that_are_listed() -> None:
+    """Every generating task of the installed lm-eval; one asks for beams, which this loop does not have."""
+    tasks = stock_options()
+    assert len(tasks) > 300
+    refused = {}
+    for name, options in tasks.items():
+        stop_strings(options)
+        try:
+            generation_settings(options, 4096)
+        except UserError as error:
+            refused[name] = str(error).rpartition(": ")[2]
+    assert refused == BEAMS
