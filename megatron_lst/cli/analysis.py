@@ -13,9 +13,9 @@ def words(
     export: Annotated[Path, typer.Argument(help="An exported LST")],
     documents: Annotated[Path, typer.Argument(help="A held-out shard set of speech")],
     out: Annotated[Path, typer.Option(help="The picture")] = Path("words.png"),
-    limit: Annotated[int, typer.Option(help="First documents only")] = 200,
-    least: Annotated[int, typer.Option(help="Occurrences that a word needs")] = 5,
-    count: Annotated[int, typer.Option(help="Words, the most frequent")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="First documents only")] = 200,
+    least: Annotated[int, typer.Option(min=2, help="Occurrences that a word needs")] = 5,
+    count: Annotated[int, typer.Option(min=2, help="Words, the most frequent")] = 20,
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """Patch embeddings of frequent words, one aligned patch each: do recordings of a word lie together?"""
@@ -35,10 +35,10 @@ def jitter(
     export: Annotated[Path, typer.Argument(help="An exported LST that was trained on aligned patches")],
     documents: Annotated[Path, typer.Argument(help="A held-out shard set of speech")],
     frames: Annotated[str, typer.Option(help="Largest moves to try, in frames")] = "0,1,2",
-    limit: Annotated[int, typer.Option(help="First documents only")] = 200,
-    items: Annotated[int, typer.Option(help="Choice items")] = 300,
-    prompt_words: Annotated[int, typer.Option()] = 20,
-    continuation_words: Annotated[int, typer.Option()] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="First documents only")] = 200,
+    items: Annotated[int, typer.Option(min=1, help="Choice items")] = 300,
+    prompt_words: Annotated[int, typer.Option(min=1)] = 20,
+    continuation_words: Annotated[int, typer.Option(min=1)] = 10,
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """S->S choice with patches at word boundaries that are moved at random (the paper: at most one point lost)."""

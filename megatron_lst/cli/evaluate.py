@@ -38,9 +38,9 @@ def run(
     task: Annotated[list[Path] | None, typer.Option(help="A prepared task's folder; may be repeated")] = None,
     documents: Annotated[list[Path] | None, typer.Option(help="Held-out shard set; may be repeated")] = None,
     direction: Annotated[list[str] | None, typer.Option(help="S->S, T->T, S->T, T->S; default: all there are")] = None,
-    items: Annotated[int, typer.Option(help="Choice items made from held-out documents, each direction")] = 500,
-    prompt_words: Annotated[int, typer.Option(help="Words of their prompts")] = 20,
-    continuation_words: Annotated[int, typer.Option(help="Words of their continuations")] = 10,
+    items: Annotated[int, typer.Option(min=1, help="Choice items made from held-out documents, each direction")] = 500,
+    prompt_words: Annotated[int, typer.Option(min=1, help="Words of their prompts")] = 20,
+    continuation_words: Annotated[int, typer.Option(min=1, help="Words of their continuations")] = 10,
     aligned: Annotated[
         bool | None,
         typer.Option(
@@ -49,17 +49,26 @@ def run(
             "default: aligned for a model that was trained on aligned patches alone",
         ),
     ] = None,
-    step: Annotated[int | None, typer.Option(help="A run's checkpoint; default: the newest")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="A run's checkpoint; default: the newest")] = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="A run's initial weights, to compare with")] = False,
     device: Annotated[str | None, typer.Option(help="For an export: cpu, cuda, ...")] = None,
-    units: Annotated[int | None, typer.Option(help="For an export: units of a row; default 4096")] = None,
+    units: Annotated[int | None, typer.Option(min=1, help="For an export: units of a row; default: its own")] = None,
 ) -> None:
     """Likelihood choice, held-out losses and speech bits; writes results.json and results.md."""
-    from megatron_lst.cli.models import open_scorer
+    from megatron_lst.cli.models import is_run, open_scorer
     from megatron_lst.errors import UserError
-    from megatron_lst.evaluation.report import markdown, write_results
+    from megatron_lst.evaluation.report import claim_results, markdown, write_results
 
+    for option, value, of_a_run in (
+        ("--step", step, True), ("--untrained", untrained or None, True), ("--device", device, False),
+        ("--units", units, False),
+    ):  # fmt: skip
+        if value is not None and is_run(target) != of_a_run:
+            raise UserError(f"{option} is for {'a run' if of_a_run else 'an export'}, and {target} is the other")
+    folder = out or target / "eval"
+    claim_results(folder)
     opened = open_scorer(target, step, device, units, untrained)
+    skipped: dict[str, str] = {}
     try:
         if not task and not documents and not (opened.config and opened.config.data.validation):
             raise UserError("nothing to evaluate on: give --task FOLDER or --documents SHARDS")
@@ -68,14 +77,24 @@ def run(
         held_out: dict[str, Any] = _held_out_losses(opened)
         speech, frames_of = _speech_documents(opened, documents or [])
         if speech:
-            tasks += _held_out_choices(opened, speech, direction, items, prompt_words, continuation_words, patcher)
-            held_out |= _speech_bits(opened, speech, frames_of, patcher)
+            tasks += _held_out_choices(
+                opened, speech, direction, items, prompt_words, continuation_words, patcher, skipped
+            )  # fmt: skip
+            try:
+                held_out |= _speech_bits(opened, speech, frames_of, patcher)
+            except UserError as error:
+                skipped["held-out speech"] = str(error)
+        if not tasks and not held_out:
+            raise UserError(f"{target}: nothing could be evaluated: {'; '.join(skipped.values())}")
         described = {"name": opened.name, **_plain(opened.metadata)}
         if opened.is_writer:
-            folder = out or target / "eval"
-            write_results(folder, described, tasks, held_out)
-            print(markdown(described, tasks, held_out))
-            print(f"{folder}/results.json")
+            print(markdown(described, tasks, held_out, skipped))  # before it is written: a full disk costs the files
+            try:
+                print(write_results(folder, described, tasks, held_out, skipped))
+            except OSError as error:
+                raise UserError(f"{folder}: the results above cannot be written ({error.strerror})") from None
+        if direction and skipped:
+            raise UserError(f"not evaluated, though asked for: {'; '.join(skipped)}")
     finally:
         opened.close()
 
@@ -184,26 +203,33 @@ def _speech_documents(scorer: "Scorer", folders: list[Path]) -> tuple[list[Any],
 
 def _held_out_choices(
     scorer: "Scorer", documents: list[Any], wanted: list[str] | None, items: int, prompt: int, continuation: int,
-    patcher: "Patcher",
+    patcher: "Patcher", skipped: dict[str, str],
 ) -> list[dict[str, Any]]:  # fmt: skip
+    """The choices in each direction. One that cannot be made or scored is put into `skipped`, with its reason."""
+    from megatron_lst.errors import UserError
     from megatron_lst.evaluation.choice import run_choice
     from megatron_lst.evaluation.heldout import DIRECTIONS, SAME_VOICE, TASKS, continuation_choices
     from megatron_lst.evaluation.report import summarise
 
+    if unknown := [d for d in wanted or () if d not in DIRECTIONS]:
+        raise UserError(f"--direction {unknown[0]}: expected one of {', '.join(DIRECTIONS)}")
     results = []
     for direction in wanted or DIRECTIONS:
         # In speech the voice can tell another document from this one: there, another place of this one as well.
         for task in TASKS if direction.endswith("S") else TASKS[:1]:
-            choices = continuation_choices(
-                documents, direction, patcher, prompt_words=prompt, continuation_words=continuation, items=items,
-                same_document=task == SAME_VOICE,
-            )  # fmt: skip
-            if not choices:
+            refused: dict[str, str] = {}
+            try:
+                choices = continuation_choices(
+                    documents, direction, patcher, prompt_words=prompt, continuation_words=continuation, items=items,
+                    same_document=task == SAME_VOICE, refused=refused,
+                )  # fmt: skip
+                result = run_choice(
+                    task, choices, scorer.score, scorer.vocabulary, patcher, scorer.units, refused=refused,
+                    progress=_progress(f"{task} {direction}", scorer.is_writer),
+                )  # fmt: skip
+            except UserError as error:
+                skipped[f"{task} {direction}"] = str(error)
                 continue
-            result = run_choice(
-                task, choices, scorer.score, scorer.vocabulary, patcher, scorer.units,
-                progress=_progress(f"{task} {direction}", scorer.is_writer),
-            )  # fmt: skip
             results.append(summarise(result, direction))
     return results
 
@@ -220,7 +246,7 @@ def _speech_bits(scorer: "Scorer", documents: list[Any], frames_of: Any, patcher
         "speech_bits_per_word": bits.bits_per_word,
         "speech_bits_per_token": bits.bits_per_token,
         "speech_seconds": bits.seconds,
-    }
+    } | ({"speech_words_left_out": bits.left_out} if bits.left_out else {})
 
 
 @eval_app.command("prepare")
@@ -236,7 +262,7 @@ def prepare(
     aligner_model: Annotated[str, typer.Option(help="Folder of a CTC aligner's model")] = "",
     tts: Annotated[str | None, typer.Option(help="espeak-ng, flite, or a command with {text} and {wav}")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the task; default: the reader's")] = None,
-    limit: Annotated[int | None, typer.Option(help="First items only")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First items only")] = None,
 ) -> None:
     """Tokenise, synthesise and encode a benchmark once, for any number of evaluations."""
     from megatron_lst.errors import UserError

@@ -9,7 +9,7 @@ import typer
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/demo")],
     out: Annotated[Path, typer.Argument(help="The folder to write; must not exist, or be empty")],
-    step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the newest")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint of this step; default: the newest")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     shard_size: Annotated[str, typer.Option(help="Largest file of weights, such as 5GB")] = "5GB",
     results: Annotated[Path | None, typer.Option(help="Folder of `lst eval` results for the model card")] = None,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from megatron_lst.cli.options import finite
+
 if TYPE_CHECKING:
     from megatron_lst.inference.vocoder import Vocoder
     from megatron_lst.patching.chunks import Modality
@@ -33,12 +35,12 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="WAV file (a number is added for more than one prompt)")] = None,
     save: Annotated[Path | None, typer.Option(help="File for prompts and responses as text")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest response; default: as many speech tokens as 10 seconds have")
+        int | None, typer.Option(min=1, help="Longest response; default: as many speech tokens as 10 seconds have")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token")] = 0.8,
-    top_p: Annotated[float, typer.Option()] = 0.95,
-    top_k: Annotated[int, typer.Option(help="0: no limit")] = 0,
-    seed: Annotated[int, typer.Option()] = 0,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0 takes the most likely token")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, callback=finite)] = 0.95,
+    top_k: Annotated[int, typer.Option(min=0, help="0: no limit")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=(1 << 64) - 1)] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: CUDA where there is one")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16; default: as stored")] = None,
     fixed_shapes: FIXED_SHAPES = None,

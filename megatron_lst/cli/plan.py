@@ -7,19 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_lst.cli.options import finite
 from megatron_lst.errors import UserError
 
 
 def plan(
     config: Annotated[str, typer.Argument(help="A YAML file, such as configs/lst-7b.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.steps=1000")] = None,
-    nodes: Annotated[int, typer.Option(help="Nodes")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(help="Accelerators of a node")] = 8,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Accelerators of a node")] = 8,
     device: Annotated[str, typer.Option(help="Accelerator: a100, h100, h200, b200, mi300x, ...")] = "h100",
-    efficiency: Annotated[float, typer.Option(help="Assumed share of the peak in computation itself")] = 0.5,
-    network: Annotated[float, typer.Option(help="Between nodes: GB/s in one direction, per accelerator")] = 50.0,
-    price: Annotated[float | None, typer.Option(help="Price of one accelerator for one hour")] = None,
-    top: Annotated[int, typer.Option(help="Layouts to show")] = 8,
+    efficiency: Annotated[
+        float, typer.Option(min=0, max=1, callback=finite, help="Assumed share of the peak in computation itself")
+    ] = 0.5,
+    network: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Between nodes: GB/s in one direction, per accelerator")
+    ] = 50.0,
+    price: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="Price of one accelerator for one hour")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Layouts to show")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables")] = False,
 ) -> None:
     """Memory, time and cost of a run by layout: weights and optimizer exactly, activations and time as estimates."""

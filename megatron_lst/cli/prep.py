@@ -238,7 +238,7 @@ def import_tokens(config: ConfigPath, overrides: Overrides = None, items: Items 
 @prep_app.command()
 def verify(
     sets: Annotated[list[Path], typer.Argument(help="Shard sets, or a preparation's output folder.")],
-    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
 ) -> None:
     """Re-read every shard; name each one that is bad. Exit code 3 when any is."""
     from lst_prep.verify import verify_sets
@@ -255,7 +255,7 @@ def verify(
 def bpe(
     config: ConfigPath,
     overrides: Overrides = None,
-    pieces: Annotated[int, typer.Option(help="Size of the BPE vocabulary.")] = 1000,
+    pieces: Annotated[int, typer.Option(min=1, help="Size of the BPE vocabulary.")] = 1000,
 ) -> None:
     """Train unit BPE on the finished speech set, and write `speech-bpe` and `heldout-speech-bpe` for that baseline."""
     prepared = _config(config, overrides)

@@ -31,7 +31,7 @@ def list_checkpoints(run: RUN) -> None:
 @checkpoint_app.command("keep")
 def keep_checkpoint(
     run: RUN,
-    step: Annotated[int, typer.Argument(help="Which checkpoint: its step")],
+    step: Annotated[int, typer.Argument(min=0, help="Which checkpoint: its step")],
     undo: Annotated[bool, typer.Option("--undo", help="Let the run remove it again")] = False,
 ) -> None:
     """Keep one for good, whatever `checkpoint.keep` says; also while the run trains."""
@@ -42,7 +42,9 @@ def keep_checkpoint(
 
 
 @checkpoint_app.command("verify")
-def verify_checkpoints(run: RUN, step: Annotated[int | None, typer.Option(help="Only this step's")] = None) -> None:
+def verify_checkpoints(
+    run: RUN, step: Annotated[int | None, typer.Option(min=0, help="Only this step's")] = None
+) -> None:
     """Compare every file's size and hash with what was written. Exit code 3 where one differs."""
     from megatron_lst.errors import DamagedDataError
     from megatron_lst.training.checkpoint import complete_checkpoints, find_checkpoint

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_lst.cli.options import finite
+
 EXPORT = Annotated[Path, typer.Argument(help="An exported model")]
 DOCUMENTS = Annotated[Path, typer.Argument(help="A held-out shard set of speech")]
-LIMIT = Annotated[int, typer.Option(help="First documents only")]
+LIMIT = Annotated[int, typer.Option(min=1, help="First documents only")]
 TOKENIZER = Annotated[str | None, typer.Option(help="Default: the one that the export names")]
 RECOGNISER = Annotated[
     str | None, typer.Option(help="Hears spoken answers: a command with {wav}, or the folder of a Whisper or CTC model")
@@ -63,8 +65,8 @@ def _listed(figures: dict[str, float]) -> str:
 
 def asr(
     export: EXPORT, documents: DOCUMENTS, limit: LIMIT = 100, tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
-    batch: Annotated[int, typer.Option()] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Longest transcript, in text pieces")] = 400,
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest transcript, in text pieces")] = 400,
 ) -> None:  # fmt: skip
     """Transcribe held-out speech: word and character error rates, and the context that it took."""
     from megatron_lst.evaluation.paper import SPEECH
@@ -86,8 +88,8 @@ def tts(
     out: Annotated[Path | None, typer.Option(help="Folder for WAV files; needs --codebook or --vocoder")] = None,
     codebook: Annotated[Path | None, typer.Option()] = None,
     vocoder: Annotated[Path | None, typer.Option()] = None,
-    temperature: Annotated[float, typer.Option()] = 0.8,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest response; default: the tokens of 30 s")] = None,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite)] = 0.8,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response; default: the tokens of 30 s")] = None,
     recogniser: RECOGNISER = None,
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
@@ -118,7 +120,7 @@ def questions(
     codebook: Annotated[
         Path | None, typer.Option(help="The codebook of the model's speech tokens; default: the export's own")
     ] = None,
-    shots: Annotated[int, typer.Option(help="Examples in front of each question, the file's first")] = 0,
+    shots: Annotated[int, typer.Option(min=0, help="Examples in front of each question, the file's first")] = 0,
     tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
     to: Annotated[str, typer.Option(help="Answers in text, or in speech, which needs --recogniser")] = "text",
     recogniser: RECOGNISER = None,

@@ -11,9 +11,9 @@ from megatron_lst.cli.generate import FIXED_SHAPES
 def speed(
     lst: Annotated[Path, typer.Argument(help="Configuration of an LST")],
     baseline: Annotated[Path, typer.Argument(help="Configuration of its unpatched baseline")],
-    prompt: Annotated[int, typer.Option(help="Speech tokens of each prompt")] = 250,
-    tokens: Annotated[int, typer.Option(help="Speech tokens of each response")] = 250,
-    batch: Annotated[int, typer.Option(help="Prompts at once")] = 1,
+    prompt: Annotated[int, typer.Option(min=1, help="Speech tokens of each prompt")] = 250,
+    tokens: Annotated[int, typer.Option(min=1, help="Speech tokens of each response")] = 250,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at once")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
     fixed_shapes: FIXED_SHAPES = None,

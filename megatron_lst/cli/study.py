@@ -12,10 +12,12 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="Folder of everything; runs/study, with --quick runs/study-quick")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of every arm; at least 3 for an interval worth its name")] = 3,
-    units_budget: Annotated[int | None, typer.Option(help="Units that each arm trains on")] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds of every arm; at least 3 for an interval worth its name")
+    ] = 3,
+    units_budget: Annotated[int | None, typer.Option(min=1, help="Units that each arm trains on")] = None,
     quick: Annotated[bool, typer.Option(help="An eighth of the budget: does it run?")] = False,
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time, one core each; all cores by default")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time, one core each; all cores by default")] = None,
 ) -> None:
     """Base, static and curriculum under an equal budget of units, base under equal FLOPs, several seeds, on CPU.
 

@@ -49,6 +49,11 @@ class ItemScore:
         best = np.flatnonzero(scores == scores.max())
         return float(self.answer in best) / len(best)
 
+    def is_tied(self, kind: str) -> bool:
+        """Several candidates have the highest score."""
+        scores = self.scores(kind)
+        return scores is not None and int((scores == scores.max()).sum()) > 1
+
 
 @dataclass
 class ChoiceResult:

@@ -65,6 +65,8 @@ class SpeechBits:
     bits_per_token: float
     seconds: float
     words: int
+    left_out: int = 0
+    """Words that are longer than a window, or than a row."""
 
 
 def speech_bits(
@@ -91,13 +93,14 @@ def speech_bits(
     Raises:
         UserError: no document has speech.
     """
-    chunks, seconds, words = [], 0.0, 0
+    chunks, seconds, words, all_words = [], 0.0, 0, 0
     limit = int(max_seconds * vocabulary.rate)
     # Static windows fill a row at most; aligned patches may be single frames, as unpatched tokens are.
     limit = min(limit, (units - 2) * (patcher.config.size if patcher.method == STATIC else 1))
     for document in documents:
         if not document.has_speech:
             continue
+        all_words += max(len(document.word_frames), 1)
         for begin, end, count in word_windows(document, limit, frames_of):
             span = document_span(document, "speech", begin, end, patcher)
             chunks.append(scored_chunk([span], 0, vocabulary, patcher, document.id))
@@ -105,11 +108,12 @@ def speech_bits(
             seconds += frames / float(vocabulary.rate)
             words += count
     if not chunks:
-        raise UserError("held-out bits: no document has speech")
+        longer = f": every word is longer than {limit} frames, or than a row" if all_words else ""
+        raise UserError(f"held-out bits: no document has speech{longer}")
     scores = score_chunks(chunks, score, vocabulary, units, progress=progress)
     bits = -sum(float(s.sum(dtype=np.float64)) for s in scores) / np.log(2)
     tokens = sum(len(s) for s in scores)
-    return SpeechBits(bits / seconds, bits / max(words, 1), bits / tokens, seconds, words)
+    return SpeechBits(bits / seconds, bits / max(words, 1), bits / tokens, seconds, words, all_words - words)
 
 
 def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = None) -> list[tuple[int, int, int]]:
@@ -156,6 +160,7 @@ def continuation_choices(
     items: int = 1000,
     seed: int = 0,
     same_document: bool = False,
+    refused: dict[str, str] | None = None,
 ) -> list[ChoiceItem]:
     """1-of-2 items from held-out speech documents: the true continuation against other words.
 
@@ -166,11 +171,15 @@ def continuation_choices(
         direction: `S->S`, `T->T`, `S->T` or `T->S`.
         patcher: how the speech will be cut: aligned spans carry their words, and none of them is cut within.
         same_document: the wrong words are from another place of the same document: neither voice nor subject tells
-            them apart. Documents without such a place give no item.
+            them apart.
+        refused: filled with the items that cannot be made, id -> why: of a document without such a place.
 
     Raises:
-        UserError: fewer than two documents are long enough.
+        UserError: fewer than two documents are long enough, or a number that is below 1.
     """
+    for name, number in (("prompt", prompt_words), ("continuation", continuation_words), ("items", items)):
+        if number < 1:
+            raise UserError(f"choice items: {name}={number}: expected a whole number above 0")
     if direction not in DIRECTIONS:
         raise UserError(f"direction {direction!r}: expected one of {', '.join(DIRECTIONS)}")
     names: dict[str, Modality] = {"S": "speech", "T": "text"}
@@ -187,6 +196,9 @@ def continuation_choices(
             other, elsewhere = document, np.arange(len(document.word_frames) - continuation_words + 1)
             elsewhere = elsewhere[(elsewhere + continuation_words <= start) | (elsewhere >= start + need)]
             if not len(elsewhere):
+                if refused is not None:
+                    where = f"{len(document.word_frames)} words hold no other place of {continuation_words}"
+                    refused[f"{document.id}@{start}"] = f"item {document.id}@{start}: {where}"
                 continue
             foreign = int(rng.choice(elsewhere))
         else:

@@ -2,8 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ def summarise(result: ChoiceResult, direction: str) -> dict[str, Any]:
         "direction": direction,
         "items": len(result.items),
         "refused": result.refused,
+        "ties": {kind: [item.id for item in result.items if item.is_tied(kind)] for kind in KINDS},
         "chance": result.chance,
         "accuracy": {kind: None if value is None else asdict(value) for kind, value in accuracy.items()},
         "published": PUBLISHED.get(result.task, {}).get(direction, {}),
@@ -33,14 +37,66 @@ def summarise(result: ChoiceResult, direction: str) -> dict[str, Any]:
     }
 
 
+def claim_results(folder: Path) -> None:
+    """Make sure that results can be written, before there are any.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ".results.try", "")
+        (folder / ".results.try").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: results cannot be written there ({error.strerror}: {error.filename})") from None
+
+
 def write_results(
-    folder: Path, target: dict[str, Any], tasks: Sequence[dict[str, Any]], held_out: dict[str, Any]
-) -> None:
-    """Write results.json and results.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"target": target, "tasks": list(tasks), "held_out": held_out}
-    write_text(folder / "results.md", markdown(target, tasks, held_out))
-    write_json(folder / "results.json", _finite(content))
+    folder: Path,
+    target: dict[str, Any],
+    tasks: Sequence[dict[str, Any]],
+    held_out: dict[str, Any],
+    skipped: Mapping[str, str] | None = None,
+) -> Path:
+    """Write results-TIME.json and results-TIME.md; results.json and results.md point to the newest ones.
+
+    Args:
+        skipped: what was not evaluated -> why.
+
+    Returns:
+        The JSON file.
+    """
+    content = {"target": target, "tasks": list(tasks), "held_out": held_out, "skipped": dict(skipped or {})}
+    stem = free_stem(folder)
+    write_text(folder / f"{stem}.md", markdown(target, tasks, held_out, skipped))
+    write_json(folder / f"{stem}.json", _finite(content))
+    for suffix in (".md", ".json"):
+        point_to(folder / f"results{suffix}", f"{stem}{suffix}")
+    return folder / f"{stem}.json"
+
+
+def free_stem(folder: Path, what: str = "results") -> str:
+    """results-20261127T161500Z, or with a number behind it where two evaluations end in one second."""
+    now = f"{what}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    number, stem = 1, now
+    while any(folder.glob(f"{stem}.*")):
+        number, stem = number + 1, f"{now}-{number + 1}"
+    return stem
+
+
+def point_to(link: Path, name: str) -> None:
+    """Let `link` be a file's newest version: a symbolic link, or a copy where there are none. A file that an older
+    version of this program wrote there keeps its content under a name of its own."""
+    if link.is_file() and not link.is_symlink():
+        at = datetime.fromtimestamp(link.stat().st_mtime, UTC)
+        link.rename(link.with_name(f"{link.stem}-{at:%Y%m%dT%H%M%SZ}-older{link.suffix}"))
+    temporary = link.with_name(f".{link.name}.link")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(name)
+    except OSError:
+        shutil.copyfile(link.with_name(name), temporary)
+    os.replace(temporary, link)
 
 
 def _finite(value: Any) -> Any:
@@ -54,7 +110,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def markdown(target: dict[str, Any], tasks: Sequence[dict[str, Any]], held_out: dict[str, Any]) -> str:
+def markdown(
+    target: dict[str, Any],
+    tasks: Sequence[dict[str, Any]],
+    held_out: dict[str, Any],
+    skipped: Mapping[str, str] | None = None,
+) -> str:
     """A page for people."""
     lines = [f"# Evaluation of {target.get('name', 'a model')}", ""]
     lines += [f"- {key}: {value}" for key, value in target.items() if key != "name" and value is not None]
@@ -71,7 +132,9 @@ def markdown(target: dict[str, Any], tasks: Sequence[dict[str, Any]], held_out: 
         published = task["published"]
         shown = ", ".join(f"{published[k]}" for k in ("Base", "Static", "Curriculum") if k in published) or "-"
         cells = [_cell(task["accuracy"][kind]) for kind in KINDS]
-        refused = f" ({len(task['refused'])} refused)" if task["refused"] else ""
+        counts = {"refused": len(task["refused"]), "tied": len(task.get("ties", {}).get("mean", ()))}
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        refused = f" ({said})" if said else ""
         lines.append(
             f"| {task['task']} | {task['direction']} | {task['items']}{refused} | {100 * task['chance']:.1f} | "
             + " | ".join(cells)
@@ -80,6 +143,8 @@ def markdown(target: dict[str, Any], tasks: Sequence[dict[str, Any]], held_out: 
     if held_out:
         lines += ["", "## Held-out documents", "", "| measure | value |", "|---|---:|"]
         lines += [f"| {key.replace('_', ' ')} | {_number(value)} |" for key, value in held_out.items()]
+    if skipped:
+        lines += ["", "## Not evaluated", "", *(f"- {what}: {why}" for what, why in skipped.items())]
     return "\n".join([*lines, ""])
 
 

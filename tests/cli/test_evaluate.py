@@ -99,6 +99,100 @@ def test_one_rank_alone_shows_progress(capsys: pytest.CaptureFixture[str]) -> No
         assert ("task" in capsys.readouterr().err) == shown
 
 
+def test_a_second_evaluation_keeps_the_first(exported: Path, shards: Path, tmp_path: Path) -> None:
+    command = (
+        "eval",
+        exported,
+        "--documents",
+        shards,
+        "--prompt-words",
+        8,
+        "--continuation-words",
+        4,
+        "--out",
+        tmp_path,
+    )
+    (tmp_path / "results.json").write_text("{}")  # as an older version left it
+    names = []
+    for number in (3, 4):
+        lst(*command, "--units", 128, "--items", number)
+        newest = json.loads((tmp_path / "results.json").read_text())
+        assert {t["items"] for t in newest["tasks"]} == {number}
+        assert f"| {number} |" in (tmp_path / "results.md").read_text()
+        names.append((tmp_path / "results.json").resolve().name)
+    assert len(set(names)) == 2
+    first = json.loads((tmp_path / names[0]).read_text())
+    assert {t["items"] for t in first["tasks"]} == {3}
+    assert "{}" in [path.read_text() for path in tmp_path.glob("results-*.json")]
+    assert len(list(tmp_path.glob("results-*.json"))) == 3
+
+
+def test_too_few_documents_cost_the_choice_and_not_the_rest(exported: Path, shards: Path, tmp_path: Path) -> None:
+    """The documents have 40 words."""
+    command = ("eval", exported, "--documents", shards, "--units", 128, "--out", tmp_path / "r", "--prompt-words")
+    output = lst(*command, 50)
+    content = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert content["tasks"] == []
+    assert content["held_out"]["speech_bits_per_second"] > 0
+    assert len(content["skipped"]) == 6
+    assert "## Not evaluated" in output
+    assert "choice items need two held-out speech documents of 60 words, found 0" in output
+    with pytest.raises(UserError, match="not evaluated, though asked for: heldout_continuation T->T"):
+        lst(*command, 50, "--direction", "T->T")
+    with pytest.raises(UserError, match="--direction T->X: expected one of"):
+        lst(*command, 8, "--direction", "T->X")
+    # A document that holds no other place gives no item in one voice: it is counted, not forgotten.
+    lst(*command, 30, "--continuation-words", 10)
+    tasks = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert len(tasks["skipped"]) == 2
+    assert all("no other place of 10" in why for why in tasks["skipped"].values())
+    with pytest.raises(UserError, match="nothing could be evaluated"):
+        lst(*command[:-3], "--units", 1, "--out", tmp_path / "n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--prompt-words", 0), ("--continuation-words", 0), ("--items", 0), ("--items", -5), ("--units", 0), ("--step", 3),
+     ("--untrained",)],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(exported: Path, shards: Path, tmp_path: Path, options: tuple) -> None:
+    command = ("eval", exported, "--documents", shards, "--out", tmp_path / "r")
+    result = CliRunner().invoke(app, list(map(str, (*command, *options))))
+    assert result.exit_code == 2 or isinstance(result.exception, UserError)
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_cannot_be_written_is_said_before_the_work_and_printed_after(
+    exported: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    command = ("eval", exported, "--documents", shards, "--prompt-words", 8, "--continuation-words", 4, "--units", 128)
+    with pytest.raises(UserError, match="results cannot be written there"):
+        lst(*command, "--out", tmp_path / "file" / "r")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("megatron_lst.evaluation.report.write_json", full)
+    result = CliRunner().invoke(app, list(map(str, (*command, "--out", tmp_path / "r"))))
+    assert isinstance(result.exception, UserError)
+    assert "the results above cannot be written (No space left on device)" in str(result.exception)
+    assert "speech bits per second" in result.output
+
+
+def test_an_export_is_scored_in_rows_of_its_own(exported: Path, shards: Path, tmp_path: Path) -> None:
+    """The toy model was trained on rows of 32 units: what a run refuses, its export refuses."""
+    assert load_export(exported).units == 32
+    command = ("eval", exported, "--documents", shards, "--prompt-words", 32, "--continuation-words", 8)
+    for units, some in (((), True), (("--units", 32), True), (("--units", 128), False)):
+        lst(*command, *units, "--out", tmp_path / "r")
+        found = json.loads((tmp_path / "r" / "results.json").read_text())
+        refused = [why for task in found["tasks"] for why in task["refused"].values() if "the context is" in why]
+        refused += [why for why in found["skipped"].values() if "the context is" in why]
+        assert bool(refused) == some
+        assert all("the context is 32" in why for why in refused)
+
+
 def test_another_codebook_is_refused(exported: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "set", [document(1)], "speech", TOKENIZER, replace(CODEBOOK, fingerprint="cccc"))
     with pytest.raises(UserError, match="cccc"):

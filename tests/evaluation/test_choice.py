@@ -148,3 +148,18 @@ def test_rows_are_packed_full() -> None:
     rows, place = pack_chunks(documents, 10, V)
     assert place == [(0, 0), (0, 5), (1, 0), (2, 0)]
     assert all(r.units == 10 for r in rows)
+
+
+def test_ties_are_counted_and_named() -> None:
+    from megatron_lst.evaluation.choice import ChoiceResult
+    from megatron_lst.evaluation.report import markdown, summarise
+
+    items = [
+        ItemScore("same", 0, (-4.0, -4.0), (2, 2), (4, 4)),
+        ItemScore("mean", 0, (-4.0, -2.0), (2, 1), (4, 4)),  # tied by the mean alone
+        ItemScore("clear", 0, (-1.0, -2.0), (1, 1), (4, 4)),
+    ]
+    found = summarise(ChoiceResult("task", 0.5, items), "T->T")
+    assert found["ties"] == {"mean": ["same", "mean"], "sum": ["same"], "per_character": ["same"]}
+    assert "| task | T->T | 3 (2 tied) |" in markdown({}, [found], {})
+    assert "tied" not in markdown({}, [summarise(ChoiceResult("task", 0.5, items[2:]), "T->T")], {})
