@@ -229,7 +229,7 @@ _SPLIT = re.compile(r'"split"\s*:\s*("[^"]*"|[^,}]*)')
 
 
 def _may_be_held_out(line: str, where: str, rejection: Rejection) -> str | None:
-    """The text of a line that cannot be used, but must not be trained on elsewhere; None: it says that it trains.
+    """The text of a line that cannot be used, but must not be trained on elsewhere; None: it does not say so.
 
     Raises:
         UserError: nobody knows its text.
@@ -239,7 +239,7 @@ def _may_be_held_out(line: str, where: str, rejection: Rejection) -> str | None:
     except (ValueError, RecursionError):
         named = _SPLIT.search(line)
         value = {"split": named[1].strip().strip('"')} if named else {}
-    if not isinstance(value, dict) or split_of(value.get("split", "train")) == "train":
+    if not isinstance(value, dict) or split_of(value.get("split")) != "heldout":
         return None
     if isinstance(text := value.get("text"), str) and is_unicode(text):
         return text

@@ -208,35 +208,43 @@ def check_round_trip(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> 
         UserError: names the source, and what comes back of its text.
     """
     seen: Counter[str] = Counter()
+    common: Counter[tuple[str, bool]] = Counter()
+    every: Counter[tuple[str, bool]] = Counter()
+    worst: dict[str, tuple[float, str, str]] = {}
     for source, text in texts:
-        room = _LOOKED_AT - seen[source]
-        if room <= 0:
+        if seen[source] >= _LOOKED_AT:
             continue
-        text = text[:room]
+        text = text[: _LOOKED_AT - seen[source]]
         seen[source] += len(text)
         try:
             whole = tokenizer.decode(tokenizer.encode(text))
             by_word = tokenizer.decode(encode_words(tokenizer, text.split())[0].tolist())
         except Rejection:
             continue  # counted where documents are made
-        for found in (whole, by_word):
-            share = _alike(text, found)
-            if share < _COMES_BACK:
-                raise UserError(
-                    f"tokenizer {tokenizer.path}: only {share:.0%} of the text of source {source!r} comes back when it "
-                    f"is encoded and decoded: {_beginning(text)} comes back as {_beginning(found)}; choose a tokenizer "
-                    f"that has pieces for this text"
-                )
+        for words, found in ((False, whole), (True, by_word)):
+            alike, total = _alike(text, found)
+            common[source, words] += alike
+            every[source, words] += total
+            worst[source] = min(worst.get(source, (2.0, "", "")), (alike / max(total, 1), text, found))
+    for (source, words), total in every.items():
+        share = common[source, words] / max(total, 1)
+        if total and share < _COMES_BACK:
+            _, text, found = worst[source]
+            raise UserError(
+                f"tokenizer {tokenizer.path}: only {share:.0%} of the text of source {source!r} comes back when it is "
+                f"encoded and decoded: {_beginning(text)} comes back as {_beginning(found)}; choose a tokenizer that "
+                f"has pieces for this text"
+            )
 
 
 def _beginning(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def _alike(text: str, found: str) -> float:
-    """Share of the runs of three letters or digits that two texts have in common."""
+def _alike(text: str, found: str) -> tuple[int, int]:
+    """Runs of three letters or digits that two texts have in common, and those of the text that has more."""
     a, b = (Counter(_threes(normalise_text(one).replace(" ", ""))) for one in (text, found))
-    return (a & b).total() / max(a.total(), b.total()) if a or b else 1.0
+    return (a & b).total(), max(a.total(), b.total())
 
 
 def _threes(letters: str) -> Iterable[str]:

@@ -255,7 +255,9 @@ def test_recordings_without_a_transcript_are_counted_and_their_pieces_listed(tmp
     again = list(manifest.read([tmp_path / "pieces.jsonl"], lambda where, why: pytest.fail(f"{where}: {why}")))
     assert [(e.id, e.start, e.end) for e in again] == [(e.id, e.start, e.end) for e in preparation.layout.pieces]
     assert again[0].recording == "long"
-    summary = run(settings, quiet=True)
+    with pytest.raises(UserError, match="not one document"):
+        run(settings, quiet=True)
+    summary = json.loads(preparation.layout.summary.read_text())
     assert summary["rejected"] == {"empty_transcript": len(again)}
     assert preparation.codebook().centres.shape[0] == 32  # the codebook is fitted on them all the same
 

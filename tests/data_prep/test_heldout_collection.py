@@ -119,6 +119,22 @@ def test_records_of_test_splits_are_held_out(tmp_path: Path) -> None:
     assert summary["heldout_sentences"] == 4
 
 
+def test_held_out_lines_of_a_manifest_that_cannot_be_used_are_held_out(tmp_path: Path) -> None:
+    """An unknown key, an id that was there: whatever is wrong with the line, its text is not trained on."""
+    line = {"id": "a", "audio": "a.wav", "text": SECRETS[0], "split": "test"}
+    lines = [{**line, "offset": 3}, {**line, "text": SECRETS[1], "audio": "../a.wav"}]
+    control = {**line, "text": SECRETS[2], "split": "train", "offset": 3}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*lines, control]))
+    (tmp_path / "w.jsonl").write_bytes(jsonl(SECRETS[:5]))
+    made = config(tmp_path, TextSource("w", str(tmp_path / "w.jsonl")), manifests=(str(tmp_path / "m.jsonl"),))
+    assert run(made, quiet=True)["rejected"] == {"unknown_key": 2, "outside_corpus": 1, "held_out": 2}
+    assert trained(tmp_path) == SECRETS[2:5]
+    (tmp_path / "m.jsonl").write_text('{"id": "a", "audio": "a.wav", "split": "test", "text": "The secr\n')
+    made.out = str(tmp_path / "more")
+    with pytest.raises(UserError, match=r"m\.jsonl:1: a line that may be held out cannot be read"):
+        run(made, quiet=True)
+
+
 def test_files_with_names_of_held_out_splits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl", "contest.jsonl"):
         (tmp_path / name).write_bytes(jsonl(OTHERS[:1]))

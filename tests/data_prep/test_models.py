@@ -60,9 +60,15 @@ def swap(config: PrepConfig, key: str) -> None:
         from sentencepiece import SentencePieceTrainer
 
         text = [e["text"] for e in map(json.loads, Path(config.manifests[0]).read_text().splitlines())]
+        text.append(Path(config.text[0].path).read_text())
         with open(config.tokenizer, "wb") as file:
             SentencePieceTrainer.train(
-                sentence_iterator=iter(text), model_writer=file, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+                sentence_iterator=iter(text),
+                model_writer=file,
+                vocab_size=60,
+                hard_vocab_limit=False,
+                character_coverage=1.0,  # else it loses letters, and is refused
+                minloglevel=2,
             )
         load_tokenizer.cache_clear()  # a rerun is another process
 

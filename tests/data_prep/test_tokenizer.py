@@ -73,6 +73,7 @@ def test_text_that_does_not_come_back_is_refused_at_the_start(tmp_path: Path) ->
     check_round_trip(tokenizer, [("sea", LONG)])  # the control: its own words
     with pytest.raises(UserError, match=r"only \d+% of the text of source 'zh' comes back.*天气"):
         check_round_trip(tokenizer, [("sea", LONG), ("zh", "今天天气很好。我们去公园。")])
+    check_round_trip(tokenizer, [("web", LONG)] * 2 + [("web", "One page of 今天天气很好.")])  # a few of many
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "Captains answer questions nobody asked."}))
     source = TextSource("web", str(tmp_path / "x.jsonl"))
     config = PrepConfig(
