@@ -103,6 +103,11 @@ class Vocabulary:
     def padded_size(self) -> int:
         return -(-self.used_size // self.multiple) * self.multiple
 
+    def codebook_of(self, ids: np.ndarray) -> np.ndarray:
+        """The codebook of each speech token. ids: int [n], speech tokens -> int64 [n], 0..Q-1."""
+        ends = np.cumsum(self.codebooks or (self.speech_size,)) + self.text_size
+        return np.searchsorted(ends, ids, side="right")
+
     def is_speech(self, ids: np.ndarray) -> np.ndarray:
         """True where an id is a speech unit. ids: any integer shape -> bool, same shape."""
         return (ids >= self.text_size) & (ids < self.text_size + self.speech_size)

@@ -40,8 +40,8 @@ def check(config: Config) -> None:
     tau1, tau2 = config.curriculum_rows
     if tau1 > tau2:
         refuse(f"patching.tau1={tau1} must not be after patching.tau2={tau2}")
-    if data.token_cap < data.units:
-        refuse(f"data.tokens={data.token_cap} cannot be below data.units={data.units}: a unit has a token at least")
+    if config.token_cap < data.units:
+        refuse(f"data.tokens={config.token_cap} cannot be below data.units={data.units}: a unit has a token at least")
     if config.streams % training.global_batch and training.global_batch % config.streams:
         refuse(
             f"data.streams={config.streams} and training.global_batch={training.global_batch}: "
@@ -89,6 +89,24 @@ def check(config: Config) -> None:
             "weights still; name the export that `lst warm-start` wrote"
         )
     _check_data(config)
+    _check_codebooks(config)
+
+
+def _check_codebooks(config: Config) -> None:
+    """The part of `check` that concerns speech tokens of several codebooks: no patch may end inside a frame."""
+    patching, depth = config.patching, config.vocabulary.depth
+    if depth == 1:
+        return
+    if patching.strategy == "bpe":
+        raise UserError(f"patching.strategy=bpe is of one codebook, vocabulary.codebooks names {depth}")
+    if patching.strategy == "none":
+        return
+    for name in ("size", "max_length"):
+        if (value := getattr(patching, name)) % depth:
+            raise UserError(
+                f"patching.{name}={value}: a frame is {depth} tokens (vocabulary.codebooks), so it must be a "
+                f"multiple of {depth}, such as {depth * max(1, round(value / depth))}"
+            )
 
 
 def _check_data(config: Config) -> None:
@@ -104,6 +122,10 @@ def _check_data(config: Config) -> None:
                 f"data.spans.{low}={getattr(spans, low)} and data.spans.{high}={getattr(spans, high)}: "
                 f"they must be in order"
             )
+    shares = {name: getattr(data.segments, name) for name in ("text_speech", "speech_text", "text", "speech")}
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        named = ", ".join(f"data.segments.{name}={share:g}" for name, share in shares.items())
+        refuse(f"{named}: they must sum to 1, and sum to {sum(shares.values()):g}")
     for key, sources in (("sources", data.sources), ("validation", data.validation)):
         names = [source.name for source in sources]
         if len(set(names)) < len(names):

@@ -124,13 +124,15 @@ class SourceConfig:
 
     name: str
     """Short name, for metrics and errors."""
-    kind: Literal["interleaved", "text", "asr", "tts"]
-    """`interleaved`: speech documents with words, visited as alternating text and speech spans. `text`: text alone.
+    kind: Literal["interleaved", "text", "speech", "asr", "tts"]
+    """`interleaved`: speech documents with words or segments, visited as alternating text and speech spans. `text`:
+    text alone. `speech`: speech alone, transcribed or not, which the paper does not train on.
     `asr`, `tts`: adaptation, speech then text or text then speech, with a loss on the response only (SPEC 9)."""
     shards: tuple[PathText, ...]
     """Folders of shard sets, local or remote (s3://, gs://, ...)."""
     weight: Positive = 1.0
-    """Share of the mixture in raw tokens before patching, relative to the other sources."""
+    """Share of the mixture in raw tokens before patching, relative to the other sources; a frame of several codebooks
+    counts as one."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,24 @@ class SpanConfig:
 
 
 @dataclass(frozen=True)
+class SegmentConfig:
+    """How documents alternate whose words have no times: by segment, a piece of the recording with its transcript.
+
+    The paper's data has words; all of this is a choice of this project."""
+
+    longest: Count = 4
+    """Longest speech span, in segments; lengths are log-uniform from 1, those of text `data.spans.text_ratio` times."""
+    text_speech: Share = 0.4
+    """Documents of one segment: share that is read, then heard."""
+    speech_text: Share = 0.4
+    """Documents of one segment: share that is heard, then read."""
+    text: Share = 0.1
+    """Documents of one segment: share that is only read."""
+    speech: Share = 0.1
+    """Documents of one segment: share that is only heard."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The training stream (SPEC 6, 7)."""
 
@@ -165,7 +185,8 @@ class DataConfig:
     units: Count = 4096
     """U, units in a row (a row is one packed training sequence)."""
     tokens: Count | None = None
-    """N_cap, most tokens in a row; null: 3 U."""
+    """N_cap, most tokens in a row; null: 3 U, and where patches have more than 4 tokens 3/4 of `patching.size`
+    times U."""
     workers: Annotated[int, Range(0, 1024)] = 2
     """Processes that build rows ahead of training, on each rank; 0 builds them in the training process."""
     seed: Seed = 0
@@ -174,6 +195,8 @@ class DataConfig:
     """S, logical streams; null: the global batch. Fixed for a run, independent of the number of ranks."""
     spans: SpanConfig = field(default_factory=SpanConfig)
     """How documents with speech alternate between text and speech."""
+    segments: SegmentConfig = field(default_factory=SegmentConfig)
+    """The same for documents whose words have no times."""
     on_damage: Literal["stop", "skip"] = "stop"
     """A corrupt or missing shard stops the run, or is skipped and counted."""
     stall_seconds: Seconds = 300.0
@@ -183,10 +206,6 @@ class DataConfig:
     local sets below 1 GiB are decompressed in memory instead."""
     cache_gigabytes: Positive | None = None
     """Limit of that folder; the least recently used shards go first. null: no limit."""
-
-    @property
-    def token_cap(self) -> int:
-        return self.tokens or 3 * self.units
 
 
 @dataclass(frozen=True)
@@ -375,6 +394,12 @@ class Config:
     @property
     def streams(self) -> int:
         return self.data.streams or self.training.global_batch
+
+    @property
+    def token_cap(self) -> int:
+        """N_cap, most tokens in a row: 3 U at the paper's 4 tokens a patch, more where patches are longer."""
+        data, longer = self.data, self.patching.strategy not in ("none", "bpe") and self.patching.size > 4
+        return data.tokens or (data.units * 3 * self.patching.size // 4 if longer else 3 * data.units)
 
     @property
     def curriculum_rows(self) -> tuple[int, int]:

@@ -4,11 +4,11 @@ An example is drawn afresh each epoch, from numbers that the caller keys by docu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megatron_lst.config.schema import SpanConfig
+from megatron_lst.config.schema import SegmentConfig, SpanConfig
 from megatron_lst.documents.schema import Document
 
 PLAIN, TEXT, SPEECH = 0, 1, 2
@@ -35,6 +35,11 @@ def text_example(document: Document) -> Example:
     return Example(document, np.array([[PLAIN, 0, len(document.token_ids)]], np.int64))
 
 
+def speech_example(document: Document) -> Example:
+    """Speech alone: `BOS <s> speech EOS`. Beyond the paper."""
+    return Example(document, np.array([[SPEECH, 0, len(document.speech_ids)]], np.int64))
+
+
 def task_example(document: Document, task: str) -> Example:
     """`asr`: speech then text; `tts`: text then speech (SPEC 9)."""
     text, speech = [TEXT, 0, len(document.token_ids)], [SPEECH, 0, len(document.speech_ids)]
@@ -52,15 +57,57 @@ def interleaved_example(document: Document, config: SpanConfig, draws: np.ndarra
         draws: float64 in [0, 1), at least `draws_needed(words, config)` of them.
     """
     bounds, speech = word_spans(len(document.word_frames), config, draws)
+    return Example(document, _alternating(document, document.word_frames, document.word_tokens, bounds, speech))
+
+
+def _alternating(
+    document: Document, frames: np.ndarray, tokens: np.ndarray, bounds: np.ndarray, speech: np.ndarray
+) -> np.ndarray:
+    """The spans of an example, int64 [k, 3].
+
+    Args:
+        frames, tokens: int32 [n, 2], spans of the document's words or segments.
+        bounds, speech: what `word_spans` returned.
+    """
     begin, end = bounds[:-1], bounds[1:]
-    frame_of_word = np.append(document.word_frames[:, 0], len(document.speech_ids))
-    frame_of_word[0] = 0
-    piece_of_word = np.append(document.word_tokens[:, 0], len(document.token_ids))
+    first_frame = np.append(frames[:, 0], len(document.speech_ids))
+    first_frame[0] = 0
+    first_piece = np.append(tokens[:, 0], len(document.token_ids))
     spans = np.empty((len(begin), 3), np.int64)
     spans[:, 0] = np.where(speech, SPEECH, TEXT)
-    spans[:, 1] = np.where(speech, frame_of_word[begin], piece_of_word[begin])
-    spans[:, 2] = np.where(speech, frame_of_word[end], piece_of_word[end])
-    return Example(document, spans)
+    spans[:, 1] = np.where(speech, first_frame[begin], first_piece[begin])
+    spans[:, 2] = np.where(speech, first_frame[end], first_piece[end])
+    return spans
+
+
+def spans_of_segments(spans: SpanConfig, segments: SegmentConfig) -> SpanConfig:
+    """Lengths of spans counted in segments."""
+    return replace(spans, kind="log_uniform", speech_min=1, speech_max=segments.longest)
+
+
+def segment_example(document: Document, spans: SpanConfig, config: SegmentConfig, draws: np.ndarray) -> Example:
+    """Alternate text and speech over the segments of a document whose words have no times.
+
+    One segment is read and heard, heard and read, or one of the two alone, by the shares of the configuration: a
+    transcript's place within its audio is not known.
+
+    Args:
+        document: with segments.
+        spans: what `spans_of_segments` returned.
+        draws: float64 in [0, 1), at least `draws_needed(segments, spans)` of them.
+    """
+    if len(document.segment_frames) > 1:
+        bounds, speech = word_spans(len(document.segment_frames), spans, draws)
+        found = _alternating(document, document.segment_frames, document.segment_tokens, bounds, speech)
+        return Example(document, found)
+    text, speech_span = [TEXT, 0, len(document.token_ids)], [SPEECH, 0, len(document.speech_ids)]
+    ways = ((config.text_speech, [text, speech_span]), (config.speech_text, [speech_span, text]), (config.text, [text]))
+    left = float(draws[0])
+    for share, way in ways:
+        if left < share:
+            return Example(document, np.array(way, np.int64))
+        left -= share
+    return Example(document, np.array([speech_span if config.speech > 0 else text], np.int64))
 
 
 def draws_needed(words: int, config: SpanConfig) -> int:

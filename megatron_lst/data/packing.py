@@ -43,13 +43,17 @@ class Capacity:
 
 @dataclass(frozen=True)
 class PackedChunk:
-    """A chunk, where the example goes on (None: it is finished), and what the chunk holds."""
+    """A chunk, where the example goes on (None: it is finished), and what the chunk holds.
+
+    `raw_tokens` is its size in the mixture's weights: its tokens, where a frame counts as one whatever its codebooks.
+    """
 
     chunk: Chunk
     rest: Position | None
     speech: bool
     aligned: bool
     clipped: int
+    raw_tokens: int
 
 
 def first_position(example: Example) -> Position:
@@ -73,38 +77,41 @@ def pack_example(
     """
     document, last = example.document, len(example.spans) - 1
     builder = ChunkBuilder(vocabulary)
-    clipped = prompt = 0
-    spoke = False
+    clipped = prompt = frames = 0
+    depth = document.depth
 
     def free() -> Capacity:
         return capacity.less(builder.units, builder.tokens)
 
     def add(kind: int, begin: int, patches: Patches) -> None:
         """A marker and the span's tokens from `begin` on, as many as the patches hold."""
-        nonlocal clipped, prompt, spoke
-        end = begin + int(patches.length.sum())
+        nonlocal clipped, prompt, frames
+        count = int(patches.length.sum())
         if kind != PLAIN:
             prompt = builder.tokens  # all before the last span's marker
             builder.marker("text" if kind == TEXT else "speech")
         if kind == SPEECH:
-            builder.speech(document.speech_ids[begin:end], patches)
-            spoke = True
+            builder.speech(document.speech_ids[begin : begin + count // depth], patches)
+            frames += count // depth
             clipped += int(np.count_nonzero(patches.clipped))
         else:
-            builder.text(document.token_ids[begin:end])
+            builder.text(document.token_ids[begin : begin + count])
 
     def packed(rest: Position | None) -> PackedChunk:
         chunk = builder.build(document.id, prompt if example.whole else 0)
-        return PackedChunk(chunk, rest, spoke, spoke and patcher.method == ALIGNED, clipped)
+        raw_tokens = len(chunk.tokens) - frames * (depth - 1)
+        return PackedChunk(chunk, rest, frames > 0, frames > 0 and patcher.method == ALIGNED, clipped, raw_tokens)
 
     for number in range(start.span, last + 1):
         kind, begin, end = (int(x) for x in example.spans[number])
         begin = start.at if number == start.span else begin
         if kind == SPEECH:
-            patches = patcher.cut(end - begin, patcher.segments(document, begin, end))
+            words = patcher.segments(document, begin, end)  # in frames, as begin and end
+            patches = patcher.cut((end - begin) * depth, None if words is None else words * depth)
         else:
             # Of a text, more than the row can hold need not be built.
             patches = single_patches(min(end - begin, free().units + 1))
+        step = depth if kind == SPEECH else 1  # tokens of what positions count
         marker, eos = int(kind != PLAIN), int(number == last)
         count = int(patches.length.sum())
         if free().holds(len(patches.length) + marker + eos, count + marker + eos):
@@ -116,29 +123,38 @@ def pack_example(
         count = _cut_at_word(example, kind, begin, end, patches, room)
         if count:
             add(kind, begin, patches.head(count))
-            return packed(Position(number, begin + count))
+            return packed(Position(number, begin + count // step))
         if number > start.span:
             return packed(Position(number, begin))
         if not row_is_empty:
             return None
-        count = _cut_at_unit(example, patches, end - begin, room)
+        count = _cut_at_unit(patches, (end - begin) * step, step, room)
+        if not count:
+            raise UserError(
+                f"document {document.id!r}: not one patch of it ({int(patches.length[0])} tokens) fits into an empty "
+                f"row; raise data.units or data.tokens"
+            )
         add(kind, begin, patches.head(count))
-        return packed(Position(number, begin + count))
+        return packed(Position(number, begin + count // step))
     builder.single(vocabulary.eos)
     return packed(None)
 
 
 def _cut_at_word(example: Example, kind: int, begin: int, end: int, patches: Patches, room: Capacity) -> int:
-    """Most tokens of a span that end before a word and fit into `room`; 0 when there are none."""
+    """Most tokens of a span that end before a word and fit into `room`; 0 when there are none.
+
+    Where words have no times, speech is cut at any unit; text without words, at any piece.
+    """
     document = example.document
-    if kind == SPEECH:
-        words = document.word_frames[:, 0]
-    elif len(document.word_tokens):
-        words = document.word_tokens[:, 0]
-    else:
+    step = document.depth if kind == SPEECH else 1
+    spans = document.word_frames if kind == SPEECH else document.word_tokens
+    if not len(spans):
+        if kind == SPEECH:
+            return _cut_at_unit(patches, (end - begin) * step, step, room)
         return max(0, min(end - begin - 1, room.units))
+    words = spans[:, 0]
     low, high = np.searchsorted(words, [begin + 1, end], side="left")
-    tokens = words[low:high] - begin  # [w], tokens before each word's first one
+    tokens = (words[low:high] - begin) * step  # [w], tokens before each word's first one
     tokens = tokens[tokens <= int(patches.length.sum())]
     starts = np.cumsum(patches.length) - patches.length  # [m]
     units = np.searchsorted(starts, tokens, side="left")  # [w], patches that these tokens touch
@@ -147,13 +163,8 @@ def _cut_at_word(example: Example, kind: int, begin: int, end: int, patches: Pat
     return int(tokens[fitting - 1]) if fitting else 0
 
 
-def _cut_at_unit(example: Example, patches: Patches, tokens: int, room: Capacity) -> int:
-    """Most tokens that end at a unit and fit into `room`, short of the whole span: for words longer than a row."""
+def _cut_at_unit(patches: Patches, tokens: int, step: int, room: Capacity) -> int:
+    """Most tokens that end at a unit and with a whole frame, fit into `room` and are not all of the span; 0: none."""
     ends = np.cumsum(patches.length)  # [m]
-    fitting = room.holds(np.arange(1, len(ends) + 1), ends) & (ends < tokens)
-    if not fitting[0]:
-        raise UserError(
-            f"document {example.document.id!r}: not one patch of it ({int(patches.length[0])} tokens) fits into an "
-            f"empty row; raise data.units or data.tokens"
-        )
-    return int(ends[np.count_nonzero(fitting) - 1])
+    fitting = room.holds(np.arange(1, len(ends) + 1), ends) & (ends < tokens) & (ends % step == 0)
+    return int(ends[np.flatnonzero(fitting)[-1]]) if fitting.any() else 0

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from megatron_lst.config.schema import Config, SourceConfig
-from megatron_lst.data.interleaving import Example, draws_needed, interleaved_example, task_example, text_example
+from megatron_lst.data.interleaving import (
+    Example,
+    draws_needed,
+    interleaved_example,
+    segment_example,
+    spans_of_segments,
+    speech_example,
+    task_example,
+    text_example,
+)
 from megatron_lst.data.mixture import Mixture, open_mixture
 from megatron_lst.data.order import StreamOrder
 from megatron_lst.data.packing import Capacity, Position, first_position, pack_example
@@ -148,7 +157,7 @@ class Stream:
         """
         data, vocabulary = self._mixture.config.data, self._mixture.config.vocabulary
         index = self.rows * self._mixture.streams + self.number
-        capacity = Capacity(data.units, data.token_cap - data.units)
+        capacity = Capacity(data.units, self._mixture.config.token_cap - data.units)
         chunks: list[Chunk] = []
         self.origins = []
         counts = dict.fromkeys((s.name for s in self._mixture.sources), 0)
@@ -177,8 +186,8 @@ class Stream:
             self.origins.append(ChunkOrigin(name, current.example, current.position, patcher.method))
             units, tokens = len(packed.chunk.patch_length), len(packed.chunk.tokens)
             capacity = capacity.less(units, tokens)
-            counts[name] += tokens
-            self._realised[current.source] += tokens
+            counts[name] += packed.raw_tokens
+            self._realised[current.source] += packed.raw_tokens
             speech, aligned, clipped = speech + packed.speech, aligned + packed.aligned, clipped + packed.clipped
             self._open = None
             if packed.rest is not None:
@@ -253,17 +262,28 @@ class Stream:
             if not len(read.token_ids):
                 raise UserError(f"source {source.name!r}: document {read.id!r} is empty, it has no text pieces")
             return text_example(read)
-        if not len(read.word_frames) or not len(read.token_ids):
+        if not read.has_speech:
             raise UserError(
-                f"source {source.name!r}: document {read.id!r} has no speech with aligned words, which a source of "
-                f"kind {source.kind} needs"
+                f"source {source.name!r}: document {read.id!r} has no speech, with aligned words or without, "
+                f"which a source of kind {source.kind} needs"
+            )
+        if source.kind == "speech":
+            return speech_example(read)
+        if not len(read.token_ids):
+            raise UserError(
+                f"source {source.name!r}: document {read.id!r} has no transcript, which a source of kind {source.kind} "
+                f"needs; kind speech trains on speech alone"
             )
         if source.kind != "interleaved":
             return task_example(read, source.kind)
-        spans = self._mixture.config.data.spans
-        count = draws_needed(len(read.word_frames), spans)
+        data = self._mixture.config.data
         key = (number_of(source.name), document, (epoch << 32) + self.number)
-        return interleaved_example(read, spans, uniforms(count, self._seed, "spans", *key))
+        if len(read.word_frames):
+            count = draws_needed(len(read.word_frames), data.spans)
+            return interleaved_example(read, data.spans, uniforms(count, self._seed, "spans", *key))
+        spans = spans_of_segments(data.spans, data.segments)
+        count = draws_needed(len(read.segment_frames), spans)
+        return segment_example(read, spans, data.segments, uniforms(count, self._seed, "segments", *key))
 
 
 @dataclass(frozen=True)

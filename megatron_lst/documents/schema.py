@@ -83,6 +83,11 @@ class Document:
         return len(self.speech_ids) > 0
 
     @property
+    def depth(self) -> int:
+        """Q, speech tokens of a frame."""
+        return 1 if self.speech_ids.ndim == 1 else int(self.speech_ids.shape[1])
+
+    @property
     def raw_tokens(self) -> int:
         """Size of this document in a mixture's weights, before interleaving and patching.
 

@@ -37,7 +37,7 @@ class Span:
 
     Attributes:
         ids: int32 [n], speech ids (not yet shifted into the joint vocabulary) or text ids.
-        segments: int [s, 2], half-open, the words (or text pieces) of speech, counted from the span's first frame;
+        segments: int [s, 2], half-open, the words (or text pieces) of speech, in tokens from the span's first one;
             None: not known. Only aligned patching reads them.
         characters: characters of the text, for per-character scores; 0 where unknown.
     """
@@ -49,8 +49,11 @@ class Span:
 
 
 def speech_span(ids: Sequence[int] | np.ndarray, segments: Sequence[Sequence[int]] | np.ndarray | None = None) -> Span:
-    found = None if segments is None else np.asarray(segments, np.int64).reshape(-1, 2)
-    return Span("speech", np.asarray(ids, np.int32), found)
+    """Args: ids: int [F], or [F, Q]. segments: int [s, 2], in frames."""
+    given = np.asarray(ids, np.int32)
+    depth = 1 if given.ndim == 1 else given.shape[1]
+    found = None if segments is None else np.asarray(segments, np.int64).reshape(-1, 2) * depth
+    return Span("speech", given.reshape(-1), found)
 
 
 def text_span(ids: Sequence[int] | np.ndarray, characters: int = 0) -> Span:
@@ -97,8 +100,12 @@ class ChunkBuilder:
         self._add(ids.astype(np.int32, copy=False), single_patches(len(ids)))
 
     def speech(self, ids: np.ndarray, patches: Patches) -> None:
-        """Speech ids, shifted into the joint vocabulary. ids: int [n], n the sum of the patches' lengths."""
-        self._add(ids.astype(np.int32) + self.vocabulary.text_size, patches)
+        """Speech ids, shifted into the joint vocabulary, frame after frame.
+
+        Args:
+            ids: int [F] or [F, Q], as many in all as the sum of the patches' lengths.
+        """
+        self._add(ids.reshape(-1).astype(np.int32) + self.vocabulary.text_size, patches)
 
     def build(self, document_id: str = "", prompt: int = 0) -> Chunk:
         """The chunk. `prompt`: how many of its first tokens are read and not learnt."""

@@ -37,7 +37,7 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(
         config,
         patching=dataclasses.replace(config.patching, tau1=tau1, tau2=tau2),
-        data=dataclasses.replace(config.data, streams=config.streams, tokens=config.data.token_cap),
+        data=dataclasses.replace(config.data, streams=config.streams, tokens=config.token_cap),
     )
 
 

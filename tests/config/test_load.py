@@ -32,7 +32,7 @@ def test_an_empty_file_is_the_papers_recipe(tmp_path: Path) -> None:
         ("modle: {}", ["modle", "'model'"]),
         ("training: {zzz: 1}", ["training.zzz", "known keys", "global_batch"]),
         ("data: {sources: [{name: a, kind: text, shards: [x], weigth: 1}]}", ["data.sources[0].weigth", "'weight'"]),
-        ("data: {sources: [{name: a, kind: speech, shards: [x]}]}", ["data.sources[0].kind", "interleaved"]),
+        ("data: {sources: [{name: a, kind: spoken, shards: [x]}]}", ["data.sources[0].kind", "interleaved"]),
         ("data: {sources: [{kind: text, shards: [x]}]}", ["data.sources[0]", "missing name"]),
         ("model: {pooling: maxx}", ["model.pooling", "max, mean", "'max'"]),
         ("model: {hidden: wide}", ["model.hidden", "a whole number", "'wide'"]),

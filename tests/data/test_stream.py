@@ -43,7 +43,7 @@ def test_rows_are_sound_and_repeatable(changes: dict[str, Any]) -> None:
         for row in step.rows:
             row.check(config.vocabulary)
             assert row.units == config.data.units
-            assert len(row.tokens) <= config.data.token_cap
+            assert len(row.tokens) <= config.token_cap
     assert hashes(config, 4) == [batch_hash([r.hash for r in s.rows]) for s in first]
 
 
