@@ -6,7 +6,6 @@ from pathlib import Path
 
 from lst_prep.config import PrepConfig
 from lst_prep.layout import Layout
-from lst_prep.text_files import source_files
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_text
 
@@ -21,11 +20,11 @@ def give_up(config: PrepConfig, names: Iterable[str]) -> int:
     """
     layout, wanted = Layout(config.out), list(dict.fromkeys(name for name in names if name.strip()))
     tables = [table for table in (layout.recordings, layout.pieces) if table.items.exists()]
-    if not tables:
+    if not layout.plan.exists():
         raise UserError(f"{layout.out}: there are no items of work yet: run `lst prep manifest`")
     keys = {name: {name, os.path.abspath(name)} for name in wanted}
     left = dict(keys)
-    texts = [os.path.abspath(path) for source in config.text for path in source_files(source, layout.inputs(config))]
+    texts = [os.path.abspath(path) for path in layout.texts()]
     left = {name: key for name, key in left.items() if not key & set(texts)}
     for table in tables:
         for entry in table:

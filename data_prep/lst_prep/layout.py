@@ -108,7 +108,16 @@ class Layout:
             more = self.given_up.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             more = []
-        return Inputs(config.reading, [*config.give_up, *more])
+        names = [*config.give_up, *more]
+        return Inputs(config.reading, names, self.texts() if names else None)
+
+    def texts(self) -> dict[str, int]:
+        """Text files as the plan has them, and their bytes. Stages go by it: what is away now is not another list."""
+        try:
+            listed = json.loads(self.plan.read_bytes())["inputs"]
+        except FileNotFoundError:
+            return {}
+        return {path: int(size[:-6]) for path, size in listed.items() if size.endswith(" bytes")}
 
     def item(self, stage: str, item: int, suffix: str) -> Path:
         """An item's output file."""
@@ -144,9 +153,9 @@ def plan_of(config: PrepConfig) -> dict[str, Any]:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     for source in config.text:  # items are numbered by file; terabytes of text are known by their sizes
-        opener = Inputs(config.reading)
+        opener = Layout(config.out).inputs(config)
         for file in source_files(source, opener):
-            inputs[str(file)] = f"{opener.retry(file, file.stat).st_size} bytes"
+            inputs[str(file)] = f"{opener.size(file)} bytes"
     return {"version": 1, "config": choices, "inputs": inputs}
 
 

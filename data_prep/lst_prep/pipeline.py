@@ -73,7 +73,7 @@ class Preparation:
         with replacing(self.layout.manifest_rejections) as log:
 
             def reject(where: str, rejection: Rejection, source: str = "") -> None:
-                reasons.append(rejection.reason)
+                reasons.append(printable(str(rejection)))
                 source = source or Path(where.rpartition(":")[0]).name.split(".")[0]
                 line = {"id": printable(where), "source": printable(source), "reason": rejection.reason}
                 log.write(json.dumps({**line, "detail": printable(rejection.detail)}) + "\n")
@@ -239,7 +239,7 @@ class Preparation:
     # -- text ---------------------------------------------------------------------------------------------------
 
     def _text_items(self) -> list[text_stages.TextItem]:
-        return text_stages.text_items(self.config, self.layout.inputs(self.config))
+        return text_stages.text_items(self.config, self.layout.texts())
 
     def text(self) -> None:
         """Text -> parts of the text sets; identical documents are dropped over all files."""

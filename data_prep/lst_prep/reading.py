@@ -67,16 +67,24 @@ class Inputs:
     Args:
         config: how often, and with what pauses.
         given_up: files and ids that are given up by name.
+        sizes: bytes of files as they were listed once: one of them that is given up and gone still has its place among
+            the items of work.
 
     Attributes:
         tried: files opened, or tried.
     """
 
-    def __init__(self, config: ReadingConfig | None = None, given_up: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        config: ReadingConfig | None = None,
+        given_up: Iterable[str] = (),
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
         self._config = config or ReadingConfig()
         names = frozenset(given_up)
         self._given_up = names | {os.path.abspath(name) for name in names}
         self._patient = True
+        self._sizes = {path: size for path, size in (sizes or {}).items() if self.is_given_up(path)}
         self.tried = 0
 
     def is_given_up(self, *names: str | Path) -> bool:
@@ -84,6 +92,16 @@ class Inputs:
         if not self._given_up:
             return False
         return any(str(n) in self._given_up or os.path.abspath(n) in self._given_up for n in names if str(n))
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file. Raises CannotRead."""
+        if str(path) in self._sizes:
+            return self._sizes[str(path)]
+        return self.retry(path, path.stat).st_size
+
+    def lost(self) -> list[Path]:
+        """Files that are given up and were listed once, there or not."""
+        return [Path(path) for path in self._sizes]
 
     def open(self, path: str | Path) -> io.BufferedReader:
         """The bytes of a file; each read is tried again, too. Does not keep the file in memory.

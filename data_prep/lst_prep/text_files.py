@@ -1,5 +1,6 @@
 """Files of text: which ones a source has, and the records in them. What is bad is named, counted and skipped."""
 
+import fnmatch
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -47,14 +48,37 @@ def _kind(path: Path) -> str | None:
     return _KINDS.get(suffixes[-1]) if suffixes else None
 
 
-def _candidates(source: TextSource, inputs: Inputs) -> list[Path]:
-    """A path that is there is that file or folder, brackets in it or not; else it is a pattern."""
+def _candidates(source: TextSource, inputs: Inputs) -> set[Path]:
+    """A path that is there is that file or folder, brackets in it or not; else it is a pattern. What was listed once
+    and is given up since keeps its place, there or not."""
     path = Path(source.path)
+    lost = set(files_of(source, inputs.lost()))
     if path.is_dir():
-        return list(inputs.walk(path))
+        return lost.union(inputs.walk(path))
     if path.exists():
-        return [path]
-    return [found for found in inputs.expand(source.path) if not found.is_dir()]
+        return lost | {path}
+    return lost.union(found for found in inputs.expand(source.path) if not found.is_dir())
+
+
+def files_of(source: TextSource, listed: Iterable[Path]) -> list[Path]:
+    """Those of some files that a source names, sorted; without a look at the disk, where they may be away."""
+    root = Path(source.path).parts
+    return sorted(file for file in listed if _belongs(file.parts, root))
+
+
+def _belongs(file: tuple[str, ...], root: tuple[str, ...]) -> bool:
+    return file[: len(root)] == root or _matches(file, root)
+
+
+def _matches(file: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """As `Inputs.expand`."""
+    if not pattern or not file:
+        return not pattern and not file
+    if file[0].startswith(".") and not pattern[0].startswith("."):
+        return False
+    if pattern[0] == "**":
+        return _matches(file, pattern[1:]) or _matches(file[1:], pattern)
+    return fnmatch.fnmatchcase(file[0], pattern[0]) and _matches(file[1:], pattern[1:])
 
 
 def source_files(source: TextSource, inputs: Inputs | None = None) -> list[Path]:

@@ -14,7 +14,6 @@ from lst_prep.engine import Work
 from lst_prep.layout import Layout
 from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals
-from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.splits import split_of
 from lst_prep.stages import Rejections, arrays, save_arrays
@@ -26,14 +25,18 @@ TextItem = tuple[dict[str, Any], tuple[str, ...]]
 """(TextSource as a dict, files): one item of the text stages."""
 
 
-def text_items(config: PrepConfig, inputs: Inputs) -> list[TextItem]:
+def text_items(config: PrepConfig, listed: dict[str, int]) -> list[TextItem]:
     """The files of all sources, neighbours of one source together up to `jobs.item_bytes`: thousands of small files do
-    not become thousands of items and shards. The same on every machine."""
+    not become thousands of items and shards. The same on every machine, and whatever is away now.
+
+    Args:
+        listed: text files of the plan, and their bytes.
+    """
     items: list[TextItem] = []
     for source in config.text:
         files, size = list[str](), 0
-        for path in text_files.source_files(source, inputs):
-            more = inputs.retry(path, path.stat).st_size
+        for path in text_files.files_of(source, map(Path, listed)):
+            more = listed[str(path)]
             if files and size + more > config.jobs.item_bytes:
                 items.append((asdict(source), tuple(files)))
                 files, size = [], 0
