@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_lst.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -77,6 +79,24 @@ def _create_exclusively(path: Path, content: Any) -> bool:
         json.dump(content, file, indent=1)
         file.write("\n")
     return True
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Make a folder and try it, before the work whose outcome it is for.
+
+    Args:
+        what: the option or thing that names it, for the message.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".{socket.gethostname()}.{threading.get_native_id()}.try"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{what} cannot be written to {folder} ({error.strerror}: {error.filename})") from None
 
 
 @contextmanager

@@ -57,7 +57,8 @@ def run(
     """Likelihood choice, held-out losses and speech bits; writes results.json and results.md."""
     from megatron_lst.cli.models import is_run, open_scorer
     from megatron_lst.errors import UserError
-    from megatron_lst.evaluation.report import claim_results, markdown, write_results
+    from megatron_lst.evaluation.report import markdown, write_results
+    from megatron_lst.files import require_writable
 
     for option, value, of_a_run in (
         ("--step", step, True), ("--untrained", untrained or None, True), ("--device", device, False),
@@ -66,7 +67,7 @@ def run(
         if value is not None and is_run(target) != of_a_run:
             raise UserError(f"{option} is for {'a run' if of_a_run else 'an export'}, and {target} is the other")
     folder = out or target / "eval"
-    claim_results(folder)
+    require_writable(folder, "results")
     opened = open_scorer(target, step, device, units, untrained)
     skipped: dict[str, str] = {}
     try:

@@ -50,6 +50,7 @@ def generate(
 
     from megatron_lst.cli.encoders import audio_encoder, codebook_of, text_decoder, text_encoder, tokenizer_of
     from megatron_lst.errors import UserError
+    from megatron_lst.files import require_writable
     from megatron_lst.inference import GenerationSettings, load_export
     from megatron_lst.inference import generate as run
     from megatron_lst.inference.export import DTYPES
@@ -90,6 +91,9 @@ def generate(
         if out.is_dir():
             raise UserError(f"--out {out}: a folder; name the WAV file in it")
         voice = open_vocoder(v, codebook, vocoder)
+        require_writable(out.parent, "--out")
+    if save is not None:
+        require_writable(save.parent, "--save")
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = opened.model(DTYPES[dtype] if dtype else None, place)
@@ -117,7 +121,6 @@ def generate(
             speak(voice, said, target, before=spoken[number] if number < len(spoken) else [])
             print(f"    sound: {target} ({v.seconds(len(said)):.1f} s)")
     if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text("\n".join(written) + "\n")
         print(f"    saved: {save}")
     cache = sum(timing.cache_bytes.values())

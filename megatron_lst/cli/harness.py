@@ -23,12 +23,12 @@ def harness(
     from megatron_lst.cli import encoders
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.harness import make_harness_model
-    from megatron_lst.evaluation.report import claim_results, free_stem, point_to
-    from megatron_lst.files import write_text
+    from megatron_lst.evaluation.report import free_stem, point_to
+    from megatron_lst.files import require_writable, write_text
     from megatron_lst.inference import load_export
 
     target = out or export / "eval"
-    claim_results(target)
+    require_writable(target, "results")
     opened = load_export(export)
     spec = encoders.require_tokenizer(opened, tokenizer)
     encode, _ = encoders.text_encoder(spec)

@@ -97,10 +97,13 @@ def tts(
     from megatron_lst.cli.generate import open_vocoder, speak
     from megatron_lst.evaluation.paper import SPEECH
     from megatron_lst.evaluation.speech_tasks import synthesise
+    from megatron_lst.files import require_writable
 
     opened, model, found = open_with_documents(export, documents, limit, device)
     codebook, v = codebook_of(opened, codebook), model.vocabulary
     voice = None if out is None else open_vocoder(v, codebook, vocoder)
+    if out is not None:
+        require_writable(out, "--out")
     hear = _transcriber(recogniser, v, codebook, vocoder, device)
     result = synthesise(model, found, temperature=temperature, max_tokens=max_tokens, transcribe=hear)
     for name, reason in result.refused.items():

@@ -37,20 +37,6 @@ def summarise(result: ChoiceResult, direction: str) -> dict[str, Any]:
     }
 
 
-def claim_results(folder: Path) -> None:
-    """Make sure that results can be written, before there are any.
-
-    Raises:
-        UserError: they cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / ".results.try", "")
-        (folder / ".results.try").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: results cannot be written there ({error.strerror}: {error.filename})") from None
-
-
 def write_results(
     folder: Path,
     target: dict[str, Any],

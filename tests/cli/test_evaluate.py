@@ -167,7 +167,7 @@ def test_what_cannot_be_written_is_said_before_the_work_and_printed_after(
 ) -> None:
     (tmp_path / "file").touch()
     command = ("eval", exported, "--documents", shards, "--prompt-words", 8, "--continuation-words", 4, "--units", 128)
-    with pytest.raises(UserError, match="results cannot be written there"):
+    with pytest.raises(UserError, match="results cannot be written to"):
         lst(*command, "--out", tmp_path / "file" / "r")
 
     def full(*_: object) -> None:

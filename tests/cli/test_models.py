@@ -194,6 +194,7 @@ def test_generates_units_and_sound_with_counted_global_steps(exported: Path, tmp
         (("generate", "{x}", "--text", "hello"), "--text needs --tokenizer"),
         (("generate", "{x}", "--units", "3", "--to", "text", "--out", "a.wav"), "--out is for speech"),
         (("generate", "{x}", "--units", "3", "--to", "speech", "--out", "/tmp"), "name the WAV file in it"),
+        (("generate", "{x}", "--units", "3", "--save", "/dev/null/x.txt"), "--save cannot be written to /dev/null"),
         (("eval", "prepare", "nonsense", "a", "b"), "expected one of hellaswag"),
     ],
 )
