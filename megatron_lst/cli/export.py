@@ -19,6 +19,7 @@ def export(
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Without tokenizer and codebook")] = False,
 ) -> None:
     """Write weights, configuration, tokenizer, codebook and a model card: a folder that needs nothing else."""
+    import os
     import subprocess
 
     from megatron_lst import __version__
@@ -39,7 +40,8 @@ def export(
             raise UserError(f"{results}: no results.md; `lst eval` writes it")
         metadata["results"] = page.read_text()
     companions = find_companions(run, load_config(run / "config.yaml"), tokenizer, codebook, units_model, weights_only)
-    claim_folder(out)
+    if os.environ.get("RANK", "0") == "0":  # the one rank that writes
+        claim_folder(out)
     engine, config, found = open_engine(run, step)
     try:
         weights = engine.export_weights()
