@@ -41,7 +41,7 @@ def export(
         metadata["results"] = page.read_text()
     companions = find_companions(run, load_config(run / "config.yaml"), tokenizer, codebook, units_model, weights_only)
     if os.environ.get("RANK", "0") == "0":  # the one rank that writes
-        claim_folder(out)
+        claim_folder(out).rmdir()  # tried before the work; `write_export` makes it again
     engine, config, found = open_engine(run, step)
     try:
         weights = engine.export_weights()

@@ -190,3 +190,10 @@ def test_a_codebook_that_is_not_at_hand_is_asked_for(run: tuple[Path, Path], tmp
     codebook(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(UserError, match="the run was trained with"):
         lst("export", copy, tmp_path / "out", "--codebook", tmp_path / "other.safetensors")
+    assert not list(tmp_path.glob("out*"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        lst("export", copy, tmp_path / "file" / "out", "--weights-only")
+    with pytest.raises(UserError, match="no complete checkpoint of step 9"):
+        lst("export", copy, tmp_path / "out", "--weights-only", "--step", 9)
+    assert not list(tmp_path.glob("out*"))
