@@ -202,10 +202,13 @@ class _Run:
             saver.finish()
         if self.writer:
             self.check_lock()
-            if stopped is None:
-                outcome.finished(self.folder, self.step)
-            else:
-                outcome.saved(self.folder, self.step, stopped)
+            try:
+                if stopped is None:
+                    outcome.finished(self.folder, self.step)
+                else:
+                    outcome.saved(self.folder, self.step, stopped)
+            except OSError as error:  # everything is saved: a full disk now costs the note alone
+                self.tell("stop", f"{outcome.NAME} could not be written: {error}")
         self.tell("stop", f"saved after {stopped.name}" if stopped else "all steps are done")
         return Outcome(self.step, stopped)
 
