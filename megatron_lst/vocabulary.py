@@ -74,6 +74,16 @@ class Vocabulary:
         """Q, speech tokens of a frame."""
         return len(self.codebooks) or 1
 
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K_q, entries of each codebook."""
+        return self.codebooks or (self.speech_size,)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64 [Q], the first speech id of each codebook."""
+        return np.cumsum((0, *self.codebook_sizes[:-1]))
+
     def speech_tokens(self, seconds: float) -> int:
         """Speech tokens of so many seconds, whole frames."""
         return int(seconds * self.rate) * self.depth
@@ -105,8 +115,38 @@ class Vocabulary:
 
     def codebook_of(self, ids: np.ndarray) -> np.ndarray:
         """The codebook of each speech token. ids: int [n], speech tokens -> int64 [n], 0..Q-1."""
-        ends = np.cumsum(self.codebooks or (self.speech_size,)) + self.text_size
+        ends = np.cumsum(self.codebook_sizes) + self.text_size
         return np.searchsorted(ends, ids, side="right")
+
+    def turn_after(self, token: int) -> int:
+        """The codebook whose turn it is after a token; 0 where no frame is open."""
+        if self.depth == 1 or not self.text_size <= token < self.text_size + self.speech_size:
+            return 0
+        return (int(self.codebook_of(np.array([token]))[0]) + 1) % self.depth
+
+    def frame_fault(self, ids: np.ndarray) -> tuple[int, str] | None:
+        """Where frames are broken: speech out of turn, or a span of speech that ends inside a frame.
+
+        Args:
+            ids: int [n], of the joint vocabulary.
+
+        Returns:
+            (index into `ids`, what is wrong there); None: each span of speech is whole frames.
+        """
+        if self.depth == 1:
+            return None
+        speech = self.is_speech(ids)
+        place, begins = np.arange(len(ids)), speech & ~np.r_[False, speech[:-1]]
+        # The place within the maximal span of speech says whose turn it is.
+        turn = (place - np.maximum.accumulate(np.where(begins, place, 0))) % self.depth
+        found = self.codebook_of(ids)
+        if (bad := speech & (found != turn)).any():
+            first = int(np.argmax(bad))
+            return first, f"of codebook {int(found[first])}, where it is the turn of codebook {int(turn[first])}"
+        if (bad := speech & ~np.r_[speech[1:], False] & (turn != self.depth - 1)).any():
+            first = int(np.argmax(bad))
+            return first, f"speech ends inside a frame, after {int(turn[first]) + 1} of its {self.depth} codes"
+        return None
 
     def is_speech(self, ids: np.ndarray) -> np.ndarray:
         """True where an id is a speech unit. ids: any integer shape -> bool, same shape."""

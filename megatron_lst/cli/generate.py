@@ -9,6 +9,8 @@ import typer
 from megatron_lst.cli.options import finite
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from megatron_lst.inference.vocoder import Vocoder
     from megatron_lst.patching.chunks import Modality
     from megatron_lst.vocabulary import Vocabulary
@@ -22,7 +24,10 @@ def generate(
     export: Annotated[Path, typer.Argument(help="An exported model (`lst export`)")],
     text: Annotated[list[str] | None, typer.Option(help="Text prompt; may be repeated")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="Speech prompt, an audio file; may be repeated")] = None,
-    units: Annotated[list[str] | None, typer.Option(help="Speech prompt as codebook ids, such as '3 17 17 4'")] = None,
+    units: Annotated[
+        list[str] | None,
+        typer.Option(help="Speech prompt as codes, such as '3 17 17 4', frame after frame; or a .npy file, [F, Q]"),
+    ] = None,
     to: Annotated[str, typer.Option(help="speech, text, or any (the prompt's modality goes on)")] = "any",
     tokenizer: Annotated[str | None, typer.Option(help="Default: the one that the export names")] = None,
     codebook: Annotated[
@@ -32,7 +37,13 @@ def generate(
     vocoder: Annotated[
         Path | None, typer.Option(help="Folder of a HiFi-GAN over the codebook's ids; else spectral inversion")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="WAV file (a number is added for more than one prompt)")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="WAV file (a number is added for more than one prompt), or .npy for the codes, [F, Q]. Codes of several "
+            "codebooks, which nothing here turns into sound, are written as .npy in any case"
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="File for prompts and responses as text")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest response; default: as many speech tokens as 10 seconds have")
@@ -46,6 +57,7 @@ def generate(
     fixed_shapes: FIXED_SHAPES = None,
 ) -> None:
     """Patch by patch: the global transformer runs once a patch. Prints text or codebook ids, and what it cost."""
+    import numpy as np
     import torch
 
     from megatron_lst.cli.encoders import audio_encoder, codebook_of, text_decoder, text_encoder, tokenizer_of
@@ -64,16 +76,13 @@ def generate(
         raise UserError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     codebook = codebook_of(opened, codebook)
     spec = tokenizer_of(opened, tokenizer) if text or tokenizer else opened.tokenizer
-    spoken: list[list[int]] = []
+    spoken: list[np.ndarray] = []  # each [F], or [F, Q]
     for path in audio or []:
         if codebook is None:
             raise UserError("--audio needs --codebook, the one of the model's speech tokens: the export has none")
         encode, _ = audio_encoder(codebook, str(units_model or opened.units_model or ""))
-        spoken.append(encode(path).tolist())
-    for line in units or []:
-        if not all(u.isdigit() and int(u) < v.speech_size for u in line.split()) or not line.split():
-            raise UserError(f"--units {line!r}: expected numbers in [0, {v.speech_size})")
-        spoken.append([int(u) for u in line.split()])
+        spoken.append(encode(path))
+    spoken += [read_codes(line, v) for line in units or []]
     then: Modality | None = None if to == "any" else cast("Modality", to)
     prompts = [prompt_tokens([speech_span(line)], v, then) for line in spoken]
     for sentence in text or []:
@@ -90,7 +99,8 @@ def generate(
             raise UserError("--out is for speech, and --to text gives none; --save writes text")
         if out.is_dir():
             raise UserError(f"--out {out}: a folder; name the WAV file in it")
-        voice = open_vocoder(v, codebook, vocoder)
+        if vocoder is not None or (v.depth == 1 and out.suffix != ".npy"):
+            voice = open_vocoder(v, codebook, vocoder)
         require_writable(out.parent, "--out")
     if save is not None:
         require_writable(save.parent, "--save")
@@ -107,19 +117,28 @@ def generate(
     for number, result in enumerate(results):
         print(f"[{number}] {len(result.tokens)} tokens, {result.units} global steps, ended by {result.finish}")
         pieces = [t for t in result.tokens if t < v.text_size]
-        said = [t - v.text_size for t in result.tokens if v.text_size <= t < v.text_size + v.speech_size]
+        tokens = np.array(result.tokens, np.int64)
+        said = tokens[v.is_speech(tokens)] - v.text_size
         if pieces:
             response = text_decoder(spec)(pieces) if spec else str(pieces)
             print(f"    text: {response}")
             before = text[number - len(spoken)] if text and number >= len(spoken) else ""
             written.append(f"{before} [{number}] {response}".strip())
-        if said:
-            print(f"    units: {' '.join(map(str, said))}")
-            written.append(f"[{number}] units {' '.join(map(str, said))}")
-        if said and out is not None and voice is not None:
+        if len(said):
+            codes = said.reshape(-1, v.depth) - v.offsets
+            listed = " ".join(map(str, codes.ravel().tolist()))
+            print(f"    units: {listed}")
+            written.append(f"[{number}] units {listed}")
+        if len(said) and out is not None:
             target = out if len(results) == 1 else out.with_stem(f"{out.stem}-{number}")
-            speak(voice, said, target, before=spoken[number] if number < len(spoken) else [])
-            print(f"    sound: {target} ({v.seconds(len(said)):.1f} s)")
+            prefix = spoken[number].reshape(-1) if number < len(spoken) else np.zeros(0, np.int64)
+            if voice is not None:
+                speak(voice, said, target, before=prefix)
+                print(f"    sound: {target} ({v.seconds(len(said)):.1f} s)")
+            else:
+                target = write_codes(target, np.concatenate([prefix, said]), v)
+                decoder = (opened.metadata.get("codec") or {}).get("decoder") or "the decoder of the model's codec"
+                print(f"    codes: {target}, [{len(prefix) // v.depth + len(codes)}, {v.depth}]; {decoder} makes sound of them")
     if save is not None:
         save.write_text("\n".join(written) + "\n")
         print(f"    saved: {save}")
@@ -131,7 +150,54 @@ def generate(
     )
 
 
-def speak(voice: "Vocoder", speech_ids: Sequence[int], out: Path, before: Sequence[int] = ()) -> None:
+def read_codes(given: str, vocabulary: "Vocabulary") -> "np.ndarray":
+    """Codes of a prompt, numbers frame after frame or a .npy file, as speech ids: int64 [F, Q].
+
+    Raises:
+        UserError: not that; says what was expected.
+    """
+    import numpy as np
+
+    from megatron_lst.errors import UserError
+
+    depth, sizes = vocabulary.depth, vocabulary.codebook_sizes
+    if given.endswith(".npy"):
+        try:
+            found = np.load(given, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--units {given}: cannot be read ({error})") from None
+        if found.dtype.kind not in "iu" or found.ndim > 2 or (found.ndim == 2 and found.shape[1] != depth):
+            raise UserError(f"--units {given}: {found.dtype} {list(found.shape)}; expected whole numbers [F, {depth}]")
+    else:
+        if not all(u.isdigit() for u in given.split()):
+            raise UserError(f"--units {given!r}: expected whole numbers, such as '3 17 17 4'")
+        found = np.array([int(u) for u in given.split()], np.int64)
+    if not found.size or found.size % depth:
+        raise UserError(f"--units {given!r}: {found.size} codes; expected frames of {depth}")
+    codes = found.reshape(-1, depth).astype(np.int64)
+    if ((codes < 0) | (codes >= sizes)).any():
+        frame, book = (int(x) for x in np.argwhere((codes < 0) | (codes >= sizes))[0])
+        raise UserError(
+            f"--units {given!r}: code {int(codes[frame, book])} in frame {frame}: codebook {book} has numbers in "
+            f"[0, {sizes[book]})"
+        )
+    return codes + vocabulary.offsets
+
+
+def write_codes(out: Path, speech_ids: "np.ndarray", vocabulary: "Vocabulary") -> Path:
+    """Speech ids [F x Q] as codes, int64 [F, Q], in a .npy file beside where sound was asked for; its path."""
+    import numpy as np
+
+    from megatron_lst.files import replacing
+
+    path = out.with_suffix(".npy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "wb") as file:
+        np.save(file, speech_ids.reshape(-1, vocabulary.depth) - vocabulary.offsets)
+    return path
+
+
+def speak(voice: "Vocoder", speech_ids: "np.ndarray", out: Path, before: "Sequence[int] | np.ndarray" = ()) -> None:
     """The response's speech tokens as sound, after the prompt's own where it was speech."""
     import numpy as np
 
@@ -146,6 +212,11 @@ def open_vocoder(vocabulary: "Vocabulary", codebook: Path | None, vocoder: Path 
     from megatron_lst.inference.hifigan import HifiGanVocoder
     from megatron_lst.inference.vocoder import SpectralVocoder
 
+    if vocabulary.depth > 1:
+        raise UserError(
+            f"sound of {vocabulary.depth} codebooks: the vocoders here are of one; `lst generate --out FILE.npy` "
+            "writes the codes, for the codec's own decoder"
+        )
     if vocoder is not None:
         return HifiGanVocoder(vocoder, vocabulary.speech_size, frame_rate=vocabulary.rate)
     if codebook is None:

@@ -94,14 +94,14 @@ def tts(
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
     from megatron_lst.cli.encoders import codebook_of
-    from megatron_lst.cli.generate import open_vocoder, speak
+    from megatron_lst.cli.generate import open_vocoder, speak, write_codes
     from megatron_lst.evaluation.paper import SPEECH
     from megatron_lst.evaluation.speech_tasks import synthesise
     from megatron_lst.files import require_writable
 
     opened, model, found = open_with_documents(export, documents, limit, device)
     codebook, v = codebook_of(opened, codebook), model.vocabulary
-    voice = None if out is None else open_vocoder(v, codebook, vocoder)
+    voice = None if out is None or v.depth > 1 else open_vocoder(v, codebook, vocoder)
     if out is not None:
         require_writable(out, "--out")
     hear = _transcriber(recogniser, v, codebook, vocoder, device)
@@ -114,8 +114,11 @@ def tts(
         print(f"CER {result.cer.rate:.1%} of {result.cer.length} characters, as {recogniser} hears it")
         print(f"paper, CER after adaptation (1B), as Whisper hears it: {_listed(SPEECH['tts_cer_clean'])}")
     for name, ids in result.speech_ids.items():
-        if out is not None and voice is not None and len(ids):
-            speak(voice, ids.tolist(), out / f"{name.replace('/', '_')}.wav")
+        target = None if out is None or not len(ids) else out / f"{name.replace('/', '_')}.wav"
+        if target is not None and voice is not None:
+            speak(voice, ids, target)
+        elif target is not None:
+            print(f"codes: {write_codes(target, ids, v)}, [{len(ids) // v.depth}, {v.depth}]; no decoder of them is here")
 
 
 def questions(

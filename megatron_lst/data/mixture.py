@@ -113,7 +113,7 @@ def _fits_vocabulary(config: Config, source: SourceConfig, path: str, shards: Sh
         if vocabulary.codec:
             found["codec"] = codec.fingerprint
     wanted: dict[str, object] = {
-        "codebooks": list(vocabulary.codebooks or (vocabulary.speech_size,)),
+        "codebooks": list(vocabulary.codebook_sizes),
         "frame_rate": rate_text(vocabulary.rate),
     }
     for name, value in found.items():

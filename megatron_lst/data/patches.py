@@ -14,6 +14,7 @@ from megatron_lst.data.source import DocumentSet
 from megatron_lst.documents.schema import Document
 from megatron_lst.draws import number_of, permutation
 from megatron_lst.errors import UserError
+from megatron_lst.patching.chunks import Span, document_span
 from megatron_lst.patching.strategies import ALIGNED, STATIC, Patcher
 from megatron_lst.vocabulary import rate_text
 
@@ -72,16 +73,21 @@ def measure_patches(documents: Sequence[Document], config: PatchingConfig) -> li
         raise UserError("none of the documents has speech, so there are no patches to measure")
     measured = []
     for name, (method, changed) in variants(config).items():
-        if changed.granularity == "bpe" and not all(len(d.piece_frames) for d in spoken):
+        times = "piece_frames" if changed.granularity == "bpe" else "word_frames"
+        if method == ALIGNED and not all(len(getattr(d, times)) for d in spoken):
             continue
         patcher = Patcher(method, changed)
-        cut = [patcher.cut(n := len(d.speech_ids), patcher.segments(d, 0, n)) for d in spoken]
-        length = np.concatenate([c.length for c in cut])
+        cut = [patcher.cut(len(span.ids), span.segments) for span in (_whole(d, patcher) for d in spoken)]
+        length = np.concatenate([c.length for c in cut]) // spoken[0].depth  # in frames
         word = np.concatenate([c.word for c in cut])
         clipped = int(sum(c.clipped.sum() for c in cut))
         ended = int(sum(len(c.length) for c in cut))
         measured.append(PatchLengths(name, length[word], length[~word], clipped / ended))
     return measured
+
+
+def _whole(document: Document, patcher: Patcher) -> Span:
+    return document_span(document, "speech", 0, len(document.speech_ids), patcher)
 
 
 def sample_documents(documents: DocumentSet, count: int, seed: int = 0, name: str = "") -> list[Document]:

@@ -82,7 +82,8 @@ def _note_chunk(
         span_kind, begin, finish = (int(x) for x in spans[number])
         begin = part.start.at if number == part.start.span else begin
         at += span_kind != PLAIN
-        length = min(finish - begin, end - at)
+        depth = document.depth if span_kind == SPEECH else 1  # tokens of what the span counts
+        length = min((finish - begin) * depth, end - at)
         if length <= 0:
             return
         if span_kind == SPEECH:
@@ -91,7 +92,7 @@ def _note_chunk(
             edges, ends = document.word_tokens[:, 0], document.word_tokens[:, 1]
         else:
             edges = ends = np.zeros(0, np.int64)
-        index = np.arange(begin, begin + length)
+        index = begin + np.arange(length) // depth
         words = np.searchsorted(edges, index, side="right") - 1
         word[at : at + length] = words
         previous = -1

@@ -70,7 +70,8 @@ def word_embeddings(
     for document in documents:
         for index, (first, last) in enumerate(document.word_chars.tolist()):
             spelled = normalise_text(document.text[first:last])
-            if spelled and document.has_speech and _frames_of(document, index, patching) <= patching.max_length:
+            longest = patching.max_length // document.depth
+            if spelled and document.has_speech and _frames_of(document, index, patching) <= longest:
                 places.setdefault(spelled, []).append((document, index))
     frequent = sorted((w for w in places if len(places[w]) >= least), key=lambda w: (-len(places[w]), w))[:words]
     if len(frequent) < 2:

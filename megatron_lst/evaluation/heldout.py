@@ -58,10 +58,10 @@ def losses(rows: Sequence[Row], score: Score, vocabulary: Vocabulary) -> HeldOut
 
 @dataclass(frozen=True)
 class SpeechBits:
-    """Compression of held-out speech, text withheld."""
+    """Compression of held-out speech, text withheld. `bits_per_word` is None where no word has times."""
 
     bits_per_second: float
-    bits_per_word: float
+    bits_per_word: float | None
     bits_per_token: float
     seconds: float
     words: int
@@ -80,7 +80,8 @@ def speech_bits(
     frames_of: np.ndarray | None = None,
     progress: Progress = lambda done, total: None,
 ) -> SpeechBits:
-    """Code length of the speech tokens of `BOS <s> speech`, in windows of at most `max_seconds`, each cut at a word.
+    """Code length of the speech tokens of `BOS <s> speech`, in windows of at most `max_seconds`, each cut at a word
+    (where words have no times, at a frame).
 
     Under aligned patches the boundaries of words are side information that the bits leave out.
 
@@ -96,7 +97,7 @@ def speech_bits(
     chunks, seconds, words, all_words = [], 0.0, 0, 0
     limit = int(max_seconds * vocabulary.rate)
     # Static windows fill a row at most; aligned patches may be single frames, as unpatched tokens are.
-    limit = min(limit, (units - 2) * (patcher.config.size if patcher.method == STATIC else 1))
+    limit = min(limit, (units - 2) * (patcher.config.size if patcher.method == STATIC else 1) // vocabulary.depth)
     for document in documents:
         if not document.has_speech:
             continue
@@ -104,7 +105,7 @@ def speech_bits(
         for begin, end, count in word_windows(document, limit, frames_of):
             span = document_span(document, "speech", begin, end, patcher)
             chunks.append(scored_chunk([span], 0, vocabulary, patcher, document.id))
-            frames = len(span.ids) if frames_of is None else int(frames_of[span.ids].sum())
+            frames = end - begin if frames_of is None else int(frames_of[span.ids].sum())
             seconds += frames / float(vocabulary.rate)
             words += count
     if not chunks:
@@ -113,14 +114,18 @@ def speech_bits(
     scores = score_chunks(chunks, score, vocabulary, units, progress=progress)
     bits = -sum(float(s.sum(dtype=np.float64)) for s in scores) / np.log(2)
     tokens = sum(len(s) for s in scores)
-    return SpeechBits(bits / seconds, bits / max(words, 1), bits / tokens, seconds, words, all_words - words)
+    per_word = bits / words if words else None
+    return SpeechBits(bits / seconds, per_word, bits / tokens, seconds, words, all_words - words)
 
 
 def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = None) -> list[tuple[int, int, int]]:
-    """Consecutive stretches of whole words, each of at most `limit` frames: (first token, end, words).
+    """Consecutive stretches of whole words, each of at most `limit` frames: (first frame, end, words).
 
-    A word longer than `limit` is left out. `frames_of`: see `speech_bits`.
+    A word longer than `limit` is left out. Where no word has times, of any frames. `frames_of`: see `speech_bits`.
     """
+    if not len(document.word_frames):
+        count = len(document.speech_ids)
+        return [(begin, min(begin + limit, count), 0) for begin in range(0, count, limit)]
     ends = np.append(document.word_frames[1:, 0], len(document.speech_ids))  # a gap belongs to the word before it
     frames = np.ones(len(document.speech_ids), int) if frames_of is None else frames_of[document.speech_ids]
     passed = np.append(0, np.cumsum(frames))
@@ -139,12 +144,17 @@ def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = 
 
 
 def word_span(document: Document, begin: int, end: int, modality: Modality, patcher: Patcher) -> Span:
-    """Words [begin, end) of a document as one span; speech runs to the next word's first frame."""
+    """Words [begin, end) of a document as one span; speech runs to the next word's first frame.
+
+    Where words have no times, segments; how many characters they have is not known.
+    """
+    words = len(document.word_frames) > 0
     if modality == "text":
-        first, last = int(document.word_tokens[begin, 0]), int(document.word_tokens[end - 1, 1])
-        characters = int(document.word_chars[end - 1, 1] - document.word_chars[begin, 0])
+        tokens = document.word_tokens if words else document.segment_tokens
+        first, last = int(tokens[begin, 0]), int(tokens[end - 1, 1])
+        characters = int(document.word_chars[end - 1, 1] - document.word_chars[begin, 0]) if words else 0
         return text_span(document.token_ids[first:last], characters)
-    frames = document.word_frames
+    frames = document.word_frames if words else document.segment_frames
     start = int(frames[begin, 0]) if begin else 0
     stop = int(frames[end, 0]) if end < len(frames) else len(document.speech_ids)
     return document_span(document, "speech", start, stop, patcher)
@@ -167,6 +177,8 @@ def continuation_choices(
     The wrong one is the same number of words from another document, cut (where it is longer) to the true one's
     number of tokens, so that length alone decides as little as possible.  Deterministic in `seed`.
 
+    Where words have no times, a segment continues the one before it.
+
     Args:
         direction: `S->S`, `T->T`, `S->T` or `T->S`.
         patcher: how the speech will be cut: aligned spans carry their words, and none of them is cut within.
@@ -184,30 +196,43 @@ def continuation_choices(
         raise UserError(f"direction {direction!r}: expected one of {', '.join(DIRECTIONS)}")
     names: dict[str, Modality] = {"S": "speech", "T": "text"}
     source, target = names[direction[0]], names[direction[-1]]
-    need = prompt_words + continuation_words
-    usable = [d for d in documents if d.has_speech and len(d.word_frames) >= need]
+
+    def sizes(document: Document) -> tuple[int, int, int]:
+        """Words (or segments) of a document, of a prompt and of a continuation."""
+        words = len(document.word_frames)
+        return (words, prompt_words, continuation_words) if words else (len(document.segment_frames), 1, 1)
+
+    usable = [d for d in documents if d.has_speech and sizes(d)[0] >= sum(sizes(d)[1:])]
     if len(usable) < 2:
-        raise UserError(f"choice items need two held-out speech documents of {need} words, found {len(usable)}")
-    starts = [(d, s) for d in usable for s in range(0, len(d.word_frames) - need + 1, need)]
+        raise UserError(
+            f"choice items need two held-out speech documents of {prompt_words + continuation_words} words, or of two "
+            f"segments where words have no times; found {len(usable)}"
+        )
+    starts = []
+    for d in usable:
+        count, *parts = sizes(d)
+        starts += [(d, s) for s in range(0, count - sum(parts) + 1, sum(parts))]
     rng = np.random.default_rng(seed)
     result = []
     for document, start in (starts[i] for i in rng.permutation(len(starts))[:items].tolist()):
+        count, prompted, continued = sizes(document)
+        need = prompted + continued
         if same_document:
-            other, elsewhere = document, np.arange(len(document.word_frames) - continuation_words + 1)
-            elsewhere = elsewhere[(elsewhere + continuation_words <= start) | (elsewhere >= start + need)]
+            other, elsewhere = document, np.arange(count - continued + 1)
+            elsewhere = elsewhere[(elsewhere + continued <= start) | (elsewhere >= start + need)]
             if not len(elsewhere):
                 if refused is not None:
-                    where = f"{len(document.word_frames)} words hold no other place of {continuation_words}"
+                    where = f"{count} words hold no other place of {continued}"
                     refused[f"{document.id}@{start}"] = f"item {document.id}@{start}: {where}"
                 continue
             foreign = int(rng.choice(elsewhere))
         else:
             others = [d for d in usable if d is not document]
             other = others[int(rng.integers(len(others)))]
-            foreign = int(rng.integers(len(other.word_frames) - continuation_words + 1))
-        middle = start + prompt_words
+            foreign = int(rng.integers(sizes(other)[0] - sizes(other)[2] + 1))
+        middle = start + prompted
         true = word_span(document, middle, start + need, target, patcher)
-        false = word_span(other, foreign, foreign + continuation_words, target, patcher)
+        false = word_span(other, foreign, foreign + sizes(other)[2], target, patcher)
         if patcher.method != ALIGNED and len(false.ids) > len(true.ids):
             cut = len(true.ids)
             kept = round(false.characters * cut / len(false.ids))

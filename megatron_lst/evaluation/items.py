@@ -59,6 +59,8 @@ class ChoiceItem:
                 size = vocabulary.speech_size if span.modality == "speech" else vocabulary.text_size
                 if len(span.ids) and not 0 <= span.ids.min() <= span.ids.max() < size:
                     refuse(f"{name} {number}: {span.modality} ids must be in [0, {size})")
+                if span.modality == "speech" and (fault := vocabulary.frame_fault(span.ids + vocabulary.text_size)):
+                    refuse(f"{name} {number}, token {fault[0]}: {fault[1]}")
                 if span.segments is not None and not _within(span.segments, len(span.ids)):
                     refuse(f"{name} {number}: words must be in order and within its {len(span.ids)} tokens")
 

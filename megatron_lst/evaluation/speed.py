@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -78,12 +79,12 @@ class _Operators(TorchDispatchMode):
 
 def _operators(model: LatentSpeechTextModel, prompts: list[list[int]], settings: GenerationSettings) -> float:
     """A step, over two whole patches of every usual size: the difference of a long and a short response."""
-    counts = []
-    for tokens in (9, 25):
+    counts, depth = [], model.vocabulary.depth
+    for tokens in (9 * depth, 25 * depth):
         with _Operators() as mode:
             generate(model, prompts, replace(settings, max_tokens=tokens, min_tokens=tokens))
         counts.append(mode.count)
-    return (counts[1] - counts[0]) / 16
+    return (counts[1] - counts[0]) / (16 * depth)
 
 
 def measure(
@@ -96,8 +97,8 @@ def measure(
 ) -> Speed:
     """Speech to speech, `tokens` each after `batch` prompts. The fastest of `repeats`, after a warm-up.
 
-    The first prompt has `prompt` speech tokens and each of the others one more: patches are as far apart as in real
-    batches.
+    The first prompt has `prompt` speech tokens and each of the others a frame more: patches are as far apart as in
+    real batches. Both counts are rounded up to whole frames.
 
     Raises:
         UserError: nothing to measure: no prompt, or less than two tokens.
@@ -108,7 +109,10 @@ def measure(
             f"tokens"
         )
     v = model.vocabulary
-    spoken = [speech_span([(7 * i + b) % v.speech_size for i in range(prompt + b)]) for b in range(batch)]
+    frames = [-(-prompt // v.depth) + b for b in range(batch)]
+    tokens = -(-tokens // v.depth) * v.depth
+    codes = [(7 * np.arange(n)[:, None] + b) % v.codebook_sizes for b, n in enumerate(frames)]  # [n, Q]
+    spoken = [speech_span(frame + v.offsets) for frame in codes]
     ids = [prompt_tokens([span], v) for span in spoken]
     settings = GenerationSettings(
         max_tokens=tokens, min_tokens=tokens, modality="speech", fixed_shapes=fixed_shapes

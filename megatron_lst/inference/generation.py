@@ -3,6 +3,8 @@
 Prompts of different lengths go together; a sequence's samples depend on (seed, its place in the batch, the step)
 alone, never on its neighbours.  Their patches close together too: whoever would close one waits for those that still
 fill theirs, so that one pass of the global transformer serves all of them, and its weights are read once for p tokens.
+
+Where a frame is several codes, only the codebook whose turn it is can be drawn, and a response holds whole frames.
 """
 
 import math
@@ -30,7 +32,8 @@ class GenerationSettings:
     """How to continue prompts.
 
     Attributes:
-        max_tokens: length cap of the response (TTS: the speech tokens of 30 s; ASR: 400 pieces).
+        max_tokens: length cap of the response (TTS: the speech tokens of 30 s; ASR: 400 pieces). A frame that does not
+            fit is not begun.
         min_tokens: EOS and markers are not allowed before.
         modality: what may be sampled beside EOS: speech units, text pieces, or anything with markers.
         temperature: 0 takes the most likely token.
@@ -144,13 +147,26 @@ def check_prompt(prompt: Sequence[int], vocabulary: Vocabulary, settings: Genera
         raise UserError(f"{where}: token ids outside the vocabulary of {vocabulary.used_size}")
     if vocabulary.is_speech(ids[:1])[0]:
         raise UserError(f"{where} begins with speech; begin with BOS and <s>")
+    if (fault := vocabulary.frame_fault(ids)) is not None:
+        raise UserError(f"{where}, token {fault[0]}: {fault[1]}")
     if settings.context is not None and len(prompt) >= settings.context:
         raise UserError(f"{where} has {len(prompt)} tokens, the context is {settings.context}")
+    if settings.modality == "speech" and _room_for(prompt, 0, settings) < vocabulary.depth:
+        raise UserError(
+            f"{where}: max_tokens={settings.max_tokens} and context={settings.context} leave no room for a frame of "
+            f"{vocabulary.depth} tokens"
+        )
     in_speech = bool(vocabulary.is_speech(ids[-1:])[0]) or prompt[-1] == vocabulary.speech_marker
     if settings.modality == "speech" and not in_speech:
         raise UserError(f"{where} ends in text mode; end with <s> to ask for speech")
     if settings.modality == "text" and in_speech:
         raise UserError(f"{where} ends in speech mode; end with <t> to ask for text")
+
+
+def _room_for(prompt: Sequence[int], done: int, settings: GenerationSettings) -> int:
+    """Tokens that may still follow `done` tokens of a response."""
+    room = settings.max_tokens - done
+    return room if settings.context is None else min(room, settings.context - len(prompt) - done)
 
 
 class Sampler:
@@ -165,12 +181,22 @@ class Sampler:
         ids = np.flatnonzero(allowed_tokens(vocabulary, settings.modality))
         closing = np.isin(ids, [vocabulary.eos, vocabulary.text_marker, vocabulary.speech_marker])
         self.ids, self.closing = torch.from_numpy(ids).to(device), torch.from_numpy(closing).to(device)
+        # bool [Q, A]: inside a frame the next codebook alone, between frames all but the codebooks after the first.
+        speech, book = vocabulary.is_speech(ids), vocabulary.codebook_of(ids)
+        turns = np.stack([speech & (book == turn) for turn in range(vocabulary.depth)])
+        turns[0] |= ~speech
+        self.turns = torch.from_numpy(turns).to(device) if vocabulary.depth > 1 else None
         # Rows of the head are gathered each step: worth it for the few hundred of speech, not for most of the head.
         few = 2 * len(ids) < vocabulary.padded_size
         self.wanted = self.ids if few and not settings.log_probabilities else None
 
-    def draw(self, logits: Tensor, sequences: Sequence[int], steps: Sequence[int]) -> tuple[list[int], list[float]]:
+    def draw(
+        self, logits: Tensor, sequences: Sequence[int], steps: Sequence[int], turns: Sequence[int]
+    ) -> tuple[list[int], list[float]]:
         """logits [n, V], or [n, A] of `wanted`, of `sequences` at their response's `steps`.
+
+        Args:
+            turns: of each sequence, the codebook whose turn it is, `Vocabulary.turn_after` its last token.
 
         Returns:
             Tokens, and their log-probabilities where the settings ask for them.
@@ -180,6 +206,8 @@ class Sampler:
         early = torch.tensor([step < settings.min_tokens for step in steps], device=logits.device)
         restricted = logits if self.wanted is not None else logits[:, self.ids]
         restricted = restricted.masked_fill(early[:, None] & self.closing, float("-inf"))
+        if self.turns is not None:
+            restricted = restricted.masked_fill(~self.turns[torch.tensor(turns, device=logits.device)], float("-inf"))
         if settings.temperature == 0:
             chosen = restricted.argmax(-1)
         else:
@@ -242,7 +270,8 @@ def stream(
             logits = decoder.advance(inputs)
             logits = logits if len(moving) == count else logits[moving]
         steps = [len(results[i].tokens) for i in moving]
-        tokens, scores = sampler.draw(logits, moving, steps)
+        turns = [vocabulary.turn_after((results[i].tokens or prompts[i])[-1]) for i in moving]
+        tokens, scores = sampler.draw(logits, moving, steps, turns)
         if not timing.tokens:
             timing.first_token = time.perf_counter() - began
             for i, result in enumerate(results):
@@ -251,18 +280,21 @@ def stream(
             timing.global_passes += any(len(new.lengths) for new in inputs)
         timing.tokens += len(tokens)
         emitted = {}
-        for place, (i, token) in enumerate(zip(moving, tokens, strict=True)):
+        for place, (i, token, turn) in enumerate(zip(moving, tokens, turns, strict=True)):
             result, pending[i] = results[i], ()
+            left = _room_for(prompts[i], len(result.tokens), settings)
             if token == vocabulary.eos:
                 result.finish = "eos"
+            elif not turn and left < vocabulary.depth and vocabulary.turn_after(token):
+                result.finish = "length"  # the first code of a frame that does not fit
             elif settings.stop_at_marker and token in (vocabulary.text_marker, vocabulary.speech_marker):
                 result.finish = "marker"
             else:
                 result.tokens.append(token)
                 result.log_probabilities.extend(scores[place : place + 1])
                 emitted[i] = token
-                room = settings.context is None or len(prompts[i]) + len(result.tokens) < settings.context
-                if len(result.tokens) < settings.max_tokens and room:
+                more = vocabulary.depth if settings.modality == "speech" and not vocabulary.turn_after(token) else 1
+                if left - 1 >= more:
                     pending[i] = (token,)
             result.units = cache.units[i] - result.prompt_units
         active = [i for i in active if pending[i]]

@@ -72,6 +72,8 @@ class LatentSpeechTextModel(nn.Module):
         super().__init__()
         if config.kind == "baseline" and patch_size != 1:
             raise UserError(f"patch_size={patch_size}: a baseline has patches of one token")
+        if patch_size > 1 and patch_size % vocabulary.depth:
+            raise UserError(f"patch_size={patch_size}: a frame is {vocabulary.depth} tokens; expected a multiple of it")
         self.config, self.vocabulary, self.patch_size = config, vocabulary, patch_size
         size, eps = vocabulary.padded_size, config.norm_eps
         self.global_transformer = GlobalTransformer(config)

@@ -152,14 +152,8 @@ class Row:
             refuse(f"label {int(self.labels[first(bad)])} is outside the vocabulary", first(bad))
         if (bad := ~speech & (self.patch_length[u] != 1)).any():
             refuse("a non-speech token must be a unit of its own", first(bad))
-        if (depth := vocabulary.depth) > 1:
-            place, begins = np.arange(n), speech & ~np.r_[False, speech[:-1]]
-            turn = (place - np.maximum.accumulate(np.where(begins, place, 0))) % depth  # within a maximal speech span
-            if (bad := speech & (vocabulary.codebook_of(self.tokens) != turn)).any():
-                refuse(f"not of codebook {int(turn[first(bad)])}, whose turn it is in the frame", first(bad))
-            ends = speech & ~np.r_[speech[1:], False]
-            if (bad := ends & (turn != depth - 1)).any():
-                refuse("speech ends inside a frame", first(bad))
+        if (fault := vocabulary.frame_fault(self.tokens)) is not None:
+            refuse(fault[1], fault[0])
 
 
 def array_fields(row_type: type[Row] = Row) -> tuple[ArrayField, ...]:
