@@ -92,6 +92,30 @@ def describe(config: Any) -> dict[str, Any]:
             "tokens": rows * work.tokens,
             "flops": rows * total["training_row"],
         },
+        "speech_second": _speech_second(config),
+    }
+
+
+def _speech_second(config: Any) -> dict[str, Any]:
+    """A second of speech in rows of speech alone, and the same without patches."""
+    from megatron_lst.flops import flattened, forward_flops, speech_second
+    from megatron_lst.flops.counter import TRAINING_FACTOR
+    from megatron_lst.vocabulary import rate_text
+
+    def costs(one: Any) -> tuple[float, float]:
+        work = speech_second(one)
+        return work.units, TRAINING_FACTOR * forward_flops(one, work)
+
+    (units, patched), (tokens, flat) = costs(config), costs(flattened(config))
+    vocabulary = config.vocabulary
+    return {
+        "rate": rate_text(vocabulary.rate),
+        "codebooks": list(vocabulary.codebook_sizes),
+        "patch_size": vocabulary.depth * float(vocabulary.rate) / units,
+        "tokens": tokens,
+        "units": units,
+        "training_flops": patched,
+        "flattened_training_flops": flat,
     }
 
 
@@ -124,6 +148,13 @@ def _config(path: str, overrides: list[str], as_json: bool) -> None:
     console.print(
         f"The run: {run['rows']:,} rows, {_short(run['units'])} units, {_short(run['tokens'])} raw tokens, "
         f"{_si(run['flops'])}."
+    )
+    second = result["speech_second"]
+    console.print(
+        f"A second of speech: {second['rate']} frames of {len(second['codebooks'])} = {second['tokens']:g} tokens, "
+        f"{second['units']:.4g} units of {second['patch_size']:.3g}, {_si(second['training_flops'])} of training; "
+        f"flattened, a unit a token: {_si(second['flattened_training_flops'])} "
+        f"({second['flattened_training_flops'] / second['training_flops']:.2f} times as much)."
     )
 
 

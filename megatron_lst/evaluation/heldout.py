@@ -94,14 +94,14 @@ def speech_bits(
     Raises:
         UserError: no document has speech.
     """
-    chunks, seconds, words, all_words = [], 0.0, 0, 0
+    chunks, seconds, words, all_words, spoken = [], 0.0, 0, 0, False
     limit = int(max_seconds * vocabulary.rate)
     # Static windows fill a row at most; aligned patches may be single frames, as unpatched tokens are.
     limit = min(limit, (units - 2) * (patcher.config.size if patcher.method == STATIC else 1) // vocabulary.depth)
     for document in documents:
         if not document.has_speech:
             continue
-        all_words += max(len(document.word_frames), 1)
+        spoken, all_words = True, all_words + len(document.word_frames)
         for begin, end, count in word_windows(document, limit, frames_of):
             span = document_span(document, "speech", begin, end, patcher)
             chunks.append(scored_chunk([span], 0, vocabulary, patcher, document.id))
@@ -109,7 +109,7 @@ def speech_bits(
             seconds += frames / float(vocabulary.rate)
             words += count
     if not chunks:
-        longer = f": every word is longer than {limit} frames, or than a row" if all_words else ""
+        longer = f": every word is longer than {limit} frames, or than a row" if spoken else ""
         raise UserError(f"held-out bits: no document has speech{longer}")
     scores = score_chunks(chunks, score, vocabulary, units, progress=progress)
     bits = -sum(float(s.sum(dtype=np.float64)) for s in scores) / np.log(2)
@@ -125,7 +125,7 @@ def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = 
     """
     if not len(document.word_frames):
         count = len(document.speech_ids)
-        return [(begin, min(begin + limit, count), 0) for begin in range(0, count, limit)]
+        return [(begin, min(begin + limit, count), 0) for begin in range(0, count, limit)] if limit > 0 else []
     ends = np.append(document.word_frames[1:, 0], len(document.speech_ids))  # a gap belongs to the word before it
     frames = np.ones(len(document.speech_ids), int) if frames_of is None else frames_of[document.speech_ids]
     passed = np.append(0, np.cumsum(frames))

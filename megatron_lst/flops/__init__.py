@@ -8,16 +8,18 @@ are not useful; norms, softmax and RoPE are not matrix products.
 """
 
 from megatron_lst.flops.counter import forward_flops, module_flops, module_parameters, parameters, row_flops
-from megatron_lst.flops.work import MixtureStatistics, Work, expected_work, row_work
+from megatron_lst.flops.work import MixtureStatistics, Work, expected_work, flattened, row_work, speech_second
 
 __all__ = [
     "MixtureStatistics",
     "Work",
     "expected_work",
+    "flattened",
     "forward_flops",
     "module_flops",
     "module_parameters",
     "parameters",
     "row_flops",
     "row_work",
+    "speech_second",
 ]

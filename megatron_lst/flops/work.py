@@ -1,6 +1,6 @@
 """How much there is to compute in a row: tokens, units and visible (query, key) pairs, exactly or expected."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -95,7 +95,8 @@ class MixtureStatistics:
     Attributes:
         speech_frames_per_word, pieces_per_word, text_ratio: their quotient is the speech share of an interleaved
             document: 9.4 / (9.4 + 2 * 1.4) = 0.77.
-        interleaved, text: weights of the two classes of documents.
+        depth: Q, tokens of a frame of speech. Weights count a frame as one.
+        interleaved, text, speech: weights of the classes of documents; `speech`: without text.
         patch_length: mean speech tokens in a patch; 1 for a baseline.
         speech_span_tokens: mean speech tokens in a span, which sets how many `<s>` there are.
         documents_per_row: documents that share a row, of equal size.
@@ -104,26 +105,34 @@ class MixtureStatistics:
     speech_frames_per_word: float = 9.4
     pieces_per_word: float = 1.4
     text_ratio: float = 2.0
+    depth: int = 1
     interleaved: float = 1.0
     text: float = 2.0
+    speech: float = 0.0
     patch_length: float = 4.0
     speech_span_tokens: float = 94.0
     documents_per_row: float = 1.0
 
     @property
     def speech_share(self) -> float:
-        """Speech in an interleaved document's raw tokens."""
+        """Speech in an interleaved document's raw tokens, where a frame counts as one."""
         return self.speech_frames_per_word / (self.speech_frames_per_word + self.text_ratio * self.pieces_per_word)
 
     @property
     def interleaved_units(self) -> float:
         """Units of an interleaved document per raw token."""
-        return self.speech_share / self.patch_length + 1.0 - self.speech_share
+        return self.speech_share * self.frame_units + 1.0 - self.speech_share
+
+    @property
+    def frame_units(self) -> float:
+        """Units of a frame of speech."""
+        return self.depth / self.patch_length
 
     @property
     def units_per_token(self) -> float:
         """Units per raw token of the whole mixture."""
-        return (self.interleaved * self.interleaved_units + self.text) / (self.interleaved + self.text)
+        units = self.interleaved * self.interleaved_units + self.text + self.speech * self.frame_units
+        return units / (self.interleaved + self.text + self.speech)
 
 
 WORD_PATCH, GAP_PATCH = 5.8, 3.7
@@ -136,6 +145,10 @@ ALIGNED_BPE = 5.0
 """Mean of patches that follow text pieces, published."""
 
 
+PAPER_RATE = 25
+"""Frames a second of the published lengths."""
+
+
 def mean_patch_length(config: Config) -> float:
     """Expected speech tokens in a patch, from the strategy; truncation at span ends is neglected."""
     patching = config.patching
@@ -145,6 +158,7 @@ def mean_patch_length(config: Config) -> float:
         aligned = ALIGNED_BPE
     else:
         aligned = ALIGNED_SEPARATE if patching.silence == "separate" else ALIGNED_MERGED
+    aligned *= _tokens_of_a_frame(config)
     if patching.strategy == "curriculum":
         tau1, tau2 = config.curriculum_rows
         share = (tau1 + tau2) / 2 / (config.training.steps * config.training.global_batch)
@@ -153,21 +167,42 @@ def mean_patch_length(config: Config) -> float:
     return 1.0 / (share / aligned + (1.0 - share) / patching.size)
 
 
+def _tokens_of_a_frame(config: Config) -> float:
+    """Speech tokens for each one of the paper's, of the same seconds."""
+    return float(config.vocabulary.depth * config.vocabulary.rate / PAPER_RATE)
+
+
 def mixture_of(config: Config) -> MixtureStatistics:
     """The mixture that a configuration asks for; the paper's weights where it names no sources.
 
     Adaptation sources (`asr`, `tts`) count as interleaved: speech and its text in one document.
     """
-    weights = {"interleaved": 0.0, "text": 0.0}
+    weights = {"interleaved": 0.0, "text": 0.0, "speech": 0.0}
     for source in config.data.sources:
-        weights["text" if source.kind == "text" else "interleaved"] += source.weight
+        weights[source.kind if source.kind in ("text", "speech") else "interleaved"] += source.weight
     if not sum(weights.values()):
         weights = {"interleaved": 1.0, "text": 2.0}
+    scale, paper = _tokens_of_a_frame(config), MixtureStatistics()
     return MixtureStatistics(
-        interleaved=weights["interleaved"],
-        text=weights["text"],
+        **weights,
+        speech_frames_per_word=paper.speech_frames_per_word * scale / config.vocabulary.depth,
+        depth=config.vocabulary.depth,
         text_ratio=config.data.spans.text_ratio,
         patch_length=mean_patch_length(config),
+        speech_span_tokens=paper.speech_span_tokens * scale,
+    )
+
+
+def speech_second(config: Config) -> Work:
+    """Work of a second of speech, in rows that hold one document of speech alone (markers left out)."""
+    row = expected_work(config, replace(mixture_of(config), interleaved=0.0, text=0.0, speech=1.0))
+    return row * (config.vocabulary.depth * float(config.vocabulary.rate) / row.tokens)
+
+
+def flattened(config: Config) -> Config:
+    """The same trunk over the same tokens without patches: the baseline, each speech token a unit."""
+    return replace(
+        config, model=replace(config.model, kind="baseline"), patching=replace(config.patching, strategy="none")
     )
 
 
@@ -177,22 +212,29 @@ def expected_work(config: Config, mixture: MixtureStatistics | None = None) -> W
     A row's units are shared between interleaved and text documents as the mixture says; documents have equal size.
     """
     mixture = mixture or mixture_of(config)
-    total = mixture.interleaved * mixture.interleaved_units + mixture.text
-    speech_rows = mixture.interleaved * mixture.interleaved_units / total
-    return _document_rows(config, mixture, True) * speech_rows + _document_rows(config, mixture, False) * (
-        1.0 - speech_rows
+    classes = (
+        (mixture.speech_share, mixture.interleaved * mixture.interleaved_units),
+        (0.0, mixture.text),
+        (1.0, mixture.speech * mixture.frame_units),
     )
+    total = sum(units for _, units in classes)
+    work = Work()
+    for share, units in classes:
+        if units:
+            work += _document_rows(config, mixture, share) * (units / total)
+    return work
 
 
-def _document_rows(config: Config, mixture: MixtureStatistics, interleaved: bool) -> Work:
-    """Work of a row that holds documents of one class alone."""
+def _document_rows(config: Config, mixture: MixtureStatistics, speech_share: float) -> Work:
+    """Work of a row that holds documents of one class alone. `speech_share`: of their raw tokens."""
     model, documents = config.model, mixture.documents_per_row
     units = config.data.units / documents
-    tokens = units / (mixture.interleaved_units if interleaved else 1.0)
+    raw = units / (speech_share * mixture.frame_units + 1.0 - speech_share)
+    speech = raw * speech_share * mixture.depth
+    tokens = speech + raw * (1.0 - speech_share)
     common = Work(tokens=tokens, units=units, global_pairs=_causal_pairs(units, units))
     if model.kind == "baseline":
         return common * documents
-    speech = tokens * mixture.speech_share if interleaved else 0.0
     if model.text_path == "direct":
         markers = speech / mixture.speech_span_tokens
         encoded, decoded, patches = speech, speech + markers, speech / mixture.patch_length
