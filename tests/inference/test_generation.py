@@ -163,7 +163,7 @@ def test_sampling_follows_the_distribution_and_its_restrictions() -> None:
         sampler = Sampler(settings, V, torch.device("cpu"))
         n = 4000
         given = logits if sampler.wanted is None else logits[:, sampler.wanted]
-        tokens, _ = sampler.draw(given.expand(n, -1), [0] * n, list(range(n)))
+        tokens, _ = sampler.draw(given.expand(n, -1), [0] * n, list(range(n)), [0] * n)
         return np.bincount(tokens, minlength=V.padded_size) / n
 
     allowed = allowed_tokens(V, "speech")
