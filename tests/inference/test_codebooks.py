@@ -163,7 +163,7 @@ def test_broken_prompts_and_patches_are_refused() -> None:
     settings = GenerationSettings()
     with pytest.raises(UserError, match=r"prompt 0, token 8: speech ends inside a frame, after 3 of its 4 codes"):
         generate(model, [[v.bos, v.speech_marker, *speech[:-1]]], settings)
-    with pytest.raises(UserError, match=r"prompt 0, token 2: of codebook 1, where it is the turn of codebook 0"):
+    with pytest.raises(UserError, match=r"prompt 0, token 2: of codebook 1, not of codebook 0, whose turn it is"):
         generate(model, [[v.bos, v.speech_marker, *speech[1:]]], settings)
     with pytest.raises(UserError, match="no room for a frame of 4 tokens"):
         generate(model, [[v.bos, v.speech_marker]], GenerationSettings(max_tokens=3, modality="speech"))

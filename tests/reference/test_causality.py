@@ -44,8 +44,8 @@ SIZE = 3
 property_test = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def oracle(option: str) -> ReferenceModel:
-    return ReferenceModel(replace(BASE, **OPTIONS[option]), VOCABULARY).double()  # type: ignore[arg-type]
+def oracle(option: str, vocabulary: Vocabulary = VOCABULARY) -> ReferenceModel:
+    return ReferenceModel(replace(BASE, **OPTIONS[option]), vocabulary).double()  # type: ignore[arg-type]
 
 
 def logits_of(model: ReferenceModel) -> Logits:
@@ -189,8 +189,11 @@ def test_t2_gradients_reach_exactly_the_known_past(option: str, seed: int, kind:
     """window=1 ablates both local self-attentions: what is left beyond the token itself came through units."""
     rng = np.random.default_rng(seed)
     row = row_of(random_chunks(rng, kind))
-    model = oracle(option)
-    narrow = ReferenceModel(replace(model.config, window=1), VOCABULARY).double()
+    check_gradients(oracle(option), row, rng)
+
+
+def check_gradients(model: ReferenceModel, row: Row, rng: np.random.Generator) -> None:
+    narrow = ReferenceModel(replace(model.config, window=1), model.vocabulary).double()
     narrow.load_state_dict(model.state_dict())
     for t in rng.permutation(len(row.tokens))[:3].tolist():
         future = np.arange(len(row.tokens)) > t

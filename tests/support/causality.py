@@ -60,9 +60,20 @@ class Writer:
         self.ended.append(True)
 
     def speech(self, unit: int, end: bool = False) -> None:
-        """A speech token; `end`: an aligned segment ends after it."""
+        """A speech token, by its id; `end`: an aligned segment ends after it."""
         self.tokens.append(self.vocabulary.text_size + unit)
         self.ended.append(end)
+
+    @property
+    def turn(self) -> int:
+        """The codebook whose turn it is; 0 between frames."""
+        return self.vocabulary.turn_after(self.tokens[-1])
+
+    def code(self, number: int, ends: Callable[[], bool]) -> None:
+        """A speech token of the codebook whose turn it is; aligned segments may end with a frame alone."""
+        v, turn = self.vocabulary, self.turn
+        self.speech(int(v.offsets[turn]) + number % v.codebook_sizes[turn])
+        self.ended[-1] = self.turn == 0 and ends()
 
     @property
     def speaking(self) -> bool:
@@ -70,11 +81,18 @@ class Writer:
         return bool(self.vocabulary.is_speech(np.array(last))) or last == self.vocabulary.speech_marker
 
     def ramble(self, rng: np.random.Generator, tokens: int, *, speech_first: bool = False) -> "Writer":
-        """Append `tokens` random tokens: text, speech and markers, spans of length 1 and up."""
-        v = self.vocabulary
-        for i in range(tokens):
-            if self.speaking and ((i == 0 and speech_first) or rng.random() < 0.75):
-                self.speech(int(rng.integers(v.speech_size)), end=self.kind != "static" and rng.random() < 0.35)
+        """Append `tokens` random tokens (more, where a frame is open): text, speech, markers, spans from one frame."""
+        v, count = self.vocabulary, len(self.tokens) + tokens
+
+        def ends() -> bool:
+            return self.kind != "static" and bool(rng.random() < 0.35)
+
+        first = True
+        while len(self.tokens) < count or self.turn:
+            going = bool(self.turn) or (first and speech_first)
+            first = False
+            if self.speaking and (going or rng.random() < 0.75):
+                self.code(int(rng.integers(v.speech_size)), ends)
             elif self.speaking:
                 self.other(v.text_marker)
             elif rng.random() < 0.35:
@@ -212,7 +230,10 @@ def token_violations(
     leaks, dead = [], []
     for tau in rng.permutation(candidates)[:tries].tolist():
         tokens = row.tokens.copy()
-        low, count = (vocabulary.text_size, vocabulary.speech_size) if speech[tau] else (3, vocabulary.text_size - 3)
+        low, count = 3, vocabulary.text_size - 3
+        if speech[tau]:
+            book = int(vocabulary.codebook_of(tokens[tau : tau + 1])[0])
+            low, count = vocabulary.text_size + int(vocabulary.offsets[book]), vocabulary.codebook_sizes[book]
         tokens[tau] = low + (tokens[tau] - low + 1 + rng.integers(count - 1)) % count
         changed = (np.abs(logits(replace(row, tokens=tokens)) - before) > tolerance).any(-1)
         leaks.extend(np.flatnonzero(changed[:tau]).tolist())
@@ -262,7 +283,9 @@ def document_violations(
         speech = inside & vocabulary.is_speech(row.tokens)
         text = inside & (row.tokens >= 3) & (row.tokens < vocabulary.text_size)
         tokens = row.tokens.copy()
-        tokens[speech] = vocabulary.text_size + rng.integers(vocabulary.speech_size, size=int(speech.sum()))
+        book = vocabulary.codebook_of(tokens[speech])
+        codes = rng.integers(vocabulary.speech_size, size=len(book)) % np.array(vocabulary.codebook_sizes)[book]
+        tokens[speech] = vocabulary.text_size + vocabulary.offsets[book] + codes
         tokens[text] = rng.integers(3, vocabulary.text_size, size=int(text.sum()))
         changed = (np.abs(logits(replace(row, tokens=tokens)) - before) > tolerance).any(-1)
         found.extend(np.flatnonzero(changed & ~inside).tolist())
