@@ -142,7 +142,8 @@ class Vocabulary:
         found = self.codebook_of(ids)
         if (bad := speech & (found != turn)).any():
             first = int(np.argmax(bad))
-            return first, f"of codebook {int(found[first])}, not of codebook {int(turn[first])}, whose turn it is in the frame"
+            due = f"not of codebook {int(turn[first])}, whose turn it is in the frame"
+            return first, f"of codebook {int(found[first])}, {due}"
         if (bad := speech & ~np.r_[speech[1:], False] & (turn != self.depth - 1)).any():
             first = int(np.argmax(bad))
             return first, f"speech ends inside a frame, after {int(turn[first]) + 1} of its {self.depth} codes"

@@ -138,7 +138,9 @@ def generate(
             else:
                 target = write_codes(target, np.concatenate([prefix, said]), v)
                 decoder = (opened.metadata.get("codec") or {}).get("decoder") or "the decoder of the model's codec"
-                print(f"    codes: {target}, [{len(prefix) // v.depth + len(codes)}, {v.depth}]; {decoder} makes sound of them")
+                print(
+                    f"    codes: {target}, [{len(prefix) // v.depth + len(codes)}, {v.depth}]; {decoder} makes sound of them"
+                )
     if save is not None:
         save.write_text("\n".join(written) + "\n")
         print(f"    saved: {save}")

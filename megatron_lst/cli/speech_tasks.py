@@ -118,7 +118,9 @@ def tts(
         if target is not None and voice is not None:
             speak(voice, ids, target)
         elif target is not None:
-            print(f"codes: {write_codes(target, ids, v)}, [{len(ids) // v.depth}, {v.depth}]; no decoder of them is here")
+            print(
+                f"codes: {write_codes(target, ids, v)}, [{len(ids) // v.depth}, {v.depth}]; no decoder of them is here"
+            )
 
 
 def questions(
