@@ -136,11 +136,10 @@ def generate(
                 speak(voice, said, target, before=prefix)
                 print(f"    sound: {target} ({v.seconds(len(said)):.1f} s)")
             else:
-                target = write_codes(target, np.concatenate([prefix, said]), v)
+                whole = np.concatenate([prefix, said])
+                target = write_codes(target, whole, v)
                 decoder = (opened.metadata.get("codec") or {}).get("decoder") or "the decoder of the model's codec"
-                print(
-                    f"    codes: {target}, [{len(prefix) // v.depth + len(codes)}, {v.depth}]; {decoder} makes sound of them"
-                )
+                print(f"    codes: {target}, [{len(whole) // v.depth}, {v.depth}]; {decoder} makes sound of them")
     if save is not None:
         save.write_text("\n".join(written) + "\n")
         print(f"    saved: {save}")
