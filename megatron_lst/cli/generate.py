@@ -40,8 +40,8 @@ def generate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="WAV file (a number is added for more than one prompt), or .npy for the codes, [F, Q]. Codes of several "
-            "codebooks, which nothing here turns into sound, are written as .npy in any case"
+            help="WAV file (a number is added for more than one prompt), or .npy for the codes, [F, Q]. Codes of "
+            "several codebooks, which nothing here turns into sound, are written as .npy in any case"
         ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="File for prompts and responses as text")] = None,
