@@ -2,7 +2,8 @@
 
 Needs Debian packages that the project itself does not need (as root):
 
-    apt-get install -y flite espeak-ng pocketsphinx-testdata bible-kjv bible-kjv-text
+    apt-get install -y flite espeak-ng pocketsphinx-testdata bible-kjv bible-kjv-text ffmpeg \\
+        asterisk-core-sounds-en asterisk-core-sounds-en-g722
 
 and then, from the repository's root, with the `prep` extra installed:
 
@@ -30,6 +31,7 @@ from scipy.signal import resample_poly
 
 from lst_prep.pronounce import flite_pronunciation
 from lst_prep.transcript import normalise
+from make_prompts import make_prompts
 from megatron_lst.documents.heldout import HeldOut
 
 RATE = 16000
@@ -216,6 +218,7 @@ def main() -> None:
         arguments.seed,
     )
     entries += make_human(arguments.out)
+    entries += make_prompts(arguments.out)
     (arguments.out / "manifest.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     make_pronunciations(arguments.out, entries)
     make_text(arguments.out, chapters)

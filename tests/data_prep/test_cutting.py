@@ -194,7 +194,11 @@ def test_recordings_cut_by_another_aligner_are_refused(
 ) -> None:
     long_manifest(tmp_path, text=True)
     line = json.loads((tmp_path / "manifest.jsonl").read_text())
-    short = {**line, "id": "short", "audio": str(CORPUS / min(LINES, key=lambda e: e["seconds"])["audio"])}
+    short = {
+        **line,
+        "id": "short",
+        "audio": str(CORPUS / min((e for e in LINES if "start" not in e), key=lambda e: e["seconds"])["audio"]),
+    }
     lines = [short, line, {**line, "id": "again"}]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = config(tmp_path, "energy")

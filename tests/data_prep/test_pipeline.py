@@ -23,7 +23,7 @@ def small_config(folder: Path) -> PrepConfig:
     """The human recordings, the two shortest synthetic ones and one held-out one; forty chapters of text."""
     lines = [json.loads(line) for line in (CORPUS / "manifest.jsonl").read_text().splitlines()]
     train = sorted((e for e in lines if e["source"] == "kjv-synthetic" and e["split"] == "train"), key=_seconds)
-    held = sorted((e for e in lines if e["split"] == "heldout"), key=_seconds)
+    held = sorted((e for e in lines if e["source"] == "kjv-synthetic" and e["split"] == "heldout"), key=_seconds)
     chosen = train[:2] + held[:1] + [e for e in lines if e["source"] == "librivox"]
     for entry in chosen:
         entry["audio"] = str(CORPUS / entry["audio"])
