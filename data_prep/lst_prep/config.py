@@ -57,11 +57,13 @@ class UnitsConfig:
     """How audio becomes units."""
 
     extractor: str = "mfcc"
-    """`mfcc` (needs nothing) or `hubert` (transformers HubertModel)."""
+    """`mfcc` (needs no weights), `whisper` (the encoder of a transformers WhisperModel; that of tiny.en comes with the
+    repository) or `hubert` (transformers HubertModel)."""
     model: PathTextOrEmpty = ""
-    """hubert: local path or hub name, for instance slprl/mhubert-base-25hz."""
-    layer: CountOr0 = 11
-    """hubert: which hidden layer is clustered (0 is the convolutional front end's projection)."""
+    """hubert: local path or hub name, for instance slprl/mhubert-base-25hz. whisper: the same, for instance
+    openai/whisper-small; empty: the encoder that comes with the repository."""
+    layer: CountOr0 | None = None
+    """Which hidden layer is clustered (0 is what enters the first); null: hubert 11, whisper the last."""
     padding: CountOr0 = 40
     """hubert: zero samples added on each side of the waveform; 40 gives the published 25 Hz model its frame count."""
     codebook: PathTextOrEmpty = ""
@@ -71,15 +73,16 @@ class UnitsConfig:
     fit_frames: Count = 1_000_000
     """Frames sampled for fitting."""
     rate: Rate = 25.0
-    """Frames a second. mfcc: 100 divided by a whole number; hubert: what the model's strides give."""
+    """Frames a second. mfcc: 100, whisper: 50, divided by a whole number; hubert: what the model's strides give."""
     device: str = "auto"
-    """hubert: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`..."""
+    """hubert, whisper: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`..."""
     precision: str = "auto"
-    """hubert: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16`."""
+    """hubert, whisper: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16`."""
     batch_seconds: Positive = 320.0
-    """hubert: seconds of audio in one batch; only pieces of equal length share a batch."""
+    """hubert, whisper: seconds of audio in one batch; only pieces of equal length share a batch."""
     piece_seconds: Positive = 30.0
-    """hubert: longer audio is cut at its quietest places into pieces of at most this."""
+    """hubert: longer audio is cut at its quietest places into pieces of at most this. whisper: longer audio is read in
+    overlapping windows of this, 20 to 30."""
 
     @property
     def hertz(self) -> Fraction:
@@ -241,8 +244,8 @@ class PrepConfig:
             raise UserError("2 * cutting.shortest_seconds <= cutting.longest_seconds <= cutting.over_seconds must hold")
         if (self.units.frame_samples % 160 or self.units.hertz > 100) and self.units.extractor == "mfcc":
             raise UserError(f"units.rate: {self.units.rate}: mfcc gives 100 Hz divided by a whole number, such as 25")
-        if self.units.extractor not in ("mfcc", "hubert"):
-            raise UserError(f"units.extractor: {self.units.extractor!r} is not one of mfcc, hubert")
+        if self.units.extractor not in ("mfcc", "whisper", "hubert"):
+            raise UserError(f"units.extractor: {self.units.extractor!r} is not one of mfcc, whisper, hubert")
         if self.align.aligner not in ("pocketsphinx", "ctc"):
             raise UserError(f"align.aligner: {self.align.aligner!r} is not one of pocketsphinx, ctc")
         if self.units.extractor == "hubert" and not self.units.model:

@@ -56,7 +56,7 @@ def require_extractor(layout: Layout, config: PrepConfig) -> None:
     codebook, options = Codebook.load(layout.codebook), config.units
     redo = [layout.codebook, *(layout.work / name for name in ("units", "shards"))]
     extractor = make_extractor(replace(options, device="cpu", precision="fp32"))  # its hash depends on neither
-    model = options.model if options.extractor == "hubert" else options.extractor
+    model = options.model or options.extractor
     require_same("units.model", model, extractor.fingerprint, codebook.extractor_fingerprint, redo)
     if options.codebook and Path(options.codebook).exists():
         source = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint, extractor.rate)

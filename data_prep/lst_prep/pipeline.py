@@ -14,23 +14,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lst_prep import manifest, stages, text_files, text_stages
 from lst_prep.config import PrepConfig
 from lst_prep.engine import JobFault, Receipts, Stage, faults_of_files_are_said, lock, run_stage
+from lst_prep.fitting import fit_codebook
 from lst_prep.layout import SETS, Layout, Table, check_plan
-from lst_prep.loading import Rejections, batches, load_pieces, one_by_one
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
-from lst_prep.reading import CannotRead
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
 from lst_prep.strings import printable
 from lst_prep.summary import Summary, lost_lines, read_lines
 from lst_prep.tokenizer import check_round_trip
 from lst_prep.units import Codebook, make_extractor
-from lst_prep.units.codebook import fit, import_codebook
-from lst_prep.unread import Unread
+from lst_prep.units.codebook import import_codebook
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
@@ -145,59 +141,10 @@ class Preparation:
         if options.codebook:
             codebook = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint, extractor.rate)
         else:
-            sample, rejections = self._sample()
-            try:
-                centres = fit(sample, options.codebook_size, self.config.seed)
-            except UserError as error:
-                if not rejections.all:
-                    raise
-                first = rejections.all[0]
-                raise UserError(
-                    f"{error}; {len(rejections.all)} pieces were rejected, the first, {first['id']}, as "
-                    f"{first['reason']}: {first['detail']}"
-                ) from error
-            codebook = Codebook(centres, extractor.name, extractor.fingerprint, extractor.rate)
+            codebook = fit_codebook(self.layout, self.config, extractor, _stream(self.quiet))
         codebook.require(extractor.name, extractor.fingerprint, extractor.rate)
         codebook.save(self.layout.codebook)
         return codebook
-
-    def _sample(self) -> tuple[np.ndarray, Rejections]:
-        """Features of training pieces, items in a random order fixed by the seed, until there are enough.
-
-        Returns:
-            float32 [frames, features], and what could not be used on the way.
-        """
-        from lst_prep.progress import StageProgress
-
-        layout, heldout = self.layout, HeldOut.load(self.layout.heldout)
-        extractor = make_extractor(self.config.units)
-        order = np.random.default_rng(self.config.seed).permutation(len(layout.pieces))
-        wanted, frames, found = self.config.units.fit_frames, 0, []
-        rejections = Rejections()
-        unread = Unread("codebook", self.config.reading.max_unreadable, layout.work / "unreadable-codebook.txt")
-        with StageProgress("codebook", len(order), stream=_stream(self.quiet)) as progress:
-            for item in order:
-                inputs = layout.inputs(self.config)
-                usable = load_pieces(layout, self.config, heldout, int(item), rejections, inputs, False)
-                try:
-                    for batch in batches(piece for piece in usable if piece[1].split == "train"):
-                        made = one_by_one(extractor.features, [sound.samples for *_, sound in batch])
-                        features = [one for one in made if not isinstance(one, Rejection)]
-                        frames += sum(map(len, features))
-                        found += features
-                        progress.advance(0, sum(sound.seconds for *_, sound in batch))
-                        if frames >= wanted:
-                            break
-                except CannotRead as error:  # goes on, to name all of them
-                    unread.failed(error.files, error.tried)
-                else:
-                    unread.well({"files_read": inputs.tried})
-                progress.advance(1)
-                if frames >= wanted:
-                    break
-        unread.end()
-        sample = np.concatenate(found)[:wanted] if found else np.zeros((0, extractor.dim), np.float32)
-        return sample, rejections
 
     def units(self) -> None:
         """Audio -> units, every item."""

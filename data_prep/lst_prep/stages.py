@@ -26,7 +26,8 @@ from lst_prep.rejection import Rejection
 from lst_prep.strings import printable
 from lst_prep.transcript import check_rate, normalise
 from lst_prep.units import Codebook, Extractor, make_extractor
-from lst_prep.units.hubert import HubertExtractor
+from lst_prep.units.codebook import agreement
+from lst_prep.units.extractor import NeuralExtractor
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.errors import DamagedDataError
 from megatron_lst.files import write_bytes
@@ -104,7 +105,7 @@ def units_factory(config: PrepConfig) -> Work:
         seconds, compared, inputs = 0.0, dict[str, Any](), layout.inputs(config)
 
         def encode(pieces: list[np.ndarray]) -> list[np.ndarray]:
-            return [codebook.encode(features) for features in extractor.features(pieces)]
+            return codebook.units(extractor, pieces)
 
         for batch in batches(load_pieces(layout, config, heldout, item, rejections, inputs)):
             pieces = []
@@ -148,9 +149,9 @@ def units_factory(config: PrepConfig) -> Work:
 
 def _compare(extractor: Extractor, codebook: Codebook, pieces: list[np.ndarray]) -> dict[str, Any]:
     """How far units of a lower precision are those of fp32, for receipt, progress and report; {} in fp32."""
-    if not isinstance(extractor, HubertExtractor) or extractor.exact:
+    if not isinstance(extractor, NeuralExtractor) or extractor.exact:
         return {}
-    alike, units = extractor.agreement(pieces, codebook.encode)
+    alike, units = agreement(extractor, codebook, pieces)
     return {"like_fp32": [alike, units], "note": f"{alike / max(units, 1):.1%} of {units} units as in fp32"}
 
 

@@ -82,7 +82,8 @@ def audio_encoder(codebook: Path, hubert: str = "") -> tuple[Callable[[Path], np
     """(audio file -> speech ids, {"fingerprint"}) of a codebook with its extractor.
 
     Args:
-        hubert: path of the model where the codebook is of HuBERT features, such as `Export.units_model`.
+        hubert: path of the model where the codebook is of HuBERT or Whisper features, such as `Export.units_model`;
+            empty: of Whisper, the encoder that comes with the repository.
 
     Raises:
         UserError: the codebook belongs to another extractor.
@@ -102,7 +103,7 @@ def audio_encoder(codebook: Path, hubert: str = "") -> tuple[Callable[[Path], np
             audio = load(path, None, None, accept)
         except Rejection as rejection:
             raise UserError(f"{path}: {rejection}") from None
-        return book.encode(extractor.features([audio.samples])[0])
+        return book.units(extractor, [audio.samples])[0]
 
     return encode, {"fingerprint": book.fingerprint}
 

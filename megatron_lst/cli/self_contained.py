@@ -10,7 +10,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.vocabulary import Vocabulary
 
-OWN_EXTRACTORS = ("mfcc", "hubert")
+OWN_EXTRACTORS = ("mfcc", "whisper", "hubert")
 """Features that this project makes; units of other codecs are made outside it."""
 SAMPLES = (
     "In the beginning was the Word.",
@@ -94,7 +94,17 @@ def find_companions(
             f"{run}: the codebook {found['codebook']['fingerprint']} is not at hand: "
             f"{hint.format(option='--codebook FILE')}"
         )
-    return Companions(found, text, book, units_model)
+    return Companions(found, text, book, units_model or _embedded_model(book))
+
+
+def _embedded_model(codebook: Path | None) -> Path | None:
+    """The encoder that comes with the repository, where it is here and the codebook clusters its states."""
+    from lst_prep.units import Codebook
+    from lst_prep.units.whisper import EMBEDDED, EMBEDDED_FINGERPRINT
+
+    if codebook is None or not EMBEDDED.is_dir():
+        return None
+    return EMBEDDED if Codebook.load(codebook).extractor_fingerprint == EMBEDDED_FINGERPRINT else None
 
 
 def write_transformers_tokenizer(source: Path, folder: Path, vocabulary: Vocabulary) -> str:

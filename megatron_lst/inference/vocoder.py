@@ -83,7 +83,7 @@ def inverse_stft(spectrum: np.ndarray) -> np.ndarray:
 
 
 class SpectralVocoder:
-    """Griffin-Lim from the centres of an MFCC codebook.
+    """Griffin-Lim from the cepstra of each unit: the centres of an MFCC codebook, or the `sound` of another.
 
     Args:
         centres: float [S, 39], normalised MFCC and their differences; the first 13 are used.
@@ -120,18 +120,22 @@ class SpectralVocoder:
         """From a codebook file as data preparation writes it.
 
         Raises:
-            UserError: not a codebook, or of features that are no MFCC (HuBERT units need a trained vocoder).
+            UserError: not a codebook, or one of other features without `sound`: it needs a trained vocoder.
         """
         try:
             with safe_open(path, framework="np") as file:
                 about = json.loads((file.metadata() or {}).get("codebook", "{}"))
-                centres = file.get_tensor("centres")
+                names = file.keys()
+                sound = file.get_tensor("sound" if "sound" in names else "centres")
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"codebook {path}: cannot be read ({error})") from None
-        if (extractor := about.get("extractor")) != "mfcc":
-            raise UserError(f"codebook {path} is of {extractor} features; spectral inversion needs mfcc, or a vocoder")
+        if (extractor := about.get("extractor")) != "mfcc" and "sound" not in names:
+            raise UserError(
+                f"codebook {path} is of {extractor} features and does not say what its units sound like (one that "
+                f"`lst prep codebook` fits does); give a vocoder"
+            )
         rate = parse_rate(about.get("rate", 25), f"codebook {path}: rate")
-        return cls(centres, pitch, iterations, frames=int(100 / rate))
+        return cls(sound, pitch, iterations, frames=int(100 / rate))
 
     def envelope(self, units: np.ndarray) -> np.ndarray:
         """Magnitude spectrum of each 10 ms frame, float64 [F x frames, FFT/2+1]."""

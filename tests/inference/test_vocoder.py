@@ -66,7 +66,7 @@ def test_reads_a_codebook_and_refuses_others(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"units must be in \[0, 3\)"):
         speak(np.array([3]))
     Codebook(centres, "hubert", "another").save(path)
-    with pytest.raises(UserError, match="of hubert features"):
+    with pytest.raises(UserError, match="of hubert features and does not say"):
         SpectralVocoder.from_codebook(path)
     with pytest.raises(UserError, match="cannot be read"):
         SpectralVocoder.from_codebook(tmp_path / "none")

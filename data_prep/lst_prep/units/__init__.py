@@ -13,6 +13,10 @@ def make_extractor(config: UnitsConfig) -> Extractor:
         from lst_prep.units.mfcc import MfccExtractor
 
         return MfccExtractor(config.hertz)
+    if config.extractor == "whisper":
+        from lst_prep.units.whisper import WhisperExtractor
+
+        return WhisperExtractor(config)
     from lst_prep.units.hubert import HubertExtractor
 
     return HubertExtractor(config)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lst_prep.units.extractor import Extractor, NeuralExtractor
 from megatron_lst.documents.codec import Codec
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_bytes
@@ -27,16 +28,29 @@ class Codebook:
         extractor: the extractor's name; `extractor_fingerprint` its identity.
         fingerprint: of centres and extractor together; equal units need equal fingerprints.
         rate: units a second.
+        sound: float32 [S, 13] or None, the mean of the normalised MFCC of each unit's frames, for a spectral vocoder;
+            not part of the fingerprint.
+        position_mean: float32 [P, dim] or None, the mean of the features at each place of a window; it is taken from
+            features before the nearest centre is looked for. Places beyond the last take the last.
     """
 
     def __init__(
-        self, centres: np.ndarray, extractor: str, extractor_fingerprint: str, rate: Fraction = Fraction(25)
+        self,
+        centres: np.ndarray,
+        extractor: str,
+        extractor_fingerprint: str,
+        rate: Fraction = Fraction(25),
+        sound: np.ndarray | None = None,
+        position_mean: np.ndarray | None = None,
     ) -> None:
         self.centres = np.ascontiguousarray(centres, np.float32)
-        self.extractor, self.rate = extractor, rate
+        self.extractor, self.rate, self.sound = extractor, rate, sound
         self.extractor_fingerprint = extractor_fingerprint
         digest = hashlib.sha256(self.centres.tobytes())
         digest.update(f"{self.centres.shape} {extractor} {extractor_fingerprint}".encode())
+        self.position_mean = position_mean
+        if position_mean is not None:
+            digest.update(np.ascontiguousarray(position_mean, np.float32).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
         self._half_norms = 0.5 * (self.centres.astype(np.float64) ** 2).sum(1).astype(np.float32)
 
@@ -45,8 +59,23 @@ class Codebook:
         """What shards say of its units."""
         return Codec(self.extractor, (len(self.centres),), self.rate, self.fingerprint)
 
-    def encode(self, features: np.ndarray) -> np.ndarray:
-        """Nearest centre of each frame: float32 [F, dim] -> int16 [F]."""
+    def units(self, extractor: Extractor, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Units of pieces of audio: float32 [N_i] each, 16 kHz -> int16 [F_i] each."""
+        return [self.encode(found, extractor.positions(len(found))) for found in extractor.features(pieces)]
+
+    def encode(self, features: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+        """Nearest centre of each frame.
+
+        Args:
+            features: float32 [F, dim].
+            positions: int [F], `Extractor.positions`.
+
+        Returns:
+            int16 [F].
+        """
+        if self.position_mean is not None:
+            assert positions is not None, f"{self.extractor} says at which positions its features stand"
+            features = without_position(features, positions, self.position_mean)
         units = np.empty(len(features), np.int16)
         for begin in range(0, len(features), 8192):
             block = features[begin : begin + 8192]
@@ -74,7 +103,9 @@ class Codebook:
             "extractor_fingerprint": self.extractor_fingerprint,
         } | ({} if self.rate == 25 else {"rate": rate_text(self.rate)})
         metadata = {"codebook": json.dumps(about)}  # one key: safetensors writes several in random order
-        write_bytes(path, save({"centres": self.centres}, metadata))
+        optional = {"sound": self.sound, "position_mean": self.position_mean}
+        tensors = {"centres": self.centres} | {name: t for name, t in optional.items() if t is not None}
+        write_bytes(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -85,9 +116,48 @@ class Codebook:
                 if metadata.get("format") != "megatron-lst codebook" or metadata.get("version") != "1":
                     raise UserError(f"codebook {path}: a safetensors file, but not a codebook of version 1")
                 rate = parse_rate(metadata.get("rate", 25), f"codebook {path}: rate")
-                return cls(file.get_tensor("centres"), metadata["extractor"], metadata["extractor_fingerprint"], rate)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                made_by = metadata["extractor"], metadata["extractor_fingerprint"]
+                optional = tensors.get("sound"), tensors.get("position_mean")
+                return cls(tensors["centres"], *made_by, rate, *optional)
         except (SafetensorError, OSError) as error:
             raise UserError(f"codebook {path}: cannot be read ({error})") from error
+
+
+def without_position(features: np.ndarray, positions: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Features less what stands for their place alone: float32 [F, dim], int [F], float32 [P, dim] -> [F, dim]."""
+    return features - mean[np.minimum(positions, len(mean) - 1)]
+
+
+def position_mean(features: np.ndarray, positions: np.ndarray, width: int) -> np.ndarray:
+    """Mean feature at each place, over `width` places around it: what is said averages out, the place stays.
+
+    Args:
+        features: float32 [F, dim], of many pieces.
+        positions: int [F].
+        width: places averaged over; odd.
+
+    Returns:
+        float32 [P, dim], P = the last place + 1.
+    """
+    size = int(positions.max()) + 1
+    count = np.bincount(positions, minlength=size).astype(np.float64)
+    sums = np.zeros((size, features.shape[1]))
+    np.add.at(sums, positions, features)
+    ends = np.minimum(np.arange(size) + width // 2 + 1, size)
+    begins = np.maximum(np.arange(size) - width // 2, 0)
+    sums, count = (np.concatenate([np.zeros_like(c[:1]), np.cumsum(c, 0)]) for c in (sums, count))
+    return ((sums[ends] - sums[begins]) / np.maximum(count[ends] - count[begins], 1)[:, None]).astype(np.float32)
+
+
+def agreement(extractor: NeuralExtractor, codebook: Codebook, pieces: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How many units an extractor's precision and fp32 give alike, of how many.
+
+    Args:
+        pieces: float32 [N] each, 16 kHz.
+    """
+    exact, mine = codebook.units(extractor.in_fp32(), pieces), codebook.units(extractor, pieces)
+    return sum(int((a == b).sum()) for a, b in zip(mine, exact, strict=True)), sum(map(len, exact))
 
 
 def import_codebook(path: Path, extractor: str, extractor_fingerprint: str, rate: Fraction) -> Codebook:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,3 +32,23 @@ class Extractor(Protocol):
             float32 [F_i, dim] each; frame f stands for seconds [f/rate, (f+1)/rate). A piece shorter than a frame may
             give F_i = 0.
         """
+
+    def positions(self, frames: int) -> np.ndarray | None:
+        """int [F], at which place of what the model hears at once each frame of a piece stands; None where features
+        do not depend on it. A codebook takes away what stands for the place alone (`Codebook.position_mean`)."""
+
+
+@runtime_checkable
+class NeuralExtractor(Extractor, Protocol):
+    """An extractor that may run in a lower precision than its makers used.
+
+    Attributes:
+        exact: whether it runs in fp32.
+    """
+
+    @property
+    def exact(self) -> bool: ...
+
+    def in_fp32(self) -> Extractor:
+        """The same model in fp32."""
+        ...

@@ -8,7 +8,7 @@ would change most units. Long audio is cut in its quietest places; at each cut, 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,9 @@ from lst_prep.devices import choose_device, choose_dtype, model_fingerprint
 from lst_prep.pieces import equal_length_batches, quiet_cuts
 from megatron_lst.errors import UserError
 from megatron_lst.vocabulary import rate_text
+
+PUBLISHED_LAYER = 11
+"""Of the published 25 Hz model."""
 
 
 class HubertExtractor:
@@ -38,9 +41,9 @@ class HubertExtractor:
             model = HubertModel.from_pretrained(config.model)
         except (OSError, ValueError) as error:
             raise UserError(f"units.model {config.model!r}: cannot be loaded as a HuBERT model ({error})") from error
-        layers = model.config.num_hidden_layers
-        if not 0 <= config.layer <= layers:
-            raise UserError(f"units.layer {config.layer}: the model has hidden layers 0..{layers}")
+        layers, layer = model.config.num_hidden_layers, PUBLISHED_LAYER if config.layer is None else config.layer
+        if not 0 <= layer <= layers:
+            raise UserError(f"units.layer {layer}: the model has hidden layers 0..{layers}")
         stride = int(np.prod(model.config.conv_stride))
         if stride != config.frame_samples:
             raise UserError(
@@ -52,13 +55,13 @@ class HubertExtractor:
         self.dim = int(model.config.hidden_size)
         weights = model_fingerprint(model)
         self.fingerprint = hashlib.sha256(
-            f"hubert {weights} layer {config.layer} padding {config.padding}".encode()
+            f"hubert {weights} layer {layer} padding {config.padding}".encode()
         ).hexdigest()[:16]
-        model.encoder.layers = model.encoder.layers[: max(config.layer, 1)]  # the rest would be computed in vain
+        model.encoder.layers = model.encoder.layers[: max(layer, 1)]  # the rest would be computed in vain
         self._device = choose_device(config.device)
         self._dtype = choose_dtype(config.precision, self._device)
         self._model = model.eval().to(self._device, self._dtype)
-        self._layer, self._padding = config.layer, config.padding
+        self._layer, self._padding = layer, config.padding
         self._budget, self._longest = int(config.batch_seconds * RATE), config.piece_seconds
         self._torch = torch
 
@@ -66,6 +69,9 @@ class HubertExtractor:
     def exact(self) -> bool:
         """Whether this is fp32, the precision that the codebook's makers used."""
         return self._dtype == self._torch.float32
+
+    def positions(self, frames: int) -> None:
+        """Its positions are relative, by a convolution."""
 
     def features(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [N] each -> float32 [F, dim] each, F = N // stride up to the model's own rounding at the ends."""
@@ -101,14 +107,6 @@ class HubertExtractor:
             states = np.concatenate([states, np.repeat(states[:, -1:], frames - states.shape[1], axis=1)], axis=1)
         return np.asarray(states[:, :frames], np.float32)
 
-    def agreement(self, pieces: Sequence[np.ndarray], encode: Callable[[np.ndarray], np.ndarray]) -> tuple[int, int]:
-        """How many units this precision and fp32 give alike, of how many.
-
-        Args:
-            pieces: float32 [N] each.
-            encode: `Codebook.encode`.
-        """
-        exact = HubertExtractor(replace(self._config, precision="fp32")).features(pieces)
-        mine = self.features(pieces)
-        alike = sum(int((encode(a) == encode(b)).sum()) for a, b in zip(mine, exact, strict=True))
-        return alike, sum(map(len, exact))
+    def in_fp32(self) -> "HubertExtractor":
+        """The same model in fp32."""
+        return HubertExtractor(replace(self._config, precision="fp32"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from lst_prep.audio import RATE
 
-_WINDOW, _HOP, _FFT, _MELS, _COEFFICIENTS = 400, 160, 512, 40, 13
+_WINDOW, _HOP, _FFT, _MELS, COEFFICIENTS = 400, 160, 512, 40, 13
 _LOW, _HIGH = 40.0, 7600.0
 _SPEC = "mfcc-1: 25 ms Hann, 10 ms hop, 512 FFT, 40 mels 40-7600 Hz, 13 cepstra, per-piece norm, 2 deltas, mean of {}"
 _BLOCK_FRAMES = 6000
@@ -32,7 +32,7 @@ def _matrices() -> tuple[np.ndarray, np.ndarray]:
         bank[:, i] = np.clip(
             np.minimum((frequencies - low) / (centre - low), (high - frequencies) / (high - centre)), 0, None
         )
-    row, column = np.arange(_MELS)[:, None], np.arange(_COEFFICIENTS)[None]
+    row, column = np.arange(_MELS)[:, None], np.arange(COEFFICIENTS)[None]
     dct = np.cos(math.pi * (row + 0.5) * column / _MELS) * math.sqrt(2 / _MELS)
     return bank.astype(np.float32), dct.astype(np.float32)
 
@@ -45,7 +45,7 @@ def cepstra(samples: np.ndarray) -> np.ndarray:
     margin = (_WINDOW - _HOP) // 2
     padded = np.concatenate([np.zeros(margin, np.float32), emphasised, np.zeros(_WINDOW, np.float32)])
     window = np.hanning(_WINDOW + 1)[:-1].astype(np.float32)
-    out = np.empty((count, _COEFFICIENTS), np.float32)
+    out = np.empty((count, COEFFICIENTS), np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP]
     for begin in range(0, count, _BLOCK_FRAMES):
         end = min(begin + _BLOCK_FRAMES, count)
@@ -64,12 +64,15 @@ class MfccExtractor:
     """13 MFCC, normalised over the piece, with first and second differences: 39 values a frame."""
 
     name = "mfcc"
-    dim = 3 * _COEFFICIENTS
+    dim = 3 * COEFFICIENTS
 
     def __init__(self, rate: Fraction = Fraction(25)) -> None:
         """Args: rate: frames a second, 100 divided by a whole number: a frame is the mean of so many of 10 ms."""
         self.rate, self._mean = rate, int(100 / rate)
         self.fingerprint = hashlib.sha256(_SPEC.format(self._mean).encode()).hexdigest()[:16]
+
+    def positions(self, frames: int) -> None:
+        """Every frame is heard alike."""
 
     def features(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [N] each -> float32 [N // (16,000 / rate), 39] each."""

@@ -1,0 +1,139 @@
+"""Fitting a codebook on a sample of the training pieces, and hearing what its units sound like."""
+
+from dataclasses import dataclass
+from typing import TextIO
+
+import numpy as np
+
+from lst_prep.config import PrepConfig
+from lst_prep.layout import Layout
+from lst_prep.loading import Rejections, batches, load_pieces, one_by_one
+from lst_prep.progress import StageProgress
+from lst_prep.reading import CannotRead
+from lst_prep.rejection import Rejection
+from lst_prep.units import Codebook, Extractor
+from lst_prep.units.codebook import fit, position_mean, without_position
+from lst_prep.units.mfcc import COEFFICIENTS, MfccExtractor
+from lst_prep.unread import Unread
+from megatron_lst.documents.heldout import HeldOut
+from megatron_lst.errors import UserError
+
+_AROUND_SECONDS = 0.34
+"""Places on each side that share a mean. Of tiny.en, speech heard 7 s later keeps 91 to 93 % of its units
+with 0.3 s (codebooks fitted on 12 to 24 recordings), 83 % with 0.6 s: positions turn faster than that."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Frames to fit on.
+
+    Attributes:
+        features: float32 [F, dim].
+        positions: int [F], `Extractor.positions`; None where the extractor knows none.
+        cepstra: float32 [F, 13], normalised MFCC of the same frames; None where the features are MFCC themselves, or
+            their rate is none of MFCC's.
+    """
+
+    features: np.ndarray
+    positions: np.ndarray | None
+    cepstra: np.ndarray | None
+
+
+def fit_codebook(layout: Layout, config: PrepConfig, extractor: Extractor, stream: TextIO | None) -> Codebook:
+    """Centres of `units.codebook_size` clusters, and the mean cepstra of each.
+
+    Args:
+        stream: where progress is shown.
+
+    Raises:
+        UserError: there is not enough audio; names the first piece that was rejected.
+    """
+    sample, rejections = _sample(layout, config, extractor, stream)
+    features, place = sample.features, None
+    if sample.positions is not None and len(features):
+        place = position_mean(features, sample.positions, 2 * round(_AROUND_SECONDS * extractor.rate) + 1)
+        features = without_position(features, sample.positions, place)
+    try:
+        centres = fit(features, config.units.codebook_size, config.seed)
+    except UserError as error:
+        if not rejections.all:
+            raise
+        first = rejections.all[0]
+        raise UserError(
+            f"{error}; {len(rejections.all)} pieces were rejected, the first, {first['id']}, as "
+            f"{first['reason']}: {first['detail']}"
+        ) from error
+    codebook = Codebook(centres, extractor.name, extractor.fingerprint, extractor.rate, position_mean=place)
+    if sample.cepstra is not None:
+        units = codebook.encode(sample.features, sample.positions)
+        codebook.sound = mean_by_unit(units, sample.cepstra, len(centres))
+    return codebook
+
+
+def mean_by_unit(units: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """Mean of the frames of each unit: int [F], float32 [F, C] -> float32 [size, C], 0 for a unit that has none."""
+    sums = np.zeros((size, values.shape[1]))
+    np.add.at(sums, units, values)
+    return (sums / np.maximum(np.bincount(units, minlength=size), 1)[:, None]).astype(np.float32)
+
+
+def _sample(
+    layout: Layout, config: PrepConfig, extractor: Extractor, stream: TextIO | None
+) -> tuple[_Sample, Rejections]:
+    """Features of training pieces, items in a random order fixed by the seed, until there are enough; and what could
+    not be used on the way."""
+    heldout, rejections = HeldOut.load(layout.heldout), Rejections()
+    order = np.random.default_rng(config.seed).permutation(len(layout.pieces))
+    wanted, frames = config.units.fit_frames, 0
+    heard_as_cepstra = extractor.name != "mfcc" and (100 / extractor.rate).denominator == 1
+    listener = MfccExtractor(extractor.rate) if heard_as_cepstra else None
+    parts = list[_Sample]()
+    unread = Unread("codebook", config.reading.max_unreadable, layout.work / "unreadable-codebook.txt")
+    with StageProgress("codebook", len(order), stream=stream) as progress:
+        for item in order:
+            inputs = layout.inputs(config)
+            usable = load_pieces(layout, config, heldout, int(item), rejections, inputs, False)
+            try:
+                for batch in batches(piece for piece in usable if piece[1].split == "train"):
+                    samples = [sound.samples for *_, sound in batch]
+                    made = one_by_one(extractor.features, samples)
+                    for features, audio in zip(made, samples, strict=True):
+                        if not isinstance(features, Rejection):
+                            parts.append(_frames_of(extractor, features, audio, listener))
+                            frames += len(parts[-1].features)
+                    progress.advance(0, sum(sound.seconds for *_, sound in batch))
+                    if frames >= wanted:
+                        break
+            except CannotRead as error:  # goes on, to name all of them
+                unread.failed(error.files, error.tried)
+            else:
+                unread.well({"files_read": inputs.tried})
+            progress.advance(1)
+            if frames >= wanted:
+                break
+    unread.end()
+    if not parts:
+        return _Sample(np.zeros((0, extractor.dim), np.float32), None, None), rejections
+    sample = _Sample(
+        np.concatenate([part.features for part in parts])[:wanted],
+        _join([part.positions for part in parts], wanted),
+        _join([part.cepstra for part in parts], wanted),
+    )
+    return sample, rejections
+
+
+def _frames_of(
+    extractor: Extractor, features: np.ndarray, samples: np.ndarray, listener: MfccExtractor | None
+) -> _Sample:
+    """What one piece adds to the sample; a model's rounding may give it a frame more than MFCC have."""
+    positions = extractor.positions(len(features))
+    if listener is None:
+        return _Sample(features, positions, None)
+    cepstra = listener.features([samples])[0][:, :COEFFICIENTS]
+    count = min(len(features), len(cepstra))
+    return _Sample(features[:count], None if positions is None else positions[:count], cepstra[:count])
+
+
+def _join(parts: list[np.ndarray | None], most: int) -> np.ndarray | None:
+    arrays = [part for part in parts if part is not None]
+    return np.concatenate(arrays)[:most] if arrays else None
