@@ -31,10 +31,11 @@ class Summary:
         self._removed = 0
 
     def reject(self, line: dict[str, Any]) -> None:
-        """Count one rejection: `id`, `source`, `reason`, `detail`, and `lost_bytes` where a file broke off."""
-        reason, source = line["reason"], line["source"]
-        self._rejected[reason] += 1
-        self._by_source.setdefault(source, Counter())[reason] += 1
+        """Count one rejection: `id`, `source`, `reason`, `detail`, `lost_bytes` where a file broke off, `times` where
+        it stands for more than itself."""
+        reason, source, times = line["reason"], line["source"], int(line.get("times", 1))
+        self._rejected[reason] += times
+        self._by_source.setdefault(source, Counter())[reason] += times
         if lost := int(line.get("lost_bytes") or 0):
             self._lost_bytes[source] += lost
         if len(self._examples.setdefault(reason, [])) < _EXAMPLES:

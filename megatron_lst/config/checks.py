@@ -101,7 +101,7 @@ def _check_codebooks(config: Config) -> None:
         raise UserError(f"patching.strategy=bpe is of one codebook, vocabulary.codebooks names {depth}")
     if patching.strategy == "none":
         return
-    for name in ("size", "max_length"):
+    for name in ("size",) if patching.strategy == "static" else ("size", "max_length"):
         if (value := getattr(patching, name)) % depth:
             raise UserError(
                 f"patching.{name}={value}: a frame is {depth} tokens (vocabulary.codebooks), so it must be a "

@@ -123,7 +123,7 @@ def test_a_row_with_a_broken_frame_is_refused() -> None:
 @pytest.mark.parametrize(("size", "longest"), [(12, 32), (8, 12), (4, 32)])
 def test_patches_that_would_break_frames_are_refused(size: int, longest: int) -> None:
     with pytest.raises(UserError, match=r"patching\.(size|max_length)=\d+: a frame is 8 tokens"):
-        config_of(CODECS[2], patching={"size": size, "max_length": longest})
+        config_of(CODECS[2], patching={"strategy": "curriculum", "size": size, "max_length": longest})
     config_of(CODECS[2], patching={"size": 16, "max_length": 64})
 
 

@@ -138,6 +138,10 @@ class ImportConfig:
     """As in a preparation: `mistral-v1`, a SentencePiece .model, or an HF tokenizer."""
     heldout: tuple[PathText, ...] = ()
     """Held-out lists (heldout.json of other preparations): documents with their sentences are rejected."""
+    attributions: dict[str, str] = field(default_factory=dict)
+    """Source -> whom its licence asks to name; goes into the manifests of its sets, and into the cards of models."""
+    warn_lost: Share = 0.1
+    """A source that loses a larger share of its records is named in a warning."""
     give_up: tuple[str, ...] = ()
     """Files that are gone for good: what is in them is counted as `given_up`, and no run waits for them."""
     checks: CheckConfig = field(default_factory=CheckConfig)

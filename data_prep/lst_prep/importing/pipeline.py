@@ -17,7 +17,7 @@ from lst_prep.engine import Receipts, Stage, full_disk_is_the_users, lock, run_s
 from lst_prep.importing.config import ImportConfig
 from lst_prep.importing.readers import reader_of
 from lst_prep.importing.records import Part
-from lst_prep.importing.report import summarise, write_import_report
+from lst_prep.importing.report import write_import_report
 from lst_prep.importing.stages import CHECK, SHARDS, Item, check_factory, shards_factory
 from lst_prep.layout import Layout, compare_plan, fingerprint_of
 from lst_prep.models import require_same
@@ -84,8 +84,15 @@ class _Import:
         if self.part is not None:
             return None
         written = [result for result in self._results(SHARDS) if result is not None]
-        manifests = self._merge(written)
-        summary = summarise(self.config, self.plan, manifests, found, written)
+        counted = Summary()
+        for result in [*found, *written]:
+            counted.add(result)
+        manifests = self._merge(written, counted)
+        summary = {
+            **counted.content(self.plan, manifests, len(HeldOut.load(self.layout.heldout)), self.config.warn_lost),
+            "codec": self.codec.to_plain(),
+            "records": sum(result["good"] + sum(result["bad"].values()) for result in found),
+        }
         write_bytes(self.layout.summary, json.dumps(summary, indent=1, ensure_ascii=False).encode())
         write_import_report(self.layout, self.codec, summary)
         write_text(self.layout.out / "train.yaml", train_yaml(self.config, self.layout, self.tokenizer.info, manifests))
@@ -156,7 +163,7 @@ class _Import:
                     save_arrays(self.layout.item("import-keep", item, ".npz"), {"keep": keep[at : at + len(mine)]})
                 at += len(mine)
 
-    def _merge(self, written: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _merge(self, written: list[dict[str, Any]], summary: Summary) -> dict[str, dict[str, Any]]:
         names = [f"{split}{source.name}{kind}" for source in self.config.sources
                  for split in ("", "heldout-") for kind in ("", "-untranscribed")]  # fmt: skip
         manifests: dict[str, dict[str, Any]] = {}
@@ -168,9 +175,10 @@ class _Import:
                 self.layout.part(name, item).name for item, result in enumerate(written) if result["counts"].get(name)
             ]
             if parts:
-                root, extra = self.layout.out / name, {"plan": self.plan, **summary.about(name, {})}
+                root = self.layout.out / name
+                about = {"plan": self.plan, **summary.about(name, self.config.attributions)}
                 manifests[name] = merge_parts(
-                    root, parts, "speech", self.tokenizer.info, self.codec, extra, segments=True
+                    root, parts, "speech", self.tokenizer.info, self.codec, about, segments=True
                 )
         if not manifests:
             raise UserError(f"{self.layout.out}: no document at all: every record was rejected")
@@ -205,7 +213,7 @@ def divide(config: ImportConfig, inputs: Inputs) -> list[Item]:
 def plan_of(config: ImportConfig) -> dict[str, Any]:
     """Everything that the results depend on, but what the sources hold."""
     choices = asdict(config)
-    for name in ("out", "jobs", "reading", "give_up"):
+    for name in ("out", "jobs", "reading", "give_up", "attributions", "warn_lost"):
         choices.pop(name)
     for source in choices["sources"]:
         for name in ("weight", "untranscribed_weight"):

@@ -63,16 +63,21 @@ def _samples(config: ImportConfig, item: Item, on_reject: OnReject) -> Iterator[
 
 
 class _Counted(Rejections):
-    """Rejections by reason, with some examples of each."""
+    """Rejections by reason, with some examples of each; the first stands for those that are left out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[str, int] = {}
+        self._first: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, source: str, rejection: Rejection) -> None:
-        self.counts[rejection.reason] = self.counts.get(rejection.reason, 0) + 1
-        if self.counts[rejection.reason] <= _EXAMPLES:
+        reason = rejection.reason
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        if self.counts[reason] <= _EXAMPLES:
             super().add(name, source, rejection)
+            self._first.setdefault(reason, self.all[-1])
+        else:
+            self._first[reason]["times"] = self.counts[reason] - _EXAMPLES + 1
 
 
 def id_hash(name: str) -> int:
@@ -169,6 +174,7 @@ def shards_factory(config: ImportConfig, items: list[Item]) -> Work:
             "rejections": rejections.all,
             "sources": stats.sources,
             "licenses": stats.licenses,
+            "used": {source.name: read - sum(rejections.counts.values())},
             "audio_seconds": seconds,
         }
 

@@ -166,3 +166,32 @@ def test_train_yaml_is_a_base_of_a_training_configuration(tmp_path: Path) -> Non
         other = dataclasses.replace(config, vocabulary=dataclasses.replace(config.vocabulary, **change))
         with pytest.raises(Exception, match=f"source 'talks'.*vocabulary.{next(iter(change))}"):
             open_mixture(other, config.data.sources, 1)
+
+
+def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path: Path) -> None:
+    import json
+
+    import yaml
+    from typer.testing import CliRunner
+
+    from megatron_lst.cli.prep import prep_app
+    from tests.data_prep.importing.tokens import write_parquet
+
+    rows = records(60)
+    for row in rows[::2]:
+        row["seconds"] *= 3  # more than the examples that a receipt keeps
+    source = write_parquet(tmp_path / "in", rows)
+    values = configuration(tmp_path / "out", {**source, "license": "CC0"}, checks={"max_rejected": 0.6})
+    values |= {"jobs": {"workers": 1}, "attributions": {"talks": "the authors"}}
+    path = tmp_path / "import.yaml"
+    path.write_text(yaml.safe_dump(values))
+    result = CliRunner().invoke(prep_app, ["import", str(path), "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert "talks/talks" in result.output and "codec: toy, 12.5 Hz, 1 x 30 + 1 x 20 + 1 x 40" in result.output
+    assert "30 as rate_mismatch (50.0% of talks)" in result.output
+    assert "WARNING: talks lost 50.0%, 30 of 60" in result.output
+    manifest = json.loads((tmp_path / "out/talks/manifest.json").read_text())
+    assert manifest["licenses"] == ["CC0"] and manifest["attributions"] == ["talks: CC0; the authors"]
+    assert "CC0" in (tmp_path / "out/report.md").read_text()
+    refused = CliRunner().invoke(prep_app, ["import", str(path), "codec.rate=25", f"out={tmp_path / 'no'}", "--quiet"])
+    assert refused.exit_code != 0 and "60 of 60 records are wrong" in str(refused.exception)
