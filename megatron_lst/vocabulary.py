@@ -84,6 +84,13 @@ class Vocabulary:
         """int64 [Q], the first speech id of each codebook."""
         return np.cumsum((0, *self.codebook_sizes[:-1]))
 
+    def __str__(self) -> str:
+        sizes = " + ".join(f"{size:,}" for size in self.codebook_sizes)
+        same = len(set(self.codebooks)) == 1 and self.depth > 1
+        sizes = f"{self.depth} x {self.codebooks[0]:,}" if same else sizes
+        named = f" ({self.codec})" if self.codec else ""
+        return f"{self.text_size:,} text pieces; speech at {rate_text(self.rate)} Hz, {sizes}{named}"
+
     def speech_tokens(self, seconds: float) -> int:
         """Speech tokens of so many seconds, whole frames."""
         return int(seconds * self.rate) * self.depth

@@ -73,6 +73,7 @@ def inspect(
             stream.next_row()
         found, origins = stream.next_row(), stream.origins
     found.check(settings.vocabulary)
+    print(f"vocabulary: {settings.vocabulary}")
     console = Console()
     console.print(
         f"row {found.index}, hash {found.hash:016x}: {found.units} units, {len(found.tokens)} tokens, "

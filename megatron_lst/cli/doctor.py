@@ -93,15 +93,35 @@ PROGRAMS = (
 )
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables")] = False,
+    shards: Annotated[list[Path] | None, typer.Option(help="Shard sets to say tokenizer and codec of")] = None,
+) -> None:
     """What this machine has, what serves what, what is missing and how to get it. Exit code 2: cannot train here."""
     report = examine()
+    if shards:
+        report["shards"] = [_made_with(path) for path in shards]
     if as_json:
         print(json.dumps(report))
     else:
         _print(report)
     if report["missing"]:
         raise typer.Exit(2)
+
+
+def _made_with(path: Path) -> dict[str, Any]:
+    """What made the documents of a shard set."""
+    from megatron_lst.documents.shards import ShardSet
+
+    found = ShardSet.open(path)
+    return {
+        "path": str(path),
+        "documents": len(found),
+        "tokenizer": asdict(found.tokenizer),
+        "codec": found.codec.to_plain() if found.codec else None,
+        "shown": f"{found.tokenizer.size:,} text pieces ({found.tokenizer.name or found.tokenizer.fingerprint}); "
+        + (f"codec {found.codec} ({found.codec.fingerprint})" if found.codec else "no speech"),
+    }
 
 
 def examine() -> dict[str, Any]:
@@ -286,3 +306,5 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"[red]Cannot train here:[/] missing {', '.join(report['missing'])}")
     else:
         console.print("[green]This machine can train.[/]")
+    for line in report.get("shards", []):
+        print(f"{line['path']}: {line['documents']:,} documents, {line['shown']}")

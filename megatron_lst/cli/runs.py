@@ -71,7 +71,7 @@ def report(
     from rich.console import Console
 
     from megatron_lst.cli.tables import narrow_table
-    from megatron_lst.training.plots import draw_curves, summarise
+    from megatron_lst.training.plots import draw_curves, summarise, vocabulary_of
 
     rows = [summarise(run) for run in runs]
     columns = (key.replace("_", " ") for key in rows[0])
@@ -79,4 +79,6 @@ def report(
     for row in rows:
         table.add_row(*("-" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
+    for run in runs:
+        print(f"{run}: {vocabulary_of(run)}")
     print(draw_curves(runs, out or runs[0] / "plots" / "curves.png"))

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_lst.config.load import build, read_yaml
 from megatron_lst.errors import UserError
 from megatron_lst.training.metrics import read_metrics
+from megatron_lst.vocabulary import Vocabulary
 
 PANELS: tuple[tuple[str, str, str], ...] = (
     ("loss", "loss", "nats per token"),
@@ -88,6 +90,12 @@ def summarise(run: Path) -> dict[str, Any]:
         "seconds": sum(r["seconds"] for r in records),
         "skipped": sum(bool(r.get("skipped")) for r in records),
     }
+
+
+def vocabulary_of(run: Path) -> str:
+    """Text pieces and codec of a run, for people; empty: its configuration is not there."""
+    path = run / "config.yaml"
+    return str(build(Vocabulary, read_yaml(path).get("vocabulary", {}))) if path.is_file() else ""
 
 
 def _cumulative(values: Sequence[int]) -> list[int]:
