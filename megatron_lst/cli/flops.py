@@ -12,6 +12,12 @@ from megatron_lst.errors import UserError
 
 CONFIG = Annotated[str | None, typer.Argument(help="A YAML file, such as configs/lst-1b.yaml")]
 OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key=value, such as model.text_path=direct")]
+CODECS = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codec", help="A file of configs/codecs over CONFIG; may be repeated: one line a codec, a second of speech"
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables")]
 DECIMALS = {"B tokens": 1, "%": 1, "B units": 1, "epochs": 1, "k steps": 0, "M": 0, "k units/s/GPU": 1}
 
@@ -20,13 +26,18 @@ def flops(
     config: CONFIG = None,
     overrides: OVERRIDES = None,
     paper: Annotated[bool, typer.Option("--paper", help="The published accounting, recomputed")] = False,
+    codec: CODECS = None,
     as_json: JSON = False,
 ) -> None:
     """Parameters and FLOPs of a configuration per unit, token and row; or the paper's accounting, recomputed."""
     if paper == (config is not None):
         raise UserError("lst flops takes either a configuration, such as configs/lst-1b.yaml, or --paper")
+    if codec and config is None:
+        raise UserError("--codec is laid over a configuration, such as configs/lst-1b.yaml")
     if paper:
         _paper(as_json)
+    elif codec:
+        _codecs(str(config), overrides or [], codec, as_json)
     else:
         assert config is not None
         _config(config, overrides or [], as_json)
@@ -117,6 +128,35 @@ def _speech_second(config: Any) -> dict[str, Any]:
         "training_flops": patched,
         "flattened_training_flops": flat,
     }
+
+
+def _codecs(path: str, overrides: list[str], codecs: list[str], as_json: bool) -> None:
+    """A second of speech of each codec: what it costs in patches, and flattened."""
+    from pathlib import Path
+
+    from megatron_lst.config import load_config
+
+    lines = {Path(one).stem: _speech_second(load_config(path, overrides, [one])) for one in codecs}
+    if as_json:
+        print(json.dumps(lines))
+        return
+    columns = (
+        "tokens", "rate, Hz", "Q", "patch size", "units a second", "training FLOPs a second", "flattened", "ratio",
+    )  # fmt: skip
+    table = narrow_table(f"{path}: a second of speech, in rows of speech alone", columns, left=["tokens"])
+    for name, line in lines.items():
+        patched, flat = line["training_flops"], line["flattened_training_flops"]
+        table.add_row(
+            name,
+            line["rate"],
+            str(len(line["codebooks"])),
+            f"{line['patch_size']:.4g}",
+            f"{line['units']:.4g}",
+            _si(patched).removesuffix("FLOP").strip(),
+            f"{line['tokens']:g} units, {_si(flat).removesuffix('FLOP').strip()}",
+            f"{flat / patched:.2f}",
+        )
+    Console().print(table)
 
 
 def _config(path: str, overrides: list[str], as_json: bool) -> None:

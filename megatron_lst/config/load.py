@@ -342,8 +342,11 @@ def dump_yaml(config: Any) -> str:
     return yaml.dump(to_plain(config), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Any:
+def load_config(path: str | Path, overrides: Iterable[str] = (), over: Iterable[str | Path] = ()) -> Any:
     """A run's configuration from a file and `key=value` overrides, checked for contradictions.
+
+    Args:
+        over: more files, each over the ones before and below the overrides.
 
     Raises:
         UserError: names the key, and where it was set.
@@ -351,7 +354,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Any:
     from megatron_lst.config.checks import check
     from megatron_lst.config.schema import Config
 
-    values = merge(read_yaml(path), parse_overrides(overrides, Config))
+    values = read_yaml(path)
+    for more in (*map(read_yaml, over), parse_overrides(overrides, Config)):
+        values = merge(values, more)
     config = build(Config, values)
     with telling_places(Config, values):
         check(config)
