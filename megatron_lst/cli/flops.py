@@ -141,9 +141,13 @@ def _codecs(path: str, overrides: list[str], codecs: list[str], as_json: bool) -
         print(json.dumps(lines))
         return
     columns = (
-        "tokens", "rate, Hz", "Q", "patch size", "units a second", "training FLOPs a second", "flattened", "ratio",
+        "tokens", "rate, Hz", "Q", "patch size", "units / s", "FLOPs / s", "flat units / s", "flat FLOPs / s", "ratio",
     )  # fmt: skip
-    table = narrow_table(f"{path}: a second of speech, in rows of speech alone", columns, left=["tokens"])
+    table = narrow_table(
+        f"{path}: training on a second of speech, in rows of speech alone; flat: without patches",
+        columns,
+        left=["tokens"],
+    )
     for name, line in lines.items():
         patched, flat = line["training_flops"], line["flattened_training_flops"]
         table.add_row(
@@ -153,7 +157,8 @@ def _codecs(path: str, overrides: list[str], codecs: list[str], as_json: bool) -
             f"{line['patch_size']:.4g}",
             f"{line['units']:.4g}",
             _si(patched).removesuffix("FLOP").strip(),
-            f"{line['tokens']:g} units, {_si(flat).removesuffix('FLOP').strip()}",
+            f"{line['tokens']:g}",
+            _si(flat).removesuffix("FLOP").strip(),
             f"{flat / patched:.2f}",
         )
     Console().print(table)
