@@ -63,7 +63,8 @@ def fit_codebook(layout: Layout, config: PrepConfig, extractor: Extractor, strea
             f"{error}; {len(rejections.all)} pieces were rejected, the first, {first['id']}, as "
             f"{first['reason']}: {first['detail']}"
         ) from error
-    codebook = Codebook(centres, extractor.name, extractor.fingerprint, extractor.rate, position_mean=place)
+    made_by = extractor.name, extractor.fingerprint, extractor.rate
+    codebook = Codebook(centres, *made_by, position_mean=place, settings=extractor.settings)
     if sample.cepstra is not None:
         units = codebook.encode(sample.features, sample.positions)
         codebook.sound = mean_by_unit(units, sample.cepstra, len(centres))

@@ -59,7 +59,7 @@ def require_extractor(layout: Layout, config: PrepConfig) -> None:
     model = options.model or options.extractor
     require_same("units.model", model, extractor.fingerprint, codebook.extractor_fingerprint, redo)
     if options.codebook and Path(options.codebook).exists():
-        source = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint, extractor.rate)
+        source = import_codebook(Path(options.codebook), extractor)
         require_same("units.codebook", options.codebook, source.fingerprint, codebook.fingerprint, redo)
 
 

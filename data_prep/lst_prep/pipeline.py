@@ -139,10 +139,11 @@ class Preparation:
         options = self.config.units
         extractor = make_extractor(options)
         if options.codebook:
-            codebook = import_codebook(Path(options.codebook), extractor.name, extractor.fingerprint, extractor.rate)
+            codebook = import_codebook(Path(options.codebook), extractor)
         else:
             codebook = fit_codebook(self.layout, self.config, extractor, _stream(self.quiet))
-        codebook.require(extractor.name, extractor.fingerprint, extractor.rate)
+        codebook.require(extractor)
+        codebook.settings = dict(extractor.settings)  # a file of an older version does not say them
         codebook.save(self.layout.codebook)
         return codebook
 

@@ -96,7 +96,7 @@ def units_factory(config: PrepConfig) -> Work:
     """Audio -> units. Writes one .npz an item: `lines` int64 [n], `lengths` int64 [n], `units` int16 [sum]."""
     layout, extractor = Layout(config.out), make_extractor(config.units)
     codebook = Codebook.load(layout.codebook)
-    codebook.require(extractor.name, extractor.fingerprint, extractor.rate)
+    codebook.require(extractor)
     heldout = HeldOut.load(layout.heldout)
 
     def work(item: int) -> dict[str, Any]:

@@ -57,7 +57,7 @@ PACKAGES = (
     (
         "transformers",
         "transformers",
-        "exports as Hugging Face models, HuBERT units",
+        "exports as Hugging Face models, units of HuBERT and Whisper",
         "pip install 'transformers<5'",
         False,
     ),

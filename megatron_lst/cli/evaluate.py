@@ -257,6 +257,7 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="Folder to write")],
     tokenizer: Annotated[str | None, typer.Option(help="mistral-v1, a .model file, a tokenizer.json")] = None,
     codebook: Annotated[Path | None, typer.Option(help="Codebook of the units; without it, text alone")] = None,
+    units_model: Annotated[Path | None, typer.Option(help="Folder of the codebook's HuBERT or Whisper")] = None,
     aligner: Annotated[
         str | None, typer.Option(help="pocketsphinx or ctc: times of words, for models trained on aligned patches")
     ] = None,
@@ -286,7 +287,7 @@ def prepare(
     if codebook is not None:
         from megatron_lst.cli.encoders import audio_encoder
 
-        encode_audio, metadata["codebook"] = audio_encoder(codebook)
+        encode_audio, metadata["codebook"] = audio_encoder(codebook, str(units_model or ""))
     align_audio = None
     if aligner is not None:
         if codebook is None:

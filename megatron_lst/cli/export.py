@@ -15,7 +15,9 @@ def export(
     results: Annotated[Path | None, typer.Option(help="Folder of `lst eval` results for the model card")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="The tokenizer's file, where the run does not keep it")] = None,
     codebook: Annotated[str | None, typer.Option(help="The codebook's file, where the run does not keep it")] = None,
-    units_model: Annotated[Path | None, typer.Option(help="Folder of the units' HuBERT model, to go along")] = None,
+    units_model: Annotated[
+        Path | None, typer.Option(help="Folder of the units' HuBERT or Whisper, to go along")
+    ] = None,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Without tokenizer and codebook")] = False,
 ) -> None:
     """Write weights, configuration, tokenizer, codebook and a model card: a folder that needs nothing else."""

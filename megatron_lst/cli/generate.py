@@ -33,7 +33,9 @@ def generate(
     codebook: Annotated[
         Path | None, typer.Option(help="Encodes --audio, and makes sound of ids; default: the export's own")
     ] = None,
-    units_model: Annotated[Path | None, typer.Option(help="HuBERT model of the ids; default: the export's own")] = None,
+    units_model: Annotated[
+        Path | None, typer.Option(help="HuBERT or Whisper that --audio is encoded with; default: the export's own")
+    ] = None,
     vocoder: Annotated[
         Path | None, typer.Option(help="Folder of a HiFi-GAN over the codebook's ids; else spectral inversion")
     ] = None,

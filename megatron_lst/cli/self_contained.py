@@ -50,7 +50,7 @@ class Companions:
         if self.units_model is not None:
             (folder / UNITS_MODEL).mkdir()
             for path in sorted(self.units_model.iterdir()):
-                if path.suffix in (".json", ".safetensors", ".txt"):
+                if path.suffix in (".json", ".safetensors", ".txt") or path.stem in ("LICENSE", "NOTICE", "README"):
                     shutil.copyfile(path, folder / UNITS_MODEL / path.name)
         elif self.codebook is not None and (self.metadata.get("codebook") or {}).get("extractor") != "mfcc":
             notes.append("audio in needs the model of the units: `--units-model FOLDER` puts it into the export")
@@ -79,8 +79,8 @@ def find_companions(
             f"{run}: does not record what its ids mean (it began with an older version), and its shards are not here: "
             "export from the folder that its paths are relative to, or pass --weights-only"
         )
-    if units_model is not None and not (units_model / "config.json").is_file():
-        raise UserError(f"--units-model {units_model}: no config.json of a model")
+    if units_model is not None and weights_only:
+        raise UserError("--units-model goes along with the codebook, and --weights-only leaves that out")
     if weights_only:
         return Companions(found)
     files, near = recorded_files(run), [Path(p) for source in config.data.sources for p in source.shards]
@@ -94,17 +94,36 @@ def find_companions(
             f"{run}: the codebook {found['codebook']['fingerprint']} is not at hand: "
             f"{hint.format(option='--codebook FILE')}"
         )
+    if units_model is not None:
+        _check_units_model(units_model, book)
     return Companions(found, text, book, units_model or _embedded_model(book))
+
+
+def _check_units_model(folder: Path, codebook: Path | None) -> None:
+    """Refuse a model that does not make the units of this codebook, or whose files would not all go along."""
+    from lst_prep.units import Codebook
+    from megatron_lst.cli.encoders import extractor_of
+
+    if codebook is None:
+        raise UserError(f"--units-model {folder}: the run has no codebook of units that a model makes")
+    book = Codebook.load(codebook)
+    if book.extractor == "mfcc":
+        raise UserError(f"--units-model {folder}: the codebook is of mfcc features, which need no model")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--units-model {folder}: no config.json of a model")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"--units-model {folder}: no weights in .safetensors (save_pretrained writes them)")
+    extractor_of(book, str(folder), device="cpu", precision="fp32")
 
 
 def _embedded_model(codebook: Path | None) -> Path | None:
     """The encoder that comes with the repository, where it is here and the codebook clusters its states."""
     from lst_prep.units import Codebook
-    from lst_prep.units.whisper import EMBEDDED, EMBEDDED_FINGERPRINT
+    from lst_prep.units.whisper import EMBEDDED, is_embedded
 
     if codebook is None or not EMBEDDED.is_dir():
         return None
-    return EMBEDDED if Codebook.load(codebook).extractor_fingerprint == EMBEDDED_FINGERPRINT else None
+    return EMBEDDED if is_embedded(Codebook.load(codebook)) else None
 
 
 def write_transformers_tokenizer(source: Path, folder: Path, vocabulary: Vocabulary) -> str:

@@ -271,6 +271,8 @@ def test_hubert_and_ctc_end_to_end(hubert: str, ctc: str, tmp_path: Path) -> Non
     assert summary["rejected"] == {}
     alike, compared = summary["units_like_fp32"]
     assert 0.5 * compared < alike < compared
+    written = Codebook.load(tmp_path / "out" / "codebook.safetensors").settings
+    assert written == {"layer": 2, "padding": 40, "piece_seconds": 30.0}
     assert f"{alike / compared:.1%} of {compared} units" in (tmp_path / "out" / "report.md").read_text()
     shards = ShardSet.open(tmp_path / "out" / "speech")
     assert shards.codec is not None
@@ -289,5 +291,7 @@ def test_hubert_and_ctc_end_to_end(hubert: str, ctc: str, tmp_path: Path) -> Non
         out=str(tmp_path / "other"),
         units=replace(config.units, codebook=str(tmp_path / "out" / "codebook.safetensors"), layer=1),
     )
-    with pytest.raises(UserError, match="codebook was fitted on hubert features"):
+    with pytest.raises(
+        UserError, match=r"fitted on hubert features \(.*layer 2, .*made with hubert \(.*layer 1, padding 40"
+    ):
         run(again, quiet=True)

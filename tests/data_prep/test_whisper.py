@@ -12,7 +12,7 @@ from lst_prep.audio import load
 from lst_prep.config import AudioConfig, PrepConfig, UnitsConfig
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import agreement, fit, position_mean, without_position
-from lst_prep.units.whisper import EMBEDDED, EMBEDDED_FINGERPRINT, WhisperExtractor, load_encoder
+from lst_prep.units.whisper import EMBEDDED, EMBEDDED_FINGERPRINTS, WhisperExtractor, load_encoder
 from megatron_lst.errors import UserError
 from megatron_lst.inference.vocoder import SpectralVocoder
 
@@ -32,7 +32,7 @@ def speech() -> np.ndarray:
 def whisper() -> WhisperExtractor:
     extractor = make_extractor(UnitsConfig("whisper"))
     assert isinstance(extractor, WhisperExtractor)
-    assert extractor.fingerprint == EMBEDDED_FINGERPRINT
+    assert extractor.fingerprint == EMBEDDED_FINGERPRINTS[4]
     return extractor
 
 

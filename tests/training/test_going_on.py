@@ -2,6 +2,9 @@
 
 import dataclasses
 import shutil
+import signal
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ from megatron_lst.config.schema import Config
 from megatron_lst.training import trainer
 from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.metrics import read_metrics
+from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
+from tests.training.test_train import signal_after
 
 SAME = ("step", "loss", "loss_speech", "loss_text", "grad_norm", "lr", "batch_hash", "tokens", "raw_tokens")
 
@@ -93,6 +98,42 @@ def test_damaged_hints_and_half_lines_do_not_stop_a_resume(tiny) -> None:
     assert [r["step"] for r in read_metrics(folder)] == [1, 2, 3, 4, 5]
     assert kinds(config).count("stop") == 2
     assert kinds(config).count("resume") == 2  # the hint, and from where
+
+
+@pytest.mark.parametrize("received", [None, signal.SIGTERM])
+def test_a_full_disk_at_the_end_costs_the_note_of_it_alone(
+    tiny, received: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(training__steps=3)
+    folder = Path(config.run.dir)
+    folder.mkdir()
+
+    def fill_disk() -> None:
+        """What STOPPED.json is written into, before it gets its name, has no room."""
+        name = f".{outcome.NAME}.{socket.gethostname()}.{threading.get_native_id()}.tmp"
+        (folder / name).symlink_to("/dev/full")
+
+    fill_disk()
+    with monkeypatch.context() as patch:
+        if received is not None:
+            signal_after(patch, 2, received)
+        stopped = trainer.train(config)
+    step = 3 if received is None else 2
+    assert stopped == trainer.Outcome(step, received)
+    assert outcome.read(folder) is None
+    said = [e.message for e in read_events(folder / "events.log") if e.kind == "stop"]
+    assert "STOPPED.json could not be written" in said[0]
+    assert "No space left on device" in said[0]
+    assert said[1:] == ["all steps are done" if received is None else "saved after SIGTERM"]
+    assert complete_checkpoints(folder)[-1].step == step
+    assert not complete_checkpoints(folder)[-1].damaged_files()
+
+    fill_disk()  # control: this disk is full, and only the trainer forgives it
+    with pytest.raises(OSError, match="No space left"):
+        outcome.finished(folder, step)
+    trainer.train(extend(config, 4))
+    assert (outcome.read(folder) or {})["state"] == "finished"
+    assert [r["step"] for r in read_metrics(folder)] == [1, 2, 3, 4]
 
 
 def test_the_checkpoint_with_the_least_held_out_loss_stays(tiny) -> None:

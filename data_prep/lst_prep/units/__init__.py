@@ -3,6 +3,7 @@
 from lst_prep.config import UnitsConfig
 from lst_prep.units.codebook import Codebook
 from lst_prep.units.extractor import Extractor
+from megatron_lst.errors import UserError
 
 __all__ = ["Codebook", "Extractor", "make_extractor"]
 
@@ -17,6 +18,8 @@ def make_extractor(config: UnitsConfig) -> Extractor:
         from lst_prep.units.whisper import WhisperExtractor
 
         return WhisperExtractor(config)
+    if config.extractor != "hubert":
+        raise UserError(f"units of {config.extractor!r} are made elsewhere; those of mfcc, whisper and hubert here")
     from lst_prep.units.hubert import HubertExtractor
 
     return HubertExtractor(config)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,8 @@ from megatron_lst.errors import UserError
 from megatron_lst.files import write_bytes
 from megatron_lst.vocabulary import parse_rate, rate_text
 
+_SETTINGS = ("layer", "padding", "piece_seconds")
+
 
 class Codebook:
     """Centres of one extractor's features.
@@ -26,6 +28,8 @@ class Codebook:
     Attributes:
         centres: float32 [S, dim].
         extractor: the extractor's name; `extractor_fingerprint` its identity.
+        settings: `Extractor.settings`, so that the file alone says how its units are made; empty in files of older
+            versions, which means the defaults. Not part of the fingerprint.
         fingerprint: of centres and extractor together; equal units need equal fingerprints.
         rate: units a second.
         sound: float32 [S, 13] or None, the mean of the normalised MFCC of each unit's frames, for a spectral vocoder;
@@ -42,10 +46,11 @@ class Codebook:
         rate: Fraction = Fraction(25),
         sound: np.ndarray | None = None,
         position_mean: np.ndarray | None = None,
+        settings: Mapping[str, float] | None = None,
     ) -> None:
         self.centres = np.ascontiguousarray(centres, np.float32)
         self.extractor, self.rate, self.sound = extractor, rate, sound
-        self.extractor_fingerprint = extractor_fingerprint
+        self.extractor_fingerprint, self.settings = extractor_fingerprint, dict(settings or {})
         digest = hashlib.sha256(self.centres.tobytes())
         digest.update(f"{self.centres.shape} {extractor} {extractor_fingerprint}".encode())
         self.position_mean = position_mean
@@ -82,26 +87,30 @@ class Codebook:
             units[begin : begin + 8192] = np.argmin(self._half_norms - block @ self.centres.T, axis=1)
         return units
 
-    def require(self, extractor: str, fingerprint: str, rate: Fraction) -> None:
+    def require(self, extractor: Extractor) -> None:
         """Raises UserError when these centres belong to another extractor's features."""
-        if (self.extractor, self.extractor_fingerprint) != (extractor, fingerprint):
+        if (self.extractor, self.extractor_fingerprint) != (extractor.name, extractor.fingerprint):
             raise UserError(
-                f"the codebook was fitted on {self.extractor} features ({self.extractor_fingerprint}), "
-                f"the units are to be made with {extractor} ({fingerprint})"
+                f"the codebook was fitted on {self.extractor} features ({self.extractor_fingerprint}"
+                f"{_in_words(self.settings)}), the units are to be made with {extractor.name} ({extractor.fingerprint}"
+                f"{_in_words(extractor.settings)})"
             )
-        if self.rate != rate:
+        if self.rate != extractor.rate:
             raise UserError(
-                f"the codebook is of {rate_text(self.rate)} units a second, {extractor} gives {rate_text(rate)}"
+                f"the codebook is of {rate_text(self.rate)} units a second, {extractor.name} gives "
+                f"{rate_text(extractor.rate)}"
             )
 
     def save(self, path: Path) -> None:
         """Write .safetensors, atomically."""
-        about = {
+        about: dict[str, Any] = {
             "format": "megatron-lst codebook",
             "version": "1",
             "extractor": self.extractor,
             "extractor_fingerprint": self.extractor_fingerprint,
-        } | ({} if self.rate == 25 else {"rate": rate_text(self.rate)})
+        }
+        about |= {} if self.rate == 25 else {"rate": rate_text(self.rate)}
+        about |= {"settings": self.settings} if self.settings else {}
         metadata = {"codebook": json.dumps(about)}  # one key: safetensors writes several in random order
         optional = {"sound": self.sound, "position_mean": self.position_mean}
         tensors = {"centres": self.centres} | {name: t for name, t in optional.items() if t is not None}
@@ -119,9 +128,30 @@ class Codebook:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 made_by = metadata["extractor"], metadata["extractor_fingerprint"]
                 optional = tensors.get("sound"), tensors.get("position_mean")
-                return cls(tensors["centres"], *made_by, rate, *optional)
-        except (SafetensorError, OSError) as error:
+                settings = _known_settings(metadata.get("settings", {}), path)
+                return cls(tensors["centres"], *made_by, rate, *optional, settings)
+        except (SafetensorError, OSError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise UserError(f"codebook {path}: cannot be read ({error})") from error
+
+
+def _known_settings(found: Any, path: Path) -> dict[str, float]:
+    """The settings of a file. Raises UserError for one that this version does not know, or an impossible value."""
+    if not isinstance(found, dict):
+        raise UserError(f"codebook {path}: settings {found!r} are not a table")
+    for name, value in found.items():
+        if name not in _SETTINGS:
+            raise UserError(
+                f"codebook {path}: its features were made with the setting {name!r}, which this version does not know"
+            )
+        whole = name != "piece_seconds"
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value >= (not whole):
+            expected = "a whole number from 0" if whole else "a number of seconds"
+            raise UserError(f"codebook {path}: settings.{name} is {value!r}, expected {expected}")
+    return found
+
+
+def _in_words(settings: Mapping[str, float]) -> str:
+    return "".join(f", {name} {value:g}" for name, value in settings.items())
 
 
 def without_position(features: np.ndarray, positions: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -160,7 +190,7 @@ def agreement(extractor: NeuralExtractor, codebook: Codebook, pieces: Sequence[n
     return sum(int((a == b).sum()) for a, b in zip(mine, exact, strict=True)), sum(map(len, exact))
 
 
-def import_codebook(path: Path, extractor: str, extractor_fingerprint: str, rate: Fraction) -> Codebook:
+def import_codebook(path: Path, extractor: Extractor) -> Codebook:
     """Take in somebody else's centres: .safetensors of ours, .npz, .npy, or a pickled scikit-learn k-means.
 
     A pickle passes a loader that constructs numpy arrays and bare k-means objects and refuses everything else.
@@ -180,7 +210,7 @@ def import_codebook(path: Path, extractor: str, extractor_fingerprint: str, rate
         raise UserError(f"codebook {path}: cannot be read ({error})") from error
     if centres.ndim != 2:
         raise UserError(f"codebook {path}: centres of shape {centres.shape}, expected [entries, dim]")
-    return Codebook(centres, extractor, extractor_fingerprint, rate)
+    return Codebook(centres, extractor.name, extractor.fingerprint, extractor.rate, settings=extractor.settings)
 
 
 class _Bare:

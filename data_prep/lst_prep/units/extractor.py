@@ -13,12 +13,14 @@ class Extractor(Protocol):
     Attributes:
         name: goes into the codebook, so that units of one extractor are never made with another's codebook.
         fingerprint: identity of the extractor, its weights and its settings.
+        settings: what of `UnitsConfig`, beside model and rate, decides the features: layer, padding, piece_seconds.
         dim: length of one feature vector.
         rate: frames a second.
     """
 
     name: str
     fingerprint: str
+    settings: dict[str, float]
     dim: int
     rate: Fraction
 

@@ -57,6 +57,7 @@ class HubertExtractor:
         self.fingerprint = hashlib.sha256(
             f"hubert {weights} layer {layer} padding {config.padding}".encode()
         ).hexdigest()[:16]
+        self.settings = {"layer": layer, "padding": config.padding, "piece_seconds": config.piece_seconds}
         model.encoder.layers = model.encoder.layers[: max(layer, 1)]  # the rest would be computed in vain
         self._device = choose_device(config.device)
         self._dtype = choose_dtype(config.precision, self._device)

@@ -69,6 +69,7 @@ class MfccExtractor:
     def __init__(self, rate: Fraction = Fraction(25)) -> None:
         """Args: rate: frames a second, 100 divided by a whole number: a frame is the mean of so many of 10 ms."""
         self.rate, self._mean = rate, int(100 / rate)
+        self.settings: dict[str, float] = {}
         self.fingerprint = hashlib.sha256(_SPEC.format(self._mean).encode()).hexdigest()[:16]
 
     def positions(self, frames: int) -> None:

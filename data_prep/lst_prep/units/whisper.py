@@ -21,6 +21,7 @@ from lst_prep.audio import RATE
 from lst_prep.config import UnitsConfig
 from lst_prep.devices import choose_device, choose_dtype, model_fingerprint
 from lst_prep.pieces import equal_length_batches
+from lst_prep.units.codebook import Codebook
 from megatron_lst.errors import UserError
 from megatron_lst.vocabulary import rate_text
 
@@ -35,8 +36,14 @@ def _fingerprint(weights: str, layer: int) -> str:
     return hashlib.sha256(f"whisper {weights} layer {layer}".encode()).hexdigest()[:16]
 
 
-EMBEDDED_FINGERPRINT = _fingerprint(EMBEDDED_WEIGHTS, 4)
-"""Of the extractor that has it, with its last layer."""
+EMBEDDED_FINGERPRINTS = tuple(_fingerprint(EMBEDDED_WEIGHTS, layer) for layer in range(5))
+"""Of the extractor that has it, with each of its hidden layers."""
+
+
+def is_embedded(codebook: Codebook) -> bool:
+    """Whether a codebook clusters states of the encoder that comes with the repository."""
+    return codebook.extractor_fingerprint in EMBEDDED_FINGERPRINTS
+
 
 SAMPLES_PER_STATE = 320
 """The encoder's own frames are 20 ms: a hop of 10 ms, and a stride of 2."""
@@ -81,6 +88,7 @@ class WhisperExtractor:
         if not config.model and weights != EMBEDDED_WEIGHTS:
             raise UserError(f"{EMBEDDED}: its weights are {weights}, not {EMBEDDED_WEIGHTS}; take it from git again")
         self.fingerprint = _fingerprint(weights, layer)
+        self.settings = {"layer": layer, "piece_seconds": config.piece_seconds}
         self._layer, self._positions = layer, encoder.embed_positions.weight.detach().clone()
         self._device = choose_device(config.device)
         self._dtype = choose_dtype(config.precision, self._device)
