@@ -21,6 +21,7 @@ from lst_prep.rejection import Rejection
 from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.words import normalise_text
 from megatron_lst.errors import UserError
+from megatron_lst.files import read_json
 
 
 class Tokenizer(Protocol):
@@ -54,11 +55,23 @@ _BOS = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]", "<bos>")
 _EOS = ("</s>", "<|end_of_text|>", "<|endoftext|>", "[SEP]", "<eos>")
 
 
-def _special(content: bytes) -> bytes:
+def _declared(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of BOS and of EOS that a tokenizer_config.json beside a tokenizer.json gives."""
+    beside = path.with_name("tokenizer_config.json")
+    value = read_json(beside) if beside.exists() else None
+    names = []
+    for key in ("bos_token", "eos_token"):
+        token = (value or {}).get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        names.append((token,) if isinstance(token, str) and token else ())
+    return names[0], names[1]
+
+
+def _special(content: bytes, names: Iterable[str]) -> bytes:
     """A tokenizer.json whose BOS and EOS are marked as special, so that text that quotes them stays text."""
-    value = json.loads(content)
+    value, names = json.loads(content), set(names)
     for token in value.get("added_tokens") or []:
-        token["special"] = token["special"] or token["content"] in (*_BOS, *_EOS)
+        token["special"] = token["special"] or token["content"] in names
     return json.dumps(value, ensure_ascii=False).encode()
 
 
@@ -74,11 +87,11 @@ class SentencePieceTokenizer:
         except (OSError, RuntimeError) as error:
             raise UserError(f"tokenizer {path}: not a readable SentencePiece model ({error})") from error
         self.path = str(path)
-        self.info = TokenizerInfo(
-            _fingerprint(content), self._model.vocab_size(), self._model.bos_id(), self._model.eos_id(), name
-        )
-        if self.info.bos < 0 or self.info.eos < 0:
-            raise UserError(f"tokenizer {path}: has no BOS or EOS piece; documents need both")
+        bos, eos = self._model.bos_id(), self._model.eos_id()
+        if eos < 0:
+            raise UserError(f"tokenizer {path}: has no EOS piece; documents need one")
+        bos = eos if bos < 0 else bos
+        self.info = TokenizerInfo(_fingerprint(content), self._model.vocab_size(), bos, eos, name)
         self._encode_word = lru_cache(maxsize=1 << 16)(self._model.encode)
 
     def encode(self, text: str) -> list[int]:
@@ -103,7 +116,9 @@ class HuggingFaceTokenizer:
 
         try:
             content = path.read_bytes()
-            self._model = FastTokenizer.from_buffer(_special(content))
+            declared = _declared(path)
+            begins, ends = (*_BOS, *declared[0]), (*_EOS, *declared[1])
+            self._model = FastTokenizer.from_buffer(_special(content, (*begins, *ends)))
         except (OSError, ValueError) as error:
             raise UserError(f"tokenizer {path}: not a readable tokenizer.json ({error})") from error
         except Exception as error:  # the Rust library raises plain Exception for a file that it cannot parse
@@ -112,17 +127,20 @@ class HuggingFaceTokenizer:
         self._model.no_padding()
         self._model.encode_special_tokens = True
         self.path = str(path)
-        bos = self._special(*_BOS)
-        eos = self._special(*_EOS)
+        eos = self._first(ends)
+        if eos is None:
+            raise UserError(
+                f"tokenizer {self.path}: none of {', '.join(ends)} is in it; documents need an EOS: name it as "
+                f"eos_token in a tokenizer_config.json beside it"
+            )
+        bos = self._first(begins)
+        bos = eos if bos is None else bos  # Qwen and others have none: documents begin with what ends the one before
         size = max(self._model.get_vocab().values()) + 1  # ids may have holes
         self.info = TokenizerInfo(_fingerprint(content), size, bos, eos, name)
 
-    def _special(self, *names: str) -> int:
-        for name in names:
-            found = self._model.token_to_id(name)
-            if found is not None:
-                return int(found)
-        raise UserError(f"tokenizer {self.path}: none of {', '.join(names)} is in it; documents need BOS and EOS")
+    def _first(self, names: Iterable[str]) -> int | None:
+        """Id of the first of these tokens that there is. Of several EOS, that of pretraining comes before a chat's."""
+        return next((int(i) for name in names if (i := self._model.token_to_id(name)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
         return _plain(self.info, self._model.encode(text, add_special_tokens=False).ids, text)

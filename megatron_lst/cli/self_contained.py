@@ -89,7 +89,8 @@ def find_companions(
     if found.get("tokenizer") and text is None:
         name = found["tokenizer"].get("name") or found["tokenizer"]["fingerprint"]
         raise UserError(f"{run}: the tokenizer {name!r} is not at hand: {hint.format(option='--tokenizer FILE')}")
-    if (found.get("codebook") or {}).get("extractor") in OWN_EXTRACTORS and book is None:
+    made_here = not (found.get("codec") or {}).get("encoder")  # imported tokens say how they were made
+    if made_here and (found.get("codebook") or {}).get("extractor") in OWN_EXTRACTORS and book is None:
         raise UserError(
             f"{run}: the codebook {found['codebook']['fingerprint']} is not at hand: "
             f"{hint.format(option='--codebook FILE')}"

@@ -5,7 +5,7 @@ codebook has its own range: code k of codebook q is `offsets[q] + k`, so that S 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -34,8 +34,8 @@ class Codec:
     codebooks: tuple[int, ...]
     rate: Fraction = Fraction(25)
     fingerprint: str = ""
-    encoder: str = ""
-    decoder: str = ""
+    encoder: str = field(default="", compare=False)
+    decoder: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         """Raises UserError: no codebook, one without entries, or a rate that is not above 0."""

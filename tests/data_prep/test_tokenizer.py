@@ -98,3 +98,58 @@ def test_text_that_does_not_come_back_is_refused_at_the_start(tmp_path: Path) ->
 )
 def test_the_bundled_tokenizer_gives_text_back(text: str) -> None:
     check_round_trip(load_tokenizer("mistral-v1"), [("any", text)])
+
+
+def of_an_llm(folder: Path, pieces: int, added: list[str], config: dict[str, object] | None) -> Path:
+    """A byte-level BPE of so many pieces, with added tokens behind them, as LLMs publish theirs."""
+    from itertools import count
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {piece: i for i, piece in enumerate(alphabet)}
+    names = (f"{a}{b}{c}" for a in alphabet for b in alphabet for c in alphabet)
+    for i in count(len(words)):
+        if i == pieces:
+            break
+        words[next(names)] = i
+    model = Tokenizer(models.BPE(vocab=words, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([AddedToken(name, special=True) for name in added])
+    folder.mkdir(exist_ok=True)
+    model.save(str(folder / "tokenizer.json"))
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_150_000_pieces_no_bos_and_several_eos(tmp_path: Path) -> None:
+    added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    folder = of_an_llm(tmp_path / "q", 151_643, added, {"bos_token": None, "eos_token": "<|im_end|>"})
+    tokenizer = load_tokenizer(str(folder))
+    info = tokenizer.info
+    assert (info.size, info.bos, info.eos) == (151_646, 151_643, 151_643)  # pretraining's, not the chat's
+    quoting = "Chats end in <|im_end|>, texts in <|endoftext|>."
+    ids = tokenizer.encode(quoting)
+    assert tokenizer.decode(ids) == quoting and max(ids) < 151_643
+
+
+def test_names_that_nobody_knows_are_read_from_the_configuration_beside(tmp_path: Path) -> None:
+    begin, end = "<|begin▁of▁sentence|>", "<|end▁of▁sentence|>"
+    config = {"bos_token": {"content": begin, "special": True}, "eos_token": end}
+    info = load_tokenizer(str(of_an_llm(tmp_path / "d", 300, [begin, end], config))).info
+    assert (info.size, info.bos, info.eos) == (302, 300, 301)
+    with pytest.raises(UserError, match="documents need an EOS: name it as eos_token"):
+        load_tokenizer(str(of_an_llm(tmp_path / "n", 300, [begin, end], None)))  # the control
+
+
+def test_a_sentencepiece_model_without_bos_begins_documents_with_eos(tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    (tmp_path / "text").write_text(LONG.replace(". ", ".\n"))
+    common = f"--input={tmp_path / 'text'} --vocab_size=60 --hard_vocab_limit=false --bos_id=-1"
+    SentencePieceTrainer.train(f"{common} --model_prefix={tmp_path / 'm'}")
+    info = load_tokenizer(str(tmp_path / "m.model")).info
+    assert info.bos == info.eos >= 0
+    SentencePieceTrainer.train(f"{common} --model_prefix={tmp_path / 'n'} --eos_id=-1")
+    with pytest.raises(UserError, match="no EOS piece"):
+        load_tokenizer(str(tmp_path / "n.model"))

@@ -34,7 +34,7 @@ class CodecConfig:
             self.codebooks,
             parse_rate(self.rate, "codec.rate"),
             self.fingerprint,
-            self.encoder,
+            self.encoder or "not recorded",
             self.decoder,
         )
 

@@ -195,3 +195,26 @@ def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path: Path) -> N
     assert "CC0" in (tmp_path / "out/report.md").read_text()
     refused = CliRunner().invoke(prep_app, ["import", str(path), "codec.rate=25", f"out={tmp_path / 'no'}", "--quiet"])
     assert refused.exit_code != 0 and "60 of 60 records are wrong" in str(refused.exception)
+
+
+def test_an_export_asks_for_no_codebook_of_imported_tokens(tmp_path: Path) -> None:
+    """They may have the name of an extractor of ours; only what was made here has a codebook file to go along."""
+    import json
+
+    from megatron_lst.cli.self_contained import find_companions
+    from megatron_lst.config import load_config
+    from megatron_lst.errors import UserError
+    from tests.data_prep.importing.tokens import write_parquet
+
+    values = configuration(tmp_path / "out", write_parquet(tmp_path / "in", records()))
+    run({**values, "codec": {**CODEC, "name": "hubert"}})
+    (tmp_path / "run.yaml").write_text("base: [out/train.yaml]\npatching: {strategy: static, size: 3}\n")
+    config = load_config(tmp_path / "run.yaml")
+    found = find_companions(tmp_path, config, None, None, None, False)
+    assert found.codebook is None and found.metadata["codec"]["name"] == "hubert"
+    manifest = tmp_path / "out/talks/manifest.json"
+    content = json.loads(manifest.read_text())
+    content["codec"]["encoder"] = ""  # the control: as if it were made here
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="codebook .* is not at hand"):
+        find_companions(tmp_path, config, None, None, None, False)
