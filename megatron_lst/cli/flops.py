@@ -77,7 +77,7 @@ def describe(config: Any) -> dict[str, Any]:
     """Everything `lst flops CONFIG` prints, as plain data."""
     from dataclasses import asdict
 
-    from megatron_lst.flops import expected_work, module_flops, module_parameters
+    from megatron_lst.flops import expected_work, module_flops, module_parameters, row_speech_seconds
     from megatron_lst.flops.counter import TRAINING_FACTOR
 
     work = expected_work(config)
@@ -102,6 +102,7 @@ def describe(config: Any) -> dict[str, Any]:
             "units": rows * work.units,
             "tokens": rows * work.tokens,
             "flops": rows * total["training_row"],
+            "speech_hours": rows * row_speech_seconds(config) / 3600,
         },
         "speech_second": _speech_second(config),
     }
@@ -192,7 +193,7 @@ def _config(path: str, overrides: list[str], as_json: bool) -> None:
     )
     console.print(
         f"The run: {run['rows']:,} rows, {_short(run['units'])} units, {_short(run['tokens'])} raw tokens, "
-        f"{_si(run['flops'])}."
+        f"{run['speech_hours']:,.0f} hours of speech, {_si(run['flops'])}."
     )
     second = result["speech_second"]
     console.print(

@@ -8,7 +8,15 @@ are not useful; norms, softmax and RoPE are not matrix products.
 """
 
 from megatron_lst.flops.counter import forward_flops, module_flops, module_parameters, parameters, row_flops
-from megatron_lst.flops.work import MixtureStatistics, Work, expected_work, flattened, row_work, speech_second
+from megatron_lst.flops.work import (
+    MixtureStatistics,
+    Work,
+    expected_work,
+    flattened,
+    row_speech_seconds,
+    row_work,
+    speech_second,
+)
 
 __all__ = [
     "MixtureStatistics",
@@ -20,6 +28,7 @@ __all__ = [
     "module_parameters",
     "parameters",
     "row_flops",
+    "row_speech_seconds",
     "row_work",
     "speech_second",
 ]

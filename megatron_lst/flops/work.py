@@ -199,6 +199,14 @@ def speech_second(config: Config) -> Work:
     return row * (config.vocabulary.depth * float(config.vocabulary.rate) / row.tokens)
 
 
+def row_speech_seconds(config: Config) -> float:
+    """Seconds of speech in an average full row."""
+    mixture = mixture_of(config)
+    spoken = mixture.interleaved * mixture.speech_share + mixture.speech
+    frames = spoken / (mixture.interleaved + mixture.text + mixture.speech) / mixture.units_per_token
+    return config.data.units * frames / float(config.vocabulary.rate)
+
+
 def flattened(config: Config) -> Config:
     """The same trunk over the same tokens without patches: the baseline, each speech token a unit."""
     return replace(
