@@ -79,9 +79,9 @@ def test_held_out_text_is_found_inside_running_text_of_any_script(data: st.DataO
 def test_other_text_stays_as_it_is(data: st.DataObject, script: str) -> None:
     """The control: text that shares no run of ANYWHERE words with what is held out is not touched."""
     held, other = (data.draw(word_lists(script, 1, 60)) for _ in range(2))
-    pairs = set(zip(held, held[1:], strict=False))
-    if any(pair in pairs for pair in zip(other, other[1:], strict=False)) or set(held) & set(other):
-        return
+    codes = [set(Words.of(written(words, script)).codes.tolist()) for words in (held, other)]
+    if codes[0] & codes[1]:
+        return  # accents of Greek and Latin letters make no other word
     guard = HeldOut()
     guard.add(written(held, script))
     text = written(other, script)
