@@ -10,7 +10,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "patch_pool": ("triton", "reference"),
     "patch_unpool": ("triton", "reference"),
     "patch_attention": ("triton", "reference"),
-    "interval_attention": ("triton", "flex", "reference"),
+    "interval_attention": ("triton", "reference"),
     "rotary": ("triton", "reference"),
     "linear_cross_entropy": ("reference",),
 }
@@ -53,8 +53,6 @@ def choose_backend(op: str, device: torch.device | str, backend: str = "auto", d
             raise ValueError(f"{op}: backend 'triton' was asked for, but triton does not import here")
         if kind != "cuda" and not interpreting():
             raise ValueError(f"{op}: backend 'triton' needs CUDA tensors, got {kind}; use 'auto' or 'reference'")
-    if backend == "flex" and kind != "cuda":
-        raise ValueError(f"{op}: backend 'flex' needs CUDA tensors, got {kind}; use 'auto' or 'reference'")
     return backend
 
 

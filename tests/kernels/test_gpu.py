@@ -175,9 +175,13 @@ def test_another_number_of_tokens_compiles_nothing() -> None:
 
 
 def test_flex_agrees() -> None:
+    from lst_kernels.interval_attention.flex import interval_attention_flex
+
     i = inputs(320)
-    for name in ("window", "causal, grouped"):
-        ours, flex = (OPERATIONS[name][1](i, backend) for backend in ("triton", "flex"))
+    for q, kv, first in (("narrow", "narrow", "window_start"), ("wide", "few", "document_start")):
+        bounds = i[first], i["after"]
+        ours = interval_attention(i[q], i[kv], i[kv], *bounds, backend="triton")
+        flex = interval_attention_flex(i[q], i[kv], i[kv], *bounds, i[q].shape[-1] ** -0.5)
         torch.testing.assert_close(ours, flex, rtol=3e-2, atol=3e-2)
 
 

@@ -39,10 +39,6 @@ def interval_attention(
         from .library import interval_attention_triton
 
         return interval_attention_triton(q, k, v, k_start, k_end, scale)
-    if chosen == "flex":
-        from .flex import interval_attention_flex
-
-        return interval_attention_flex(q, k, v, k_start, k_end, scale)
     from .reference import interval_attention_reference
 
     return interval_attention_reference(q, k, v, k_start, k_end, scale)

@@ -1,5 +1,4 @@
-"""interval_attention through PyTorch's FlexAttention: a peer, and a choice (`backend="flex"`) where it
-measures faster.
+"""interval_attention through PyTorch's FlexAttention: a peer for benchmarks and tests; nothing else runs it.
 
 Its block mask is built from the intervals' ends directly, block by block: no [Nq, Nk] mask and no host sync.
 """
