@@ -19,6 +19,7 @@ from megatron_lst.documents.codec import Codec, codebook_entry
 from megatron_lst.errors import DamagedDataError, LstError, UserError
 from megatron_lst.files import read_json, write_json
 from megatron_lst.inference.export import CODEBOOK_FILE, TOKENIZER_FILES, tokenizer_file
+from megatron_lst.training.resilience.events import EventKind
 
 FOLDER, FILE = "provenance", "provenance.json"
 COMPARED = ("tokenizer", "codebook")
@@ -53,7 +54,7 @@ def describe_sources(config: Config) -> dict[str, Any]:
     return found | {key: sorted(values) for key, values in for_people.items() if values}
 
 
-def record(config: Config, begun: bool, tell: Callable[[str, str], None]) -> dict[str, Any]:
+def record(config: Config, begun: bool, tell: Callable[[EventKind, str], None]) -> dict[str, Any]:
     """Write down what the sources are when a run starts, and hold the run to it later.
 
     Args:

@@ -34,7 +34,7 @@ from megatron_lst.training.provenance import record
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.record import StepRecorder, job_peak
 from megatron_lst.training.resilience import outcome
-from megatron_lst.training.resilience.events import EventLog
+from megatron_lst.training.resilience.events import EventKind, EventLog
 from megatron_lst.training.resilience.faults import BadSteps, SpikeDetector
 from megatron_lst.training.resilience.lock import check as check_lock
 from megatron_lst.training.resilience.signals import StopSignals
@@ -111,7 +111,7 @@ class _Run:
         hosts = ranks.gather_objects(socket.gethostname()) or []
         self.stragglers = StragglerReport(hosts, ratio=training.straggler_ratio)
 
-    def tell(self, kind: str, message: str) -> None:
+    def tell(self, kind: EventKind, message: str) -> None:
         """One event: a line in events.log and on the writer's terminal."""
         self.events.write(kind, message, self.step)
         if self.writer:

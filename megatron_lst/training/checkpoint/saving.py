@@ -20,6 +20,7 @@ from megatron_lst.files import write_text
 from megatron_lst.training.checkpoint import folders
 from megatron_lst.training.checkpoint.retention import retain
 from megatron_lst.training.ranks import Ranks
+from megatron_lst.training.resilience.events import EventKind
 
 RETRY_SECONDS = 2.0
 """Pause before the last checkpoint of a run is tried again."""
@@ -40,7 +41,7 @@ class CheckpointSaver:
         run: Path,
         config_yaml: str,
         settings: CheckpointConfig,
-        tell: Callable[[str, str], None],
+        tell: Callable[[EventKind, str], None],
         guard: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._ranks, self._run, self._config_yaml = engine, ranks, run, config_yaml

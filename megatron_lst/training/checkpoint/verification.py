@@ -6,10 +6,14 @@ from megatron_lst.config.schema import CheckpointConfig
 from megatron_lst.errors import DamagedDataError
 from megatron_lst.training.checkpoint.folders import Checkpoint, complete_checkpoints
 from megatron_lst.training.ranks import Ranks
+from megatron_lst.training.resilience.events import EventKind
 
 
 def verify_checkpoint(
-    found: Checkpoint, settings: CheckpointConfig, ranks: Ranks, tell: Callable[[str, str], None] = lambda *_: None
+    found: Checkpoint,
+    settings: CheckpointConfig,
+    ranks: Ranks,
+    tell: Callable[[EventKind, str], None] = lambda *_: None,
 ) -> None:
     """Refuse a damaged checkpoint; collective. Each rank reads its share of the files.
 

@@ -13,7 +13,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
+EventKind = Literal[
+    "engine",
+    "start",
+    "lock",
+    "checkpoint",
+    "checkpoint_failed",
+    "resume",
+    "schedule",
+    "damaged",
+    "skip",
+    "spike",
+    "rollback",
+    "slow",
+    "metrics",
+    "clock",
+    "hang",
+    "stop",
+]
+"""Every kind that is written; docs/training.md lists the same ones."""
 JUMP_SECONDS = 2.0
 _LINE = re.compile(r"^(?P<time>\S+Z) (?:step=(?P<step>\d+) )?(?P<kind>[a-z_]+): (?P<message>.*)$")
 
@@ -25,7 +45,7 @@ class Event:
     Attributes:
         time: seconds since the epoch.
         step: optimiser step, None where there is none.
-        kind: one word of a-z and `_`.
+        kind: an `EventKind`; in the log of another version perhaps another word of a-z and `_`.
         message: one line.
     """
 
@@ -75,13 +95,8 @@ class EventLog:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")
 
-    def write(self, kind: str, message: str, step: int | None = None) -> None:
-        """Append one event.
-
-        Args:
-            kind: one word of a-z and `_`: start, checkpoint, skip, spike, slow, hang, stop, ...
-            message: line breaks become spaces.
-        """
+    def write(self, kind: EventKind, message: str, step: int | None = None) -> None:
+        """Append one event; line breaks of the message become spaces."""
         if not self._writer:
             return
         wall, elapsed = self._wall(), self._monotonic() - self._anchor[1]
@@ -92,7 +107,7 @@ class EventLog:
             self._append(wall, None, "clock", f"the clock went {direction} by {abs(jump):.0f} s")
         self._append(wall, step, kind, message)
 
-    def _append(self, when: float, step: int | None, kind: str, message: str) -> None:
+    def _append(self, when: float, step: int | None, kind: EventKind, message: str) -> None:
         if self._guard is not None:
             self._guard()
         when = self._last = max(self._last, when)

@@ -1,11 +1,16 @@
 """events.log: one line an event, times that never go back, one writer."""
 
+import ast
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from megatron_lst.errors import TrainingFault
-from megatron_lst.training.resilience.events import EventLog, read_events
+from megatron_lst.training.resilience.events import EventKind, EventLog, read_events
+
+ROOT = Path(__file__).parents[3]
 
 
 class Clock:
@@ -63,8 +68,8 @@ def test_a_steady_clock_makes_no_clock_events(tmp_path):
     log = clock.log(tmp_path / "events.log")
     for _ in range(5):
         clock.pass_time(100)
-        log.write("tick", "x")
-    assert {e.kind for e in read_events(tmp_path / "events.log")} == {"tick"}
+        log.write("checkpoint", "x")
+    assert {e.kind for e in read_events(tmp_path / "events.log")} == {"checkpoint"}
 
 
 def test_only_the_writer_writes(tmp_path):
@@ -97,3 +102,44 @@ def test_a_disk_that_takes_nothing_does_not_end_the_run(tmp_path, capfd):
     said = capfd.readouterr().err
     assert "not written" in said
     assert "the message" in said
+
+
+def kinds_written(code: str) -> set[str]:
+    """Kinds in calls that write an event: `tell("skip", ...)`, `events.write`, `_append`, `partial(tell, ...)`."""
+    found = set()
+    for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
+        name, arguments = ast.unparse(call.func).lstrip("_"), call.args
+        if name == "partial" and arguments:
+            name, arguments = ast.unparse(arguments[0]), arguments[1:]
+        if name.split(".")[-1].lstrip("_") in ("tell", "append") or name.endswith("events.write"):
+            words = [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            found |= {word for word in words[:1] if re.fullmatch("[a-z_]+", word)}
+    return found
+
+
+def kinds_documented(page: str) -> set[str]:
+    """Words of the row of events.log, without what stands in brackets."""
+    (row,) = re.findall(r"^\| `events\.log` \| one line an event: (.*) \|$", page, re.MULTILINE)
+    return {word.strip() for word in re.sub(r"\([^)]*\)", "", row).split(",")}
+
+
+def test_every_kind_of_event_is_written_and_documented():
+    written = set().union(*(kinds_written(p.read_text()) for p in (ROOT / "megatron_lst" / "training").rglob("*.py")))
+    assert written == set(get_args(EventKind)) == kinds_documented((ROOT / "docs" / "training.md").read_text())
+
+
+def test_kinds_are_found_where_they_are_written():
+    code = """
+run.tell("lock", reason)
+self._tell(f"{path} has all steps again")
+self.events.write("hang", sentence, step)
+self._append(wall, None, "clock", f"by {jump} s")
+MetricsWriter(folder, start, partial(self.tell, "metrics"))
+print("stop")
+"""
+    assert kinds_written(code) == {"lock", "hang", "clock", "metrics"}
+    assert kinds_documented("| `events.log` | one line an event: start, slow (a rank, by name), stop |") == {
+        "start",
+        "slow",
+        "stop",
+    }
