@@ -7,11 +7,11 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lst_prep.config import PrepConfig
+from lst_prep.config import PrepConfig, ReadingConfig
 from lst_prep.manifest import Entry
 from lst_prep.reading import Inputs
 from lst_prep.text_files import source_files
@@ -19,10 +19,14 @@ from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.files import read_json, replacing, write_bytes
 
-if TYPE_CHECKING:
-    from lst_prep.importing.config import ImportConfig
-
 SETS = ("speech", "text", "heldout-speech", "heldout-text")
+
+
+class ReadsInputs(Protocol):
+    """What the configurations of a preparation and of an import say of their inputs."""
+
+    give_up: tuple[str, ...]
+    reading: ReadingConfig
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Layout:
         self.given_up = self.out / "given-up.txt"
         self.manifest_rejections = self.work / "manifest-rejections.jsonl"
 
-    def inputs(self, config: "PrepConfig | ImportConfig") -> Inputs:
+    def inputs(self, config: ReadsInputs) -> Inputs:
         """What opens the inputs of one item of work: nothing that is given up by name is waited for."""
         try:
             more = self.given_up.read_text(encoding="utf-8").splitlines()

@@ -15,7 +15,7 @@ REASONS: dict[str, str] = {
     "empty_transcript": "no words",
     "markup_in_transcript": "tags, brackets or timestamps in the transcript",
     "language": "letters that the aligner's language does not have",
-    "number": "digits, while transcript.numbers is `reject`",
+    "number": "digits, while align.numbers is `reject`",
     "no_pronunciation": "a word that no dictionary at hand knows",
     "words_too_fast": "more words than this much audio can hold: wrong transcript, or another language",
     "not_aligned": "the aligner found no path from the first to the last word",
