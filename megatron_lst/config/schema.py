@@ -1,7 +1,7 @@
 """Every key of a run's configuration, with its default and meaning (the string after each field).
 
-The defaults are the paper's 1B recipe (SPEC 3, 5, 8).  Fields are read by exactly one part of the system; a field
-that nothing reads is a bug.
+The defaults are the paper's 1B recipe (SPEC 3, 5, 8).  A field that nothing
+reads fails a test.
 """
 
 from dataclasses import dataclass, field
