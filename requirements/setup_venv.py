@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,10 +30,11 @@ def say(text: str) -> None:
     print(f"[setup] {text}", flush=True)
 
 
-def fingerprint(cpu_index: str) -> str:
+def fingerprint(cpu_index: str, root: Path) -> str:
     """Changes whenever the environment has to be installed again: requirements, packaging, this folder, Python."""
-    digest = hashlib.sha256(f"{ROOT}\0{sys.version}\0{cpu_index}".encode())
-    for path in [*sorted(REQUIREMENTS.glob("*.txt")), REQUIREMENTS / "setup_venv.py", ROOT / "pyproject.toml"]:
+    folder = root / "requirements"
+    digest = hashlib.sha256(f"{root}\0{sys.version}\0{cpu_index}".encode())
+    for path in [*sorted(folder.glob("*.txt")), folder / "setup_venv.py", root / "pyproject.toml"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -107,7 +109,20 @@ def install(python: Path, index: list[str]) -> None:
     run(*pip, "--no-deps", "--no-build-isolation", *torch, "-e", ROOT)
 
 
-def main() -> None:
+def main(
+    given: Sequence[str] | None = None,
+    root: Path = ROOT,
+    create: Callable[[Path, Path, bool], None] = create,
+    install: Callable[[Path, list[str]], None] = install,
+    check_gaps: Callable[[Path], None] = check_gaps,
+) -> None:
+    """Bring the environment up to date.
+
+    Args:
+        given: the command line; None: this process's.
+        root: the checkout whose requirements are compared with those that were installed.
+        create, install, check_gaps: the three steps that call venv and pip.
+    """
     parser = argparse.ArgumentParser(description="Make or refresh the virtual environment.")
     parser.add_argument("venv", help="its folder")
     parser.add_argument(
@@ -116,10 +131,10 @@ def main() -> None:
         default="auto",
         help="take torch from PyTorch's CPU index; auto: where there is no NVIDIA driver and that index answers",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     venv = Path(options.venv).absolute()
     python, stamp = venv / "bin" / "python", venv / ".megatron-lst"
-    want = fingerprint(options.cpu_index)
+    want = fingerprint(options.cpu_index, root)
     venv.mkdir(parents=True, exist_ok=True)
     with (venv / ".megatron-lst.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits, then finds everything done

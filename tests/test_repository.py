@@ -110,13 +110,9 @@ def test_known_gaps_pass_and_others_do_not() -> None:
 class Recorder:
     """Stands in for pip: `setup_venv.main` with everything around the installation real."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.setup, self.fail = load_setup(), False
         self.calls: list[str] = []
-        self.patch = monkeypatch
-        monkeypatch.setattr(self.setup, "create", self.create)
-        monkeypatch.setattr(self.setup, "install", self.install)
-        monkeypatch.setattr(self.setup, "check_gaps", lambda python: None)
 
     def create(self, venv: Path, python: Path, moved: bool) -> None:
         self.calls.append("moved" if moved else "create")
@@ -128,28 +124,32 @@ class Recorder:
         if self.fail:
             raise KeyboardInterrupt
 
-    def run(self, venv: Path, cpu_index: str = "never") -> list[str]:
+    def run(self, venv: Path, root: Path = ROOT) -> list[str]:
         self.calls = []
-        self.patch.setattr("sys.argv", ["setup_venv.py", str(venv), "--cpu-index", cpu_index])
-        self.setup.main()
+        self.setup.main([str(venv), "--cpu-index", "never"], root, self.create, self.install, lambda python: None)
         return self.calls
 
 
-def test_the_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch)
+def test_the_environment_is_made_once(tmp_path: Path) -> None:
+    recorder = Recorder()
     assert recorder.run(tmp_path / "a") == ["create", "install"]
     assert recorder.run(tmp_path / "a") == []
 
 
-def test_the_environment_is_renewed_when_requirements_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch)
-    recorder.run(tmp_path / "a")
-    monkeypatch.setattr(recorder.setup, "fingerprint", lambda cpu_index: "other")
-    assert recorder.run(tmp_path / "a") == ["create", "install"]
+def test_the_environment_is_renewed_when_requirements_change(tmp_path: Path) -> None:
+    recorder, root = Recorder(), tmp_path / "checkout"
+    shutil.copytree(ROOT / "requirements", root / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    assert recorder.run(tmp_path / "a", root) == ["create", "install"]
+    assert recorder.run(tmp_path / "a", root) == []
+    for name in ("requirements/train.txt", "requirements/setup_venv.py", "pyproject.toml"):
+        with (root / name).open("a") as file:
+            file.write("# changed\n")
+        assert recorder.run(tmp_path / "a", root) == ["create", "install"], name
 
 
-def test_an_interrupted_installation_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch)
+def test_an_interrupted_installation_is_done_again(tmp_path: Path) -> None:
+    recorder = Recorder()
     recorder.fail = True
     with pytest.raises(KeyboardInterrupt):
         recorder.run(tmp_path / "a")
@@ -158,8 +158,8 @@ def test_an_interrupted_installation_is_done_again(tmp_path: Path, monkeypatch: 
     assert recorder.run(tmp_path / "a") == []
 
 
-def test_a_moved_environment_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch)
+def test_a_moved_environment_is_made_anew(tmp_path: Path) -> None:
+    recorder = Recorder()
     recorder.run(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
     assert recorder.run(tmp_path / "b") == ["moved", "install"]

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,8 +55,11 @@ class Outcome:
     """What asked the run to stop; None: all steps are done."""
 
 
-def train(config: Config) -> Outcome:
+def train(config: Config, build: Callable[..., Engine] = build_engine) -> Outcome:
     """Train until the last step, or until a signal asks to stop. Goes on by itself from the run folder.
+
+    Args:
+        build: makes the engine; called as `build_engine` is.
 
     Raises:
         UserError: an impossible layout, another run's folder, data that does not fit the model.
@@ -68,7 +71,7 @@ def train(config: Config) -> Outcome:
     with unfailing_output(), init_distributed(config) as ranks:
         lock, generation = lock_run_folder(config, ranks)
         with lock or contextlib.nullcontext():
-            run = _Run(config, ranks, generation)
+            run = _Run(config, ranks, generation, build)
             if lock is not None and lock.took_over is not None:
                 run.tell("lock", lock.took_over)
             with StopSignals() as signals, run.watchdog:
@@ -87,9 +90,10 @@ def train(config: Config) -> Outcome:
 class _Run:
     """One process's part of one call of `train`."""
 
-    def __init__(self, config: Config, ranks: Ranks, generation: int) -> None:
+    def __init__(self, config: Config, ranks: Ranks, generation: int, build: Callable[..., Engine]) -> None:
         self.config, self.ranks, self.folder = config, ranks, Path(config.run.dir)
         self.step = 0
+        self.build = build
         self.engine: Engine | None = None
         self.resumed: dict[str, Any] = {}  # cursors of all streams at the start of this call
         self.cursors: dict[str, Any] = {}  # of those that this rank has served since
@@ -143,7 +147,7 @@ class _Run:
             outcome.clear(self.folder)
         self.ranks.on_writer(lambda: check_shard_sizes(config))
         self.ranks.on_writer(self._check_provenance)
-        self.engine = build_engine(config, fresh=False)
+        self.engine = self.build(config, fresh=False)
         assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
         return self._train(self.engine, signals)
 

@@ -128,12 +128,12 @@ def test_only_keys_that_are_compared_may_be_named(tiny, tmp_path: Path) -> None:
         check_export(config, RECORDED)
 
 
-def test_a_run_refuses_before_it_builds_anything(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_refuses_before_it_builds_anything(tiny, tmp_path: Path) -> None:
     base = tiny()
     export = write_export(tmp_path / "export", ReferenceModel(base.model, base.vocabulary).state_dict(), base, RECORDED)
-    monkeypatch.setattr(trainer, "build_engine", lambda config, **_: pytest.fail("built an engine"))
+    other = tiny("other", training__init_from=str(export), model__heads=1)
     with pytest.raises(UserError, match="model.heads: 1 here, 2 in the export"):
-        trainer.train(tiny("other", training__init_from=str(export), model__heads=1))
+        trainer.train(other, build=lambda config, **_: pytest.fail("built an engine"))
 
 
 def test_files_are_found_by_fingerprint_and_kept(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """The trainer on the real engine, in this process: it resumes exactly, stops on signals, refuses other runs."""
 
 import dataclasses
+import itertools
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import torch
 
 from megatron_lst.config.schema import Config
 from megatron_lst.data import RowStream
+from megatron_lst.engines import build_engine
 from megatron_lst.errors import DamagedDataError, LstError, TrainingFault, UserError
 from megatron_lst.inference import write_export
-from megatron_lst.patching.row import batch_hash
+from megatron_lst.patching.row import Row, batch_hash
 from megatron_lst.patching.serialisation import load_rows
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.training import trainer
@@ -45,22 +48,36 @@ def extend(config: Config, steps: int) -> Config:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
 
 
-def signal_after(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
-    """This process gets a signal while it trains on `step`."""
-    rate = trainer.learning_rate
+def watched(before_step: Callable[[Any, list[Row]], None]) -> Callable[..., Any]:
+    """Builds the real engine; `before_step(engine, rows)` is called before each of its steps."""
 
-    def rate_and_signal(current: int, settings: Any) -> float:
-        if current == step:
+    def build(settings: Config, **options: Any) -> Any:
+        engine = build_engine(settings, **options)
+        step = engine.step
+
+        def watched_step(rows: list[Row], lr: float, **options: Any) -> Any:
+            before_step(engine, rows)
+            return step(rows, lr, **options)
+
+        engine.step = watched_step  # type: ignore[method-assign]
+        return engine
+
+    return build
+
+
+def with_signal(step: int, number: signal.Signals) -> Callable[..., Any]:
+    """Builds an engine in whose step number `step` this process gets a signal."""
+    numbers = itertools.count(1)
+
+    def kill(engine: Any, rows: list[Row]) -> None:
+        if next(numbers) == step:
             os.kill(os.getpid(), number)
-        return rate(current, settings)
 
-    monkeypatch.setattr(trainer, "learning_rate", rate_and_signal)
+    return watched(kill)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    tiny, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
-) -> None:
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tiny, asynchronous: bool) -> None:
     whole = tiny("whole", training__steps=8, checkpoint__asynchronous=asynchronous)
     assert trainer.train(whole) == trainer.Outcome(8, None)
     records = read_metrics(Path(whole.run.dir))
@@ -68,9 +85,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert records[-1]["loss"] < records[0]["loss"] - 0.1
 
     stopped = tiny("stopped", training__steps=8, checkpoint__asynchronous=asynchronous, checkpoint__every=2)
-    with monkeypatch.context() as patch:
-        signal_after(patch, 3, signal.SIGTERM)
-        assert trainer.train(stopped) == trainer.Outcome(3, signal.SIGTERM)
+    assert trainer.train(stopped, with_signal(3, signal.SIGTERM)) == trainer.Outcome(3, signal.SIGTERM)
     assert [c.step for c in complete_checkpoints(Path(stopped.run.dir))] == [2, 3]
     said = outcome.read(stopped.run.dir)
     assert said is not None
@@ -135,30 +150,25 @@ def test_a_finished_run_is_left_as_it_is(tiny) -> None:
 
 def _train_poisoned(config: Config, steps: set[int]) -> str:
     """Train while one rank's embeddings come out as NaN in some steps; how it ended."""
-    build = trainer.build_engine
+    numbers = itertools.count(1)
+
+    def spoil(module: Any, inputs: Any, output: Any) -> Any:
+        return output * float("nan")
+
+    def poison(engine: Any, rows: list[Row]) -> None:
+        engine.hook.remove()
+        if next(numbers) in steps and engine.data_rank == 1:
+            engine.hook = engine.chunks[0].embedding.register_forward_hook(spoil)
 
     def poisoned(settings: Config, **options: Any) -> Any:
-        engine = build(settings, **options)
-        step, count = engine.step, iter(range(1, settings.training.steps + 1))
-
-        def counted(rows: Any, lr: float, **options: Any) -> Any:
-            engine.poison = next(count) in steps and engine.data_rank == 1
-            return step(rows, lr, **options)
-
-        def spoil(module: Any, inputs: Any, output: Any) -> Any:
-            return output * float("nan") if engine.poison else output
-
-        engine.step = counted
-        engine.chunks[0].embedding.register_forward_hook(spoil)
+        engine = watched(poison)(settings, **options)
+        engine.hook = engine.chunks[0].embedding.register_forward_hook(lambda *_: None)
         return engine
 
-    trainer.build_engine = poisoned
     try:
-        trainer.train(config)
+        trainer.train(config, poisoned)
     except TrainingFault as error:
         return str(error)
-    finally:
-        trainer.build_engine = build
     return ""
 
 
@@ -189,17 +199,16 @@ def test_steps_that_are_not_finite_stop_the_run_with_their_batch_saved(tiny, ran
 
 def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(training__steps=8, checkpoint__every=2, checkpoint__asynchronous=False, checkpoint__retries=0)
-    from megatron_lst.training.checkpoint import folders
+    mkdir, tried = Path.mkdir, []
 
-    begin, tried = folders.begin, []
+    def full_once(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == "engine" and options.get("parents"):
+            tried.append(int(re.sub(r"\D", "", self.parent.name)))
+            if tried[-1] == 4:
+                raise OSError(28, "No space left on device")
+        mkdir(self, *arguments, **options)
 
-    def full_once(run: Path, step: int) -> Path:
-        tried.append(step)
-        if step == 4:
-            raise OSError(28, "No space left on device")
-        return begin(run, step)
-
-    monkeypatch.setattr(folders, "begin", full_once)
+    monkeypatch.setattr(Path, "mkdir", full_once)
     trainer.train(config)
     assert tried == [2, 4, 6, 8]
     assert "checkpoint_failed" in kinds(config)
@@ -222,24 +231,8 @@ def test_held_out_measures_stand_in_the_records_of_their_steps(tiny) -> None:
 
 def _train_and_count(config: Config) -> list[int]:
     """Train; the tokens that this rank's engine was given in each step."""
-    build, counts = trainer.build_engine, []
-
-    def counting(settings: Config, **options: Any) -> Any:
-        engine = build(settings, **options)
-        step = engine.step
-
-        def counted(rows: Any, lr: float, **options: Any) -> Any:
-            counts.append(sum(len(row.tokens) for row in rows))
-            return step(rows, lr, **options)
-
-        engine.step = counted
-        return engine
-
-    trainer.build_engine = counting
-    try:
-        trainer.train(config)
-    finally:
-        trainer.build_engine = build
+    counts: list[int] = []
+    trainer.train(config, watched(lambda engine, rows: counts.append(sum(len(row.tokens) for row in rows))))
     return counts
 
 
@@ -258,7 +251,7 @@ def test_data_parallel_ranks_exchange_rows_and_share_the_curve(tiny, ranks: Rank
     built = np.array([[sum(len(row.tokens) for row in next(stream).rows) for _ in range(6)] for stream in streams])
     assert trained.sum(0).tolist() == built.sum(0).tolist()
     assert (np.ptp(trained, axis=0) <= np.ptp(built, axis=0)).all()
-    assert np.ptp(trained, axis=0).sum() < 0.5 * np.ptp(built, axis=0).sum(), "ranks are dealt rows by their tokens"
+    assert np.ptp(trained, axis=0).sum() < 0.5 * np.ptp(built, axis=0).sum(), "ranks are given rows by their tokens"
 
 
 def _flip_two_bytes(run: Path) -> str:
@@ -331,7 +324,7 @@ def test_a_shard_that_is_not_whole_is_found_before_the_first_step(
     assert read_metrics(Path(config.run.dir)) == []
 
 
-def test_a_warm_started_run_freezes_by_its_steps_alone(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_started_run_freezes_by_its_steps_alone(tiny, tmp_path: Path) -> None:
     """Stopped within the freeze and going on, it has the weights and the curve of a run that never stopped."""
     base = tiny("export")
     weights = ReferenceModel(base.model, base.vocabulary, seed=5).state_dict()
@@ -343,9 +336,7 @@ def test_a_warm_started_run_freezes_by_its_steps_alone(tiny, tmp_path: Path, mon
     whole = tiny("whole", **changes)
     trainer.train(whole)
     stopped = tiny("stopped", **changes)
-    with monkeypatch.context() as patch:
-        signal_after(patch, 1, signal.SIGTERM)
-        trainer.train(stopped)
+    trainer.train(stopped, with_signal(1, signal.SIGTERM))
     trainer.train(stopped)
     assert curve(stopped) == curve(whole)
     for config in (whole, stopped):
