@@ -7,23 +7,27 @@ from pathlib import Path
 
 from megatron_lst.errors import UserError
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def usable_cores() -> int:
+def usable_cores(cgroups: Path = _CGROUPS, own_group: Path = _OWN_GROUP) -> int:
     """Cores that this process may keep busy: its affinity, and the CPU time that its control group allows.
 
     `os.cpu_count()` is the whole machine, of which a batch job or a container often has a small part.
+
+    Args:
+        cgroups: where the control groups of this machine are mounted.
+        own_group: the file that names those of this process.
     """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cores = os.cpu_count() or 1
-    quota = _cgroup_cores()
+    quota = _cgroup_cores(cgroups, own_group)
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-def _cgroup_cores(root: Path = _CGROUP, own: Path = Path("/proc/self/cgroup")) -> float | None:
+def _cgroup_cores(root: Path, own: Path) -> float | None:
     """The smallest CPU quota of this process's control group and those above it, in cores; None: there is none."""
     found: list[float] = []
     try:

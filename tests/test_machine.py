@@ -8,18 +8,21 @@ import pytest
 from megatron_lst import machine
 
 
-def test_affinity_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_cgroup_cores", lambda: None)
+def test_affinity_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 7, 8, 9, 11})
-    assert machine.usable_cores() == 5
+    assert machine.usable_cores(tmp_path, tmp_path / "no groups") == 5
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(2.0, 2), (1.5, 2), (0.25, 1), (64.0, 5)])
-def test_a_control_groups_quota_decides(quota: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_control_groups_quota_decides(
+    quota: float, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(5)))
-    monkeypatch.setattr(machine, "_cgroup_cores", lambda: quota)
-    assert machine.usable_cores() == cores
+    (tmp_path / "own").write_text("0::/job\n")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "cpu.max").write_text(f"{quota * 100_000:.0f} 100000\n")
+    assert machine.usable_cores(tmp_path, tmp_path / "own") == cores
 
 
 def test_the_smallest_quota_of_the_groups_above_counts(tmp_path: Path) -> None:

@@ -171,13 +171,13 @@ def _digest(name: str) -> int:
     return int(xxhash.xxh3_64_intdigest(name.encode()))
 
 
-def _repeated(paths: Iterable[Path], inputs: Inputs) -> frozenset[int]:
+def _repeated(paths: Iterable[Path], inputs: Inputs, digest: Callable[[str], int]) -> frozenset[int]:
     """Digests of the ids that more than one line may have. Takes 8 bytes of memory a line."""
     digests = array("Q")
     for path in paths:
         for _, line in _lines(path, inputs):
             try:
-                digests.append(_digest(json.loads(line)["id"]))
+                digests.append(digest(json.loads(line)["id"]))
             except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
                 continue  # `read` says what is wrong with it
     table = np.frombuffer(digests, np.uint64)
@@ -191,6 +191,7 @@ def read(
     root: str = "",
     inputs: Inputs | None = None,
     on_heldout: Callable[[str], None] = lambda text: None,
+    digest: Callable[[str], int] = _digest,
 ) -> Iterator[Entry]:
     """Every good line of the manifests, in order. Blank lines are skipped.
 
@@ -202,20 +203,21 @@ def read(
         root: see `AudioConfig.root`.
         inputs: opens the manifests.
         on_heldout: called with the text of each line that may be held out and cannot be used.
+        digest: 64 bits of an id; two ids may have the same.
 
     Raises:
         UserError: a manifest that breaks off; a line that may be held out and has no text that can be read.
         CannotRead: one that cannot be read now.
     """
     files, inputs = [Path(path) for path in paths], inputs or Inputs()
-    repeated = _repeated(files, inputs)
+    repeated = _repeated(files, inputs, digest)
     first: dict[str, str] = {}
     for path in files:
         for number, line in _lines(path, inputs):
             where = f"{path}:{number}"
             try:
                 entry = _parse(line, path.parent, root, printable(path.name.split(".")[0]))
-                if _digest(entry.id) in repeated and first.setdefault(entry.id, where) != where:
+                if digest(entry.id) in repeated and first.setdefault(entry.id, where) != where:
                     raise Rejection("duplicate_id", f"{entry.id}, first in {first[entry.id]}")
             except Rejection as rejection:
                 on_reject(where, rejection)

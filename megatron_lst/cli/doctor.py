@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,11 @@ def doctor(
     report = examine()
     if shards:
         report["shards"] = [_made_with(path) for path in shards]
+    tell(report, as_json)
+
+
+def tell(report: dict[str, Any], as_json: bool) -> None:
+    """Print what `examine` found. Raises typer.Exit(2) where this machine cannot train."""
     if as_json:
         print(json.dumps(report))
     else:
@@ -124,12 +130,12 @@ def _made_with(path: Path) -> dict[str, Any]:
     }
 
 
-def examine() -> dict[str, Any]:
-    """Everything that `lst doctor` says, as plain data."""
+def examine(packages: Sequence[tuple[str, str, str, str, bool]] = PACKAGES) -> dict[str, Any]:
+    """Everything that `lst doctor` says, as plain data; `packages` are entries as in `PACKAGES`."""
     machine = _machine()
-    packages = [_package(*entry) for entry in PACKAGES]
+    found = [_package(*entry) for entry in packages]
     programs = [Finding(name, shutil.which(name), serves, advice) for name, serves, advice in PROGRAMS]
-    missing = [p.name for p in packages if p.required and not p.found]
+    missing = [p.name for p in found if p.required and not p.found]
     kernels: list[dict[str, str]] = []
     accelerators: list[dict[str, Any]] = []
     chosen: dict[str, str] = {}
@@ -142,7 +148,7 @@ def examine() -> dict[str, Any]:
         chosen = {purpose: optional.choose(purpose, "auto") for purpose in ("attention", "optimizer", "norm")}
     return {
         "machine": [asdict(finding) for finding in machine],
-        "packages": [asdict(finding) for finding in packages],
+        "packages": [asdict(finding) for finding in found],
         "programs": [asdict(finding) for finding in programs],
         "accelerators": accelerators,
         "chosen": chosen,
@@ -248,7 +254,7 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def _warnings() -> list[str]:
+def _warnings(installed: Callable[[str], bool] = _installed) -> list[str]:
     """Combinations that are known to break, each with its mend."""
     found: list[str] = []
     try:
@@ -258,9 +264,9 @@ def _warnings() -> list[str]:
     except ImportError:
         return found
     for name in ("torchvision", "torchaudio"):
-        if cpu_build and _installed(name):
+        if cpu_build and installed(name):
             found.append(f"{name} beside a CPU build of torch breaks streaming and transformers: pip uninstall {name}")
-    if _installed("apex"):
+    if installed("apex"):
         try:
             importlib.import_module("apex.optimizers")
         except Exception:

@@ -23,7 +23,7 @@ import xxhash
 
 from megatron_lst.documents.format import INDEX, MANIFEST, SIZES
 from megatron_lst.documents.mds import cloud_downloader
-from megatron_lst.documents.opening import cache_faults
+from megatron_lst.documents.opening import FIRST_PAUSE, cache_faults
 from megatron_lst.documents.shards import MEMORY_BUDGET, LocalFiles, ShardSet
 from megatron_lst.errors import DamagedDataError, TrainingFault, UserError
 
@@ -95,6 +95,8 @@ class CacheFolder:
 
 class RemoteFiles:
     """The files of one remote set, downloaded into the cache folder when they are first needed."""
+
+    first_pause = FIRST_PAUSE
 
     def __init__(self, address: str, cache: CacheFolder, patience: float) -> None:
         """
@@ -181,11 +183,18 @@ def content_folder(root: Path, manifest: Path, address: str) -> Path:
     return root / f"{name or 'set'}-{digest}"
 
 
-def open_set(address: str, kind: str, cache: CacheFolder, patience: float, always_cache: bool = False) -> ShardSet:
+def open_set(
+    address: str,
+    kind: str,
+    cache: CacheFolder,
+    patience: float,
+    always_cache: bool = False,
+    memory_budget: int = MEMORY_BUDGET,
+) -> ShardSet:
     """Open a local or remote shard set.
 
-    Decompressed shards of remote sets, and of large local ones, lie in the cache folder; those of a small local set are
-    kept in memory unless `always_cache`.
+    Decompressed shards of remote sets, and of local ones of more than `memory_budget` bytes, lie in the cache folder;
+    those of a small local set are kept in memory unless `always_cache`.
 
     Raises:
         UserError: there is none, or of another kind.
@@ -196,7 +205,7 @@ def open_set(address: str, kind: str, cache: CacheFolder, patience: float, alway
         files = RemoteFiles(address, cache, patience)
         return ShardSet.open(address, kind=kind, cache=files.folder, files=files)
     shards = ShardSet.open(address, kind=kind)
-    if not always_cache and shards.decompressed_bytes <= MEMORY_BUDGET:
+    if not always_cache and shards.decompressed_bytes <= memory_budget:
         return shards
     folder = content_folder(cache.root, Path(address) / MANIFEST, address)
     return ShardSet.open(address, kind=kind, cache=folder, files=CachedFiles(Path(address), cache))

@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -45,7 +46,7 @@ def end_with_parent(connection: Connection) -> None:
     os._exit(0)
 
 
-def serve(task: Task, connection: Connection) -> None:
+def serve(task: Task, connection: Connection, open_stream: Callable[..., RowStream] = RowStream) -> None:
     """Build rows for ever and send them, one message a row, until the other side closes.
 
     A message is a pickled ("row", bytes of the row, cursor), or ("error", type name, message) once, at the end.
@@ -54,7 +55,7 @@ def serve(task: Task, connection: Connection) -> None:
 
     def build() -> None:
         try:
-            stream = RowStream(
+            stream = open_stream(
                 task.config, task.data_rank, task.data_size, task.state, task.start_step, streams=task.streams
             )
             while True:

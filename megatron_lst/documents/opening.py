@@ -40,6 +40,11 @@ Value = TypeVar("Value")
 class Files(Protocol):
     """Where the files of a set come from, and who keeps the cache folder small. `LocalFiles` is the plain one."""
 
+    @property
+    def first_pause(self) -> float:
+        """Seconds before a file is tried a second time; see `patiently`."""
+        ...
+
     def fetch(self, name: str) -> Path:
         """Where a file of the set, named relative to it, lies on this machine. It may not exist."""
         ...
@@ -58,6 +63,7 @@ class LocalFiles:
     """A set in a local folder."""
 
     folder: Path
+    first_pause: float = FIRST_PAUSE
 
     def fetch(self, name: str) -> Path:
         return self.folder / name
@@ -69,7 +75,7 @@ class LocalFiles:
         pass
 
 
-def patiently(action: Callable[[], Value]) -> Value:
+def patiently(action: Callable[[], Value], first_pause: float) -> Value:
     """What `action` gives; errors of a file system that is away are tried again, the last one is raised."""
     for attempt in range(ATTEMPTS - 1):
         try:
@@ -78,7 +84,7 @@ def patiently(action: Callable[[], Value]) -> Value:
             if error.errno not in OF_NOW:
                 raise
             LOG.warning("%s: %s; trying again", error.filename or "a file of a shard set", error.strerror)
-        time.sleep(FIRST_PAUSE * 2**attempt)
+        time.sleep(first_pause * 2**attempt)
     return action()
 
 
@@ -114,7 +120,7 @@ def read_manifest(path: str | Path, files: Files) -> dict[str, Any]:
     """
     where = f"{path}/{MANIFEST}"
     try:
-        content = patiently(lambda: files.fetch(MANIFEST).read_bytes())
+        content = patiently(lambda: files.fetch(MANIFEST).read_bytes(), files.first_pause)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path}: no {MANIFEST}: not a shard set, or its preparation did not finish") from error
     except OSError as error:
@@ -201,7 +207,7 @@ def read_index(path: str | Path, manifest: dict[str, Any], files: Files) -> tupl
 def _verified(path: str | Path, name: str, expected: str, files: Files) -> None:
     for again in (True, False):
         try:
-            found = patiently(lambda: file_hash(files.fetch(name)))
+            found = patiently(lambda: file_hash(files.fetch(name)), files.first_pause)
         except FileNotFoundError:
             fault = "missing"
         except OSError as error:

@@ -201,7 +201,10 @@ class ShardSet:
                     finally:
                         temporary.unlink(missing_ok=True)
             try:
-                data = patiently(lambda: np.memmap(cached, np.uint8, "r") if cached.stat().st_size else _NO_BYTES)
+                data = patiently(
+                    lambda: np.memmap(cached, np.uint8, "r") if cached.stat().st_size else _NO_BYTES,
+                    self._files.first_pause,
+                )
             except FileNotFoundError:
                 continue  # the cache's owner made room just now
             self._files.used(cached)
@@ -231,7 +234,7 @@ class ShardSet:
         while True:
             path = self._files.fetch(name)
             try:
-                data = patiently(lambda path=path: _content(path, keep))  # type: ignore[misc]
+                data = patiently(lambda path=path: _content(path, keep), self._files.first_pause)  # type: ignore[misc]
                 self._verify(name, data, file)
                 return data
             except FileNotFoundError:

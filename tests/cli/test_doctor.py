@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from megatron_lst.cli import doctor as module
@@ -39,13 +40,14 @@ def test_tables_name_everything() -> None:
         assert word in answer.output
 
 
-def test_a_missing_requirement_is_told_and_exits_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_requirement_is_told_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     entry = ("nothing_of_that_name", "nothing-of-that-name", "all", "pip install it", True)
-    monkeypatch.setattr(module, "PACKAGES", (*module.PACKAGES, entry))
-    answer = CliRunner().invoke(app, ["doctor"])
-    assert answer.exit_code == 2
-    assert "Cannot train here" in answer.output
-    assert "pip install it" in answer.output
+    with pytest.raises(typer.Exit) as left:
+        module.tell(module.examine([*module.PACKAGES, entry]), as_json=False)
+    assert left.value.exit_code == 2
+    said = capsys.readouterr().out
+    assert "Cannot train here" in said
+    assert "pip install it" in said
 
 
 def test_a_controller_that_does_not_answer_is_told_in_its_own_words(
@@ -86,8 +88,7 @@ def test_traps_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_warnings_are_silent_on_a_sound_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(module, "_installed", lambda name: False)
-    assert module._warnings() == []
+    assert module._warnings(installed=lambda name: False) == []
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,11 @@ def test_a_worker_that_cannot_say_what_went_wrong_ends(
     def no_memory(*arguments: Any, **options: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(worker, "RowStream", no_memory)
     monkeypatch.setattr(worker.traceback, "format_exc", no_memory)
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     ours, theirs = multiprocessing.Pipe()
     task = worker.Task(on_disk(make_config(), shard_sets), 0, 1, None, 0, [0])
-    serving = threading.Thread(target=worker.serve, args=(task, theirs), daemon=True)
+    serving = threading.Thread(target=worker.serve, args=(task, theirs, no_memory), daemon=True)
     serving.start()
     serving.join(timeout=10)
     assert not serving.is_alive()

@@ -17,6 +17,7 @@ import pytest
 from megatron_lst.data import open_loader, remote
 from megatron_lst.data.remote import CacheFolder, open_set
 from megatron_lst.documents.format import MANIFEST
+from megatron_lst.documents.shards import MEMORY_BUDGET
 from megatron_lst.errors import DamagedDataError, TrainingFault, UserError
 from megatron_lst.patching.row import batch_hash
 from tests.data.toy import SPEECH_DOCUMENTS, make_config, on_disk
@@ -228,17 +229,13 @@ def test_any_fsspec_address_works(shard_sets: dict[str, Path], tmp_path: Path) -
         open_set("nosuch://x/y", "speech", CacheFolder(tmp_path / "cache"), 0.0)
 
 
-def test_large_local_sets_are_decompressed_into_the_cache(
-    shard_sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_local_sets_are_decompressed_into_the_cache(shard_sets: dict[str, Path], tmp_path: Path) -> None:
     cache = CacheFolder(tmp_path / "cache")
     assert open_set(str(shard_sets["speech"]), "speech", cache, 5.0).get(3).id == "speech-3"
     assert not cache.root.exists(), "a small set is kept in memory"
-    monkeypatch.setattr(remote, "MEMORY_BUDGET", 1000)
-    for always in (False, True):
-        assert open_set(str(shard_sets["speech"]), "speech", cache, 5.0, always).get(3).id == "speech-3"
+    for always, budget in ((False, 1000), (True, MEMORY_BUDGET)):
+        assert open_set(str(shard_sets["speech"]), "speech", cache, 5.0, always, budget).get(3).id == "speech-3"
         assert len(list(cache.root.rglob("*.mds"))) == 1
-        monkeypatch.undo()
     assert not list(shard_sets["speech"].rglob("*.mds"))
     with pytest.raises(UserError, match="nowhere"):
         open_set(os.path.join(tmp_path, "nowhere"), "speech", cache, 5.0)

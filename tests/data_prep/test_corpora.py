@@ -219,11 +219,11 @@ def test_a_duplicate_names_both_lines_and_only_good_lines_count(tmp_path: Path) 
     ]
 
 
-def test_ids_of_one_digest_are_not_taken_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_digest", lambda name: len(name))
+def test_ids_of_one_digest_are_not_taken_for_each_other(tmp_path: Path) -> None:
     lines = [{"id": name, "audio": "x.flac", "text": "word"} for name in ("a", "b", "a")]
     said: list[str] = []
-    entries = list(manifest.read([write_lines(tmp_path / "m.jsonl", *lines)], lambda _, why: said.append(why.reason)))
+    path = write_lines(tmp_path / "m.jsonl", *lines)
+    entries = list(manifest.read([path], lambda _, why: said.append(why.reason), digest=len))
     assert ([entry.id for entry in entries], said) == (["a", "b"], ["duplicate_id"])
 
 

@@ -70,8 +70,8 @@ def test_a_manifest_that_is_none_is_a_sentence(folder: Path, content: str) -> No
 class Away(LocalFiles):
     """A store whose files fail for some calls, with an error number."""
 
-    def __init__(self, folder: Path, code: int, times: int) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, code: int, times: int, first_pause: float = 0.0) -> None:
+        super().__init__(folder, first_pause)
         object.__setattr__(self, "left", times)
         object.__setattr__(self, "code", code)
 
@@ -83,25 +83,21 @@ class Away(LocalFiles):
 
 
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
-def test_a_store_that_is_away_for_a_moment_is_waited_for(
-    folder: Path, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(opening, "FIRST_PAUSE", 0.0)
+def test_a_store_that_is_away_for_a_moment_is_waited_for(folder: Path, code: int) -> None:
     for times in range(opening.ATTEMPTS):
         assert len(ShardSet.open(folder, files=Away(folder, code, times))) == 8
     with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
         ShardSet.open(folder, files=Away(folder, code, opening.ATTEMPTS))
 
 
-def test_what_no_waiting_mends_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "FIRST_PAUSE", 1e6)
+def test_what_no_waiting_mends_is_not_waited_for(folder: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        ShardSet.open(folder, files=Away(folder, errno.EACCES, 1))
+        ShardSet.open(folder, files=Away(folder, errno.EACCES, 1, first_pause=1e6))
 
 
 def test_one_stale_handle_of_a_shard_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "FIRST_PAUSE", 0.0)
-    shards, real, left = ShardSet.open(folder), np.fromfile, [errno.ESTALE, errno.EIO]
+    shards = ShardSet.open(folder, files=LocalFiles(folder, first_pause=0.0))
+    real, left = np.fromfile, [errno.ESTALE, errno.EIO]
 
     def failing(*arguments: Any, **options: Any) -> Any:
         if left:

@@ -33,11 +33,14 @@ _BATCH_CELLS = 1 << 26
 class CtcAligner:
     """One loaded model. A word's score is the mean log-probability of its characters' frames.
 
+    Args:
+        most_cells: a piece whose lattice has more is rejected.
+
     Raises:
         UserError: the model or its vocabulary cannot be loaded.
     """
 
-    def __init__(self, config: AlignConfig) -> None:
+    def __init__(self, config: AlignConfig, most_cells: int = _MOST_CELLS) -> None:
         import torch
         from transformers import Wav2Vec2ForCTC
         from transformers.utils import cached_file
@@ -62,6 +65,7 @@ class CtcAligner:
         self._dtype = choose_dtype(config.precision, self._device)
         self._model = model.eval().to(self._device, self._dtype)
         self._longest, self._budget = config.piece_seconds, int(config.batch_seconds * RATE)
+        self._most_cells = most_cells
         self._torch = torch
         self._native = torchaudio_align() if find_spec("torchaudio") else None
 
@@ -73,9 +77,14 @@ class CtcAligner:
 
     def align_batch(self, pieces: Sequence[tuple[np.ndarray, list[Word]]]) -> list[AlignedWords | Rejection]:
         """Each piece with its words or with why it has none; the model and the lattice see many at a time."""
+        return self.align_emissions(pieces, self._emissions([samples for samples, _ in pieces]))
+
+    def align_emissions(
+        self, pieces: Sequence[tuple[np.ndarray, list[Word]]], emissions: Sequence[np.ndarray]
+    ) -> list[AlignedWords | Rejection]:
+        """The same, from what the model says: float32 [T, V] log-probabilities of each piece, one row every stride."""
         results: list[AlignedWords | Rejection] = [Rejection("not_aligned")] * len(pieces)
         lattices: list[_Lattice] = []
-        emissions = self._emissions([samples for samples, _ in pieces])
         for index, ((_, words), log_probs) in enumerate(zip(pieces, emissions, strict=True)):
             try:
                 lattices.append(self._lattice(index, log_probs, words))
@@ -94,7 +103,7 @@ class CtcAligner:
         if len(log_probs) < max(len(targets), 1):
             raise Rejection("words_too_fast", f"{len(targets)} characters in {len(log_probs)} frames")
         lattice = _Lattice(piece, log_probs, targets, owners)
-        if lattice.cells > _MOST_CELLS:
+        if lattice.cells > self._most_cells:
             raise Rejection(
                 "too_long",
                 f"{len(targets)} characters in {len(log_probs)} frames would need {lattice.cells / 2**30:.0f} GiB: "
@@ -229,13 +238,13 @@ class _Lattice:
         return len(self.log_probs) * (2 * len(self.targets) + 1)
 
 
-def _batches(lattices: list[_Lattice]) -> Iterator[list[_Lattice]]:
-    """Batches of similar lengths: padded together, they have at most _BATCH_CELLS cells, or there is only one."""
+def _batches(lattices: list[_Lattice], most_cells: int = _BATCH_CELLS) -> Iterator[list[_Lattice]]:
+    """Batches of similar lengths: padded together, they have at most `most_cells` cells, or there is only one."""
     batch: list[_Lattice] = []
     for lattice in sorted(lattices, key=lambda one: (len(one.log_probs), len(one.targets), one.piece)):
         members = [*batch, lattice]
         longest = max(len(one.targets) for one in members)
-        if batch and len(members) * len(lattice.log_probs) * (2 * longest + 1) > _BATCH_CELLS:
+        if batch and len(members) * len(lattice.log_probs) * (2 * longest + 1) > most_cells:
             yield batch
             members = [lattice]
         batch = members

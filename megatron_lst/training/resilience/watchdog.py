@@ -30,7 +30,6 @@ from megatron_lst.files import read_json, write_json
 from megatron_lst.training.resilience import outcome
 
 _COLLECTIVE = re.compile(r"torch/distributed/|megatron/core/(distributed|pipeline_parallel|tensor_parallel/mappings)")
-_PEERS_SECONDS = 5.0
 
 
 class Watchdog:
@@ -45,6 +44,7 @@ class Watchdog:
         seconds: float,
         generation: int = 0,
         grace: float = 10.0,
+        peers: float = 5.0,
         report: Callable[[str, int], None] | None = None,
         leave: Callable[[int], None] = os._exit,
     ):
@@ -53,12 +53,13 @@ class Watchdog:
             seconds: longest time between two calls of `beat` (training.hang_seconds).
             generation: of the run's lock, so that accounts of an earlier start are not taken for this one's.
             grace: how long the ranks wait for each other's accounts of a hang.
+            peers: seconds between two looks at whether another rank has failed.
             report: takes the sentence and the step, on the lowest rank that can still speak.
             leave: ends the process; os._exit, because the main thread cannot be reached.
         """
         self._run_dir, self._rank, self._world_size = Path(run_dir), rank, world_size
         self._seconds, self._grace, self._report, self._leave = seconds, grace, report, leave
-        self._generation = generation
+        self._generation, self._peers = generation, peers
         self._tick = min(1.0, seconds / 10)
         self._main = threading.main_thread().ident
         self._lock = threading.Lock()
@@ -88,15 +89,15 @@ class Watchdog:
             self._waited = 0.0
 
     def _watch(self) -> None:
-        before = peers = time.monotonic()
+        before = looked = time.monotonic()
         while not self._stop.wait(self._tick):
             now = time.monotonic()
             gap, before = now - before, now
             with self._lock:
                 self._waited += min(gap, 2 * self._tick)  # more than that: this process itself was suspended
                 late = self._waited > self._seconds
-            if now - peers > _PEERS_SECONDS:
-                peers = now
+            if now - looked > self._peers:
+                looked = now
                 self._follow_a_failure()
             if late:
                 try:

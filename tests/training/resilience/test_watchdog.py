@@ -136,10 +136,9 @@ with Watchdog({str(tmp_path)!r}, rank=0, world_size=1, seconds=2.0, grace=0.1) a
     assert rank.wait(30) == 0
 
 
-def test_another_ranks_failure_ends_this_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_lst.training.resilience.watchdog._PEERS_SECONDS", 0.2)
+def test_another_ranks_failure_ends_this_one(tmp_path):
     left: list[int] = []
-    with Watchdog(tmp_path, rank=0, world_size=2, seconds=60, grace=0.2, leave=left.append):
+    with Watchdog(tmp_path, rank=0, world_size=2, seconds=60, grace=0.2, peers=0.2, leave=left.append):
         time.sleep(1.5)
         assert left == []
         outcome.failed(tmp_path, TrainingFault("loss is nan"), rank=1, step=3)
