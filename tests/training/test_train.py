@@ -210,7 +210,7 @@ def test_a_disk_without_room_costs_the_checkpoint_not_the_run(tiny, monkeypatch:
 
     monkeypatch.setattr(Path, "mkdir", full_once)
     trainer.train(config)
-    assert tried == [2, 4, 6, 8]
+    assert list(dict.fromkeys(tried)) == [2, 4, 6, 8]
     assert "checkpoint_failed" in kinds(config)
     assert [c.step for c in complete_checkpoints(Path(config.run.dir))] == [2, 6, 8]
 
