@@ -297,8 +297,8 @@ class _Pool:
                     try:
                         _, kind, payload = connection.recv()
                     except (EOFError, ConnectionResetError):
-                        self._bury(connection)
-                        self._mourn(item, tries, waiting, lost)
+                        self._close_worker(connection)
+                        self._give_back(item, tries, waiting, lost)
                         if waiting:
                             self._start()
                         continue
@@ -316,7 +316,7 @@ class _Pool:
         finally:
             for connection in list(self._alive):
                 self._alive[connection][0].terminate()
-                self._bury(connection)
+                self._close_worker(connection)
         if lost:
             raise JobFault(
                 f"stage {self._stage.name}: the workers of items {sorted(lost)} died {self._attempts} times each "
@@ -330,14 +330,15 @@ class _Pool:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.send(item)
         else:
-            self._bury(connection)
+            self._close_worker(connection)
 
-    def _bury(self, connection: Connection) -> None:
+    def _close_worker(self, connection: Connection) -> None:
+        """Close the connection to a worker that has ended, or ends now, and wait for its process."""
         process, _ = self._alive.pop(connection)
         connection.close()
         process.join(timeout=30)
 
-    def _mourn(self, item: int | None, tries: dict[int, int], waiting: deque[int], lost: list[int]) -> None:
+    def _give_back(self, item: int | None, tries: dict[int, int], waiting: deque[int], lost: list[int]) -> None:
         """A worker died: give its item back, unless it died of it too often."""
         if item is None:
             self._early_deaths += 1

@@ -13,7 +13,7 @@ from megatron_lst.documents.schema import Document
 
 
 @dataclass(frozen=True)
-class Piece:
+class AlignedPiece:
     """One manifest line with its speech tokens (int16 [F], F >= 1) and its aligned words."""
 
     entry: Entry
@@ -51,7 +51,7 @@ def words_in_frames(
     return spans, chars, scores, letters
 
 
-def _lay_out(pieces: list[Piece], rate: Fraction) -> _Run:
+def _lay_out(pieces: list[AlignedPiece], rate: Fraction) -> _Run:
     texts, frames, chars, scores = [], [], [], []
     letters: list[np.ndarray] = []
     at_frame = at_char = 0
@@ -139,7 +139,7 @@ def _follows(entry: Entry, reached: dict[str, float]) -> bool:
 
 
 def documents(
-    pieces: Iterable[Piece | None], tokenizer: Tokenizer, max_seconds: float, rate: Fraction
+    pieces: Iterable[AlignedPiece | None], tokenizer: Tokenizer, max_seconds: float, rate: Fraction
 ) -> Iterator[Document]:
     """Documents of one recording.
 
@@ -155,7 +155,7 @@ def documents(
     Raises:
         Rejection: `tokenizer`.
     """
-    runs: list[list[Piece]] = [[]]
+    runs: list[list[AlignedPiece]] = [[]]
     reached: dict[str, float] = {}  # of each audio file, where the run has come to
     for piece in pieces:
         if piece is None or not _follows(piece.entry, reached):

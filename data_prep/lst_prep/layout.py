@@ -30,7 +30,7 @@ class ReadsInputs(Protocol):
 
 
 @dataclass(frozen=True)
-class Table:
+class ItemTable:
     """Manifest entries divided into items of work.
 
     Attributes:
@@ -101,8 +101,8 @@ class Layout:
         self.heldout = self.out / "heldout.json"
         self.report = self.out / "report.md"
         self.summary = self.out / "summary.json"
-        self.pieces = Table(self.work / "entries.jsonl", self.work / "items.npy")
-        self.recordings = Table(self.work / "recordings.jsonl", self.work / "recordings.npy")
+        self.pieces = ItemTable(self.work / "entries.jsonl", self.work / "items.npy")
+        self.recordings = ItemTable(self.work / "recordings.jsonl", self.work / "recordings.npy")
         self.given_up = self.out / "given-up.txt"
         self.manifest_rejections = self.work / "manifest-rejections.jsonl"
 

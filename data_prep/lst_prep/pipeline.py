@@ -18,7 +18,7 @@ from lst_prep import manifest, stages, text_files, text_stages
 from lst_prep.config import PrepConfig
 from lst_prep.engine import JobFault, Receipts, Stage, faults_of_files_are_said, lock, run_stage
 from lst_prep.fitting import fit_codebook
-from lst_prep.layout import SETS, Layout, Table, check_plan
+from lst_prep.layout import SETS, ItemTable, Layout, check_plan
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
@@ -106,7 +106,7 @@ class Preparation:
         return items
 
     @staticmethod
-    def _first_transcripts(table: Table) -> Iterator[tuple[str, str]]:
+    def _first_transcripts(table: ItemTable) -> Iterator[tuple[str, str]]:
         """(source, transcript) of some pieces, from the beginning on."""
         return ((entry.source, entry.text) for item in range(min(len(table), 100)) for _, entry in table.read(item))
 

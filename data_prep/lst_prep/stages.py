@@ -15,7 +15,7 @@ from lst_prep.align import AlignedWords, make_aligner
 from lst_prep.config import PrepConfig
 from lst_prep.cutting import Cutter
 from lst_prep.engine import Receipts, Work
-from lst_prep.join import Piece, documents
+from lst_prep.join import AlignedPiece, documents
 from lst_prep.layout import Layout
 from lst_prep.loading import Rejections, all_unread, batches, fault, is_of_the_piece, load_pieces, one_by_one, only_here
 from lst_prep.manifest import Entry
@@ -216,7 +216,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
-def _item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, list[Piece | None]]]:
+def _item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, list[AlignedPiece | None]]]:
     """(recording, its pieces) of one item; None for pieces without units or alignment.
 
     Raises:
@@ -231,7 +231,7 @@ def _item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, li
     unit_of = {int(line): i for i, line in enumerate(units["lines"])}
     word_of = {int(line): i for i, line in enumerate(align["lines"])}
     for recording, group in groupby(layout.pieces.read(item), key=lambda pair: pair[1].recording):
-        pieces: list[Piece | None] = []
+        pieces: list[AlignedPiece | None] = []
         for line, entry in group:
             u, w = unit_of.get(line), word_of.get(line)
             if u is None or w is None:
@@ -246,7 +246,7 @@ def _item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, li
                 continue
             words = slice(word_ends[w] - align["words"][w], word_ends[w])
             pieces.append(
-                Piece(
+                AlignedPiece(
                     entry,
                     units["units"][unit_ends[u] - units["lengths"][u] : unit_ends[u]],
                     AlignedWords(
@@ -269,7 +269,9 @@ def _letters(align: dict[str, np.ndarray], words: slice) -> tuple[np.ndarray, ..
     return align["letters"][ends[words.start] : ends[words.stop]], counts[words]
 
 
-def _without_held_out(pieces: list[Piece | None], heldout: HeldOut, rejections: Rejections) -> Iterator[Piece | None]:
+def _without_held_out(
+    pieces: list[AlignedPiece | None], heldout: HeldOut, rejections: Rejections
+) -> Iterator[AlignedPiece | None]:
     """The pieces of a recording without those that are held out only together with their neighbours, when they are
     joined: a sentence that goes on in the next piece."""
     texts = [piece.entry.text if piece is not None else "\n" for piece in pieces]

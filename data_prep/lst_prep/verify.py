@@ -35,7 +35,7 @@ def find_sets(paths: Sequence[Path]) -> list[Path]:
 
 
 def verify_sets(paths: Sequence[Path], say: Callable[[str], None], workers: int = 0) -> list[str]:
-    """Verify sets, their shards dealt to processes.
+    """Verify sets, their shards distributed over processes.
 
     Args:
         workers: processes; 0: one a core, 1: this process alone.

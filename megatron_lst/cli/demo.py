@@ -21,7 +21,7 @@ PROMPT_SECONDS = 4
 
 
 @dataclass(frozen=True)
-class Stage:
+class DemoStage:
     """One stage of the demo.
 
     Attributes:
@@ -56,13 +56,13 @@ def demo() -> None:
     _summary(run, baseline, times)
 
 
-def _stages(run: Path, baseline: Path) -> list[Stage]:
+def _stages(run: Path, baseline: Path) -> list[DemoStage]:
     plots, samples, exported = run / "plots", run / "samples", run / "export"
     codebook = str(DATA / "codebook.safetensors")
 
-    def evaluation(title: str, folder: Path, out: Path, *more: str) -> Stage:
+    def evaluation(title: str, folder: Path, out: Path, *more: str) -> DemoStage:
         short = ["--prompt-words", "12", "--continuation-words", "8"]
-        return Stage(title, out / "results.json", ["eval", str(folder), "--out", str(out), *short, *more])
+        return DemoStage(title, out / "results.json", ["eval", str(folder), "--out", str(out), *short, *more])
 
     def speech_sample() -> list[str]:
         units = ["--units", _held_out_prompt(), "--to", "speech", "--max-tokens", "150"]
@@ -70,25 +70,25 @@ def _stages(run: Path, baseline: Path) -> list[Stage]:
 
     text_sample = ["--text", TEXT_PROMPT, "--to", "text", "--max-tokens", "60", "--save", str(samples / "text.txt")]
     return [
-        Stage("prepare speech and text", DATA / "summary.json", ["prep", "run", PREPARATION]),
-        Stage(
+        DemoStage("prepare speech and text", DATA / "summary.json", ["prep", "run", PREPARATION]),
+        DemoStage(
             "a picture of one row",
             plots / "row.png",
             ["data", "inspect", LST, "--row", "1", "--units", "20", "--out", str(plots / "row.png")],
         ),
-        Stage("train the LST", lambda: _finished(run), ["train", LST]),
-        Stage("train its unpatched baseline", lambda: _finished(baseline), ["train", BASELINE]),
-        Stage("draw the curves", plots / "curves.png", ["report", str(run), str(baseline)]),
+        DemoStage("train the LST", lambda: _finished(run), ["train", LST]),
+        DemoStage("train its unpatched baseline", lambda: _finished(baseline), ["train", BASELINE]),
+        DemoStage("draw the curves", plots / "curves.png", ["report", str(run), str(baseline)]),
         evaluation("evaluate the LST", run, run / "eval"),
         evaluation("evaluate the baseline", baseline, baseline / "eval"),
         evaluation("evaluate the untrained LST", run, run / "eval-untrained", "--untrained"),
-        Stage(
+        DemoStage(
             "export the LST",
             exported / "config.json",
             ["export", str(run), str(exported), "--results", str(run / "eval")],
         ),
-        Stage("continue speech", samples / "speech.wav", speech_sample),
-        Stage("continue text", samples / "text.txt", ["generate", str(exported), *text_sample]),
+        DemoStage("continue speech", samples / "speech.wav", speech_sample),
+        DemoStage("continue text", samples / "text.txt", ["generate", str(exported), *text_sample]),
     ]
 
 
@@ -109,7 +109,7 @@ def _held_out_prompt() -> str:
     return " ".join(str(int(u)) for u in ids)
 
 
-def _run(stage: Stage) -> float:
+def _run(stage: DemoStage) -> float:
     command = stage.command if isinstance(stage.command, list) else stage.command()
     shown = " ".join(word if len(word) < 60 else f"'{word[:40]}...'" for word in command)
     print(f"   lst {shown}", flush=True)

@@ -27,12 +27,12 @@ def study(
     from rich.markdown import Markdown
 
     from megatron_lst.machine import usable_cores
-    from megatron_lst.study.arms import Plan
+    from megatron_lst.study.arms import StudyPlan
     from megatron_lst.study.reporting import report
     from megatron_lst.study.running import run_study
 
-    budget = units_budget or (QUICK_BUDGET if quick else Plan.units_budget)
-    plan = Plan(seeds=seeds, units_budget=budget)
+    budget = units_budget or (QUICK_BUDGET if quick else StudyPlan.units_budget)
+    plan = StudyPlan(seeds=seeds, units_budget=budget)
     folder = out or Path("runs/study-quick" if quick else "runs/study")
     results = run_study(plan, folder, jobs or usable_cores())
     page = report(plan, results, folder)

@@ -31,7 +31,7 @@ class Mixture:
     def of(
         cls, config: Config, sources: Sequence[SourceConfig], documents: Sequence[JoinedSets], streams: int
     ) -> "Mixture":
-        """Deal the documents of opened sources to streams.
+        """Distribute the documents of opened sources over streams.
 
         Raises:
             UserError: no source, equal names, a weight that is not positive, or a source without documents.
@@ -126,7 +126,7 @@ def _fits_vocabulary(config: Config, source: SourceConfig, path: str, shards: Sh
 
 
 def open_mixture(config: Config, sources: Sequence[SourceConfig], streams: int) -> Mixture:
-    """Open sources and deal their documents to streams.
+    """Open sources and distribute their documents over streams.
 
     Raises:
         UserError: see `open_source`; also when two sets were made with different tokenizers or codecs.

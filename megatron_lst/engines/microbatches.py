@@ -1,4 +1,4 @@
-"""Rows of a step dealt to ranks and to micro-batches so that their numbers of tokens are balanced (SPEC 1)."""
+"""Rows of a step assigned to ranks and to micro-batches so that their numbers of tokens are balanced (SPEC 1)."""
 
 import heapq
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from megatron_lst.patching.row import Row
 
 
 def balanced_groups(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Deal rows to groups of equal size, longest first, each to the lightest group that has room.
+    """Assign rows to groups of equal size, longest first, each to the lightest group that has room.
 
     A function of the lengths alone, hence the same wherever they are known; O(n log n), so that thousands of rows cost
     milliseconds.
@@ -21,18 +21,18 @@ def balanced_groups(lengths: Sequence[int], groups: int) -> list[list[int]]:
     """
     assert groups > 0 and len(lengths) % groups == 0, f"{len(lengths)} rows do not make {groups} equal groups"
     room = len(lengths) // groups
-    dealt: list[list[int]] = [[] for _ in range(groups)]
+    members: list[list[int]] = [[] for _ in range(groups)]
     lightest = [(0, group) for group in range(groups)]
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         load, group = heapq.heappop(lightest)
-        dealt[group].append(i)
-        if len(dealt[group]) < room:
+        members[group].append(i)
+        if len(members[group]) < room:
             heapq.heappush(lightest, (load + lengths[i], group))
-    return [sorted(group) for group in dealt]
+    return [sorted(group) for group in members]
 
 
 def balanced_micro_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """Deal rows to len(rows) / size micro-batches of exactly `size` rows.
+    """Assign rows to len(rows) / size micro-batches of exactly `size` rows.
 
     A function of the rows alone, hence the same on every rank that has them. Sums over the batch do not depend on it
     but for the order of additions.

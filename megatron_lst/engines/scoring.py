@@ -1,4 +1,4 @@
-"""Scoring the same rows from every rank: dealt to the data-parallel ranks, results shared by all."""
+"""Scoring the same rows from every rank: distributed over the data-parallel ranks, results shared by all."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -96,12 +96,12 @@ def make_batch(rows: Sequence[Row], config: Config, device: torch.device) -> Bat
         row.check(config.vocabulary)
     model, multiple = config.model, int(np.lcm(BUCKET, config.parallel.tensor))
     packed = pack_rows(rows, model.window, model.decoder_window_units, config.vocabulary.pad, multiple)
-    bounds = np.append(np.unique(packed.unit_start), len(packed.unit_start))
+    bounds = np.append(np.unique(packed.unit_start), len(packed.unit_start))  # [documents + 1]
     arrays = {
         "document_bounds": bounds,
         "labels": packed.labels,
         "unit_position": packed.unit_position,
-        "unit_mask": np.stack((packed.unit_start, packed.unit_end)),
+        "unit_mask": np.stack((packed.unit_start, packed.unit_end)),  # [2, P]
     }
     direct: dict[str, np.ndarray] = {}
     if model.kind == "lst" and model.text_path == "direct":
@@ -126,7 +126,7 @@ def _to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str,
     starts, total = [], 0
     for array in arrays.values():
         starts.append(total)
-        total += -(-array.size // ALIGNMENT) * ALIGNMENT
+        total += -(-array.size // ALIGNMENT) * ALIGNMENT  # rounded up
     buffer = np.zeros(total, np.int32)
     for start, array in zip(starts, arrays.values(), strict=True):
         buffer[start : start + array.size] = array.reshape(-1)
@@ -143,10 +143,10 @@ def _patch_axes(packed: PackedRows, k: int) -> dict[str, np.ndarray]:
     return {
         "encoder_tokens": packed.tokens,
         "encoder_position": packed.position,
-        "encoder_mask": np.stack((packed.token_start, packed.token_end)),
+        "encoder_mask": np.stack((packed.token_start, packed.token_end)),  # [2, N]
         "patch_start": packed.patch_start,
         "patch_end": packed.patch_end,
-        "cross_mask": np.stack((packed.cross_start * k, packed.cross_end * k)),
+        "cross_mask": np.stack((packed.cross_start * k, packed.cross_end * k)),  # [2, N], in keys: k a unit
     }
 
 
@@ -173,7 +173,7 @@ class _Axis:
     def mask(self, packed: PackedRows) -> np.ndarray:
         """The local window [2, size] in this axis's own numbering."""
         own = np.arange(self.size, dtype=np.int32)
-        start, end = own.copy(), own + 1
+        start, end = own.copy(), own + 1  # the last key is the token itself; padding sees nothing else
         start[: len(self.index)] = self.before(packed.token_start[self.index])
         return np.stack((start, end))
 
@@ -181,21 +181,23 @@ class _Axis:
 def _direct_axes(
     packed: PackedRows, k: int, vocabulary: Vocabulary, multiple: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The axes and the maps between them, from N packed tokens and P units."""
     tokens, pad, slots = packed.tokens, vocabulary.pad, len(packed.tokens)
-    speech = vocabulary.is_speech(tokens)
-    spoken = speech | (tokens == vocabulary.speech_marker)
+    speech = vocabulary.is_speech(tokens)  # [N]
+    spoken = speech | (tokens == vocabulary.speech_marker)  # [N], positions of speech mode
     encoder, decoder = _Axis(speech, multiple), _Axis(spoken, multiple)
     text = _Axis(~spoken & (packed.labels != IGNORE), BUCKET)
     units = len(packed.patch_start)
-    unit_speech = speech[packed.patch_start]
-    patches = _Axis(unit_speech, BUCKET)
+    unit_speech = speech[packed.patch_start]  # [P]
+    patches = _Axis(unit_speech, BUCKET)  # chosen of the P units, unlike the other axes
     here = np.arange(slots, dtype=np.int32)
     last = units - 1
-    source = np.where(speech, encoder.before(here), -1)
+    source = np.where(speech, encoder.before(here), -1)  # [N]
     axes = {
         "encoder_tokens": encoder.take(tokens, pad),
         "encoder_position": encoder.take(packed.position, 0),
         "encoder_mask": encoder.mask(packed),
+        # Bounds in packed tokens become bounds on the encoder's axis; a patch of padding begins and ends behind all.
         "patch_start": encoder.before(patches.take(packed.patch_start, slots)),
         "patch_end": encoder.before(patches.take(packed.patch_end, slots)),
         "decoder_tokens": decoder.take(tokens, pad),
@@ -207,7 +209,7 @@ def _direct_axes(
     }
     direct = {
         "unit_token": np.where(unit_speech, pad, tokens[packed.patch_start]),
-        "unit_patch": np.where(unit_speech, np.cumsum(unit_speech) - 1, -1),
+        "unit_patch": np.where(unit_speech, np.cumsum(unit_speech) - 1, -1),  # its number among the patches
         "decoder_source": decoder.take(source, -1),
         "decoder_labels": decoder.take(packed.labels, IGNORE),
         "decoder_slot": decoder.take(here, slots),

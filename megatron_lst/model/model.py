@@ -1,8 +1,8 @@
 """One pipeline chunk of an LST or of its baseline: what the schedule calls.
 
-The first chunk holds embedding and patch encoder, the last the patch decoder and the head; global layers are dealt to
-all of them.  Where the decoder starts from the encoder's token states, the last chunk holds a replica of embedding and
-encoder (SPEC 8), so that only [b*U, 1, d_g] crosses a stage boundary.
+The first chunk holds embedding and patch encoder, the last the patch decoder and the head; global layers are spread
+over all of them.  Where the decoder starts from the encoder's token states, the last chunk holds a replica of
+embedding and encoder (SPEC 8), so that only [b*U, 1, d_g] crosses a stage boundary.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
 """How Megatron's local parameters are cut from the canonical weights. A local parameter is one of:
 
 whole     the same on every tensor-parallel rank
-column    rows of the matrix dealt to ranks (outputs sharded)
-row       columns of the matrix dealt to ranks (inputs sharded)
-qkv       q, k, v interleaved by key/value group, then dealt by rows
-stacked   two matrices (gate and up, k and v of a cross-attention) dealt by rows each, then stacked
+column    rows of the matrix split over ranks (outputs sharded)
+row       columns of the matrix split over ranks (inputs sharded)
+qkv       q, k, v interleaved by key/value group, then split by rows
+stacked   two matrices (gate and up, k and v of a cross-attention) split by rows each, then stacked
 """
 
 import re
@@ -41,7 +41,8 @@ class ShardSpec:
             return torch.cat([w.chunk(size)[rank] for w in full])
         if self.kind == "qkv":
             by_group = [w.view(self.groups, -1, w.shape[1]) for w in full]  # each [groups, rows of a group, columns]
-            return torch.cat(by_group, dim=1).view(-1, full[0].shape[1]).chunk(size)[rank]
+            whole = torch.cat(by_group, dim=1).view(-1, full[0].shape[1])  # [rows of q, k and v, columns]
+            return whole.chunk(size)[rank]
         return full[0].chunk(size)[rank]
 
     def blocks(self, shapes: Sequence[tuple[int, ...]], rank: int, size: int) -> list[tuple[str, range, range]]:
@@ -53,9 +54,11 @@ class ShardSpec:
         if self.kind == "row":
             columns = self.cut([torch.arange(shapes[0][1])[None]], rank, size)[0].tolist()
             return [(self.names[0], range(shapes[0][0]), range(columns[0], columns[-1] + 1))]
-        # Weight and row of each local row, found by cutting columns of numbers instead of weights.
+        # Weight and row of each local row, found by cutting columns of numbers [rows, 1] instead of weights: the weight
+        # stands above bit 40, the row below.
         numbers = [(torch.arange(shape[0]) + (i << 40))[:, None] for i, shape in enumerate(shapes)]
-        local = self.cut(numbers, rank, size)[:, 0]
+        local = self.cut(numbers, rank, size)[:, 0]  # [local rows]
+        # A block ends where the next number is not the next row of the same weight.
         ends = [*(torch.nonzero(local.diff() != 1)[:, 0] + 1).tolist(), len(local)]
         found = []
         for begin, end in zip([0, *ends], ends, strict=False):
@@ -72,11 +75,11 @@ class ShardSpec:
         if self.kind == "stacked":
             halves = [s.chunk(2) for s in shards]  # of each rank: its rows of the first matrix, then of the second
             return [torch.cat([h[i] for h in halves]) for i in range(2)]
-        joined = torch.cat(list(shards))
+        joined = torch.cat(list(shards))  # [rows of all names, columns]
         if self.kind == "qkv":
-            by_group = joined.view(self.groups, -1, joined.shape[1])
+            by_group = joined.view(self.groups, -1, joined.shape[1])  # [groups, rows of a group, columns]
             parts = by_group.split([shape[0] // self.groups for shape in shapes], dim=1)
-            return [p.reshape(-1, joined.shape[1]) for p in parts]
+            return [p.reshape(-1, joined.shape[1]) for p in parts]  # each [its rows, columns]
         return [joined]
 
 

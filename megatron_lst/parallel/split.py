@@ -1,4 +1,4 @@
-"""The pipeline split: global layers dealt to stages so that the patch encoder and decoder weigh in."""
+"""The pipeline split: global layers assigned to stages so that the patch encoder and decoder weigh in."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ def stage_work(config: Config) -> tuple[float, float, float, float]:
 
 
 def pipeline_split(config: Config, pipeline: int, virtual: int = 1) -> PipelineSplit:
-    """Deal the global layers to `pipeline * virtual` chunks; `parallel.split` overrides.
+    """Assign the global layers to `pipeline * virtual` chunks; `parallel.split` overrides.
 
     Greedy: each layer goes to the stage that is lightest so far, there to its lightest chunk.  The first stage starts
     with the encoder's work, the last with the decoder's and, where the encoder is replicated, that work again.

@@ -68,7 +68,7 @@ def _first(config: Config, layout: ParallelLayout, units: float, work: Work, lay
     total += REDUCED * (2 * queries + tokens) * d  # cross-attention: output; gradients of queries' and keys' inputs
     if model.queries * d != model.hidden:
         total += work.patches * model.hidden + REDUCED * queries * d
-    if sequence:  # token states brought together; the gradient of the units dealt out
+    if sequence:  # token states brought together; the gradient of the units scattered
         total += tokens * d + units * model.hidden
     if model.text_path == "direct":
         total += REDUCED * units * model.hidden

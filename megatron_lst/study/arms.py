@@ -26,7 +26,7 @@ SAMPLED_ROWS = 480
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """Everything that the results of a study depend on.
 
     Attributes:
@@ -72,7 +72,7 @@ class Plan:
             )
 
 
-def arm_config(plan: Plan, arm: str, seed: int, sets: dict[str, Path], steps: int | None = None) -> Config:
+def arm_config(plan: StudyPlan, arm: str, seed: int, sets: dict[str, Path], steps: int | None = None) -> Config:
     """The configuration of one arm.
 
     Args:
@@ -130,13 +130,13 @@ def step_flops(config: Config) -> float:
     return sum(row_flops(config, row) for batch in islice(stream, steps) for row in batch.rows) / steps
 
 
-def matched_steps(plan: Plan, seed: int, sets: dict[str, Path]) -> int:
+def matched_steps(plan: StudyPlan, seed: int, sets: dict[str, Path]) -> int:
     """Steps of the baseline that spend what the static arm spends on the units' budget."""
     static, base = (arm_config(plan, arm, seed, sets) for arm in ("static", "base"))
     return max(1, round(plan.steps * step_flops(static) / step_flops(base)))
 
 
-def tasks(plan: Plan, sets: dict[str, Path]) -> list[tuple[str, int, int]]:
+def tasks(plan: StudyPlan, sets: dict[str, Path]) -> list[tuple[str, int, int]]:
     """(arm, seed, steps) of every run, seed by seed, so that an unfinished study has whole seeds."""
     return [
         (arm, seed, matched_steps(plan, seed, sets) if arm == "base-flops" else plan.steps)
@@ -145,6 +145,6 @@ def tasks(plan: Plan, sets: dict[str, Path]) -> list[tuple[str, int, int]]:
     ]
 
 
-def plain(plan: Plan) -> dict[str, object]:
+def plain(plan: StudyPlan) -> dict[str, object]:
     """The plan as JSON knows it."""
     return asdict(plan)

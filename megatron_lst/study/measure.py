@@ -11,7 +11,7 @@ from megatron_lst.evaluation.choice import Score, run_choice
 from megatron_lst.evaluation.heldout import continuation_choices, speech_bits
 from megatron_lst.evaluation.items import ChoiceItem
 from megatron_lst.patching.strategies import Patcher
-from megatron_lst.study.arms import Plan
+from megatron_lst.study.arms import StudyPlan
 from megatron_lst.study.world import FIRST_WORD, World
 
 DIRECTIONS = ("S->S", "T->S", "S->T", "T->T")
@@ -25,7 +25,7 @@ class Measures:
         patcher: how the arm's speech is cut for evaluation.
     """
 
-    def __init__(self, plan: Plan, held_out: Sequence[Document], patcher: Patcher) -> None:
+    def __init__(self, plan: StudyPlan, held_out: Sequence[Document], patcher: Patcher) -> None:
         self._plan, self._documents = plan, list(held_out)
         self._patcher = patcher
         self._items = {d: make_items(plan, held_out, d, patcher) for d in DIRECTIONS}
@@ -59,7 +59,7 @@ class Measures:
         return {**found, "bits_per_second": bits.bits_per_second}
 
 
-def make_items(plan: Plan, held_out: Sequence[Document], direction: str, patcher: Patcher) -> list[ChoiceItem]:
+def make_items(plan: StudyPlan, held_out: Sequence[Document], direction: str, patcher: Patcher) -> list[ChoiceItem]:
     """The items of a direction; the same prompts and continuations in each, spoken or written."""
     return continuation_choices(
         held_out,

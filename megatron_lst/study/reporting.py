@@ -5,13 +5,13 @@ from pathlib import Path
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.files import write_json, write_text
 from megatron_lst.patching.strategies import static_patcher
-from megatron_lst.study.arms import Plan, plain
+from megatron_lst.study.arms import StudyPlan, plain
 from megatron_lst.study.figure import draw
 from megatron_lst.study.measure import ceiling, make_items, read_held_out
 from megatron_lst.study.summary import CAVEATS, Results, markdown, summarise
 
 
-def report(plan: Plan, results: Results, folder: Path) -> str:
+def report(plan: StudyPlan, results: Results, folder: Path) -> str:
     """Write the three files. Returns the page."""
     held_out = read_held_out(ShardSet.open(folder / "data" / "held-out"))
     top = ceiling(plan.corpus.world, make_items(plan, held_out, "T->T", static_patcher(1)))

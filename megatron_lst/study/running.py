@@ -22,7 +22,7 @@ from megatron_lst.files import write_json
 from megatron_lst.flops import parameters, row_flops
 from megatron_lst.patching.row import Row
 from megatron_lst.progress import Progress
-from megatron_lst.study.arms import Plan, arm_config, plain, tasks
+from megatron_lst.study.arms import StudyPlan, arm_config, plain, tasks
 from megatron_lst.study.world import write_corpus
 
 
@@ -30,7 +30,7 @@ from megatron_lst.study.world import write_corpus
 class Task:
     """One run: an arm with a seed."""
 
-    plan: Plan
+    plan: StudyPlan
     arm: str
     seed: int
     steps: int
@@ -42,7 +42,7 @@ class Task:
         return f"{self.arm} seed {self.seed}"
 
 
-def run_study(plan: Plan, folder: Path, jobs: int) -> list[dict[str, Any]]:
+def run_study(plan: StudyPlan, folder: Path, jobs: int) -> list[dict[str, Any]]:
     """Run what is not there yet. Returns the results of all runs.
 
     Results lie in `folder/results/ARM-SEED.json`, written when a run has ended; a study that was stopped goes on with
@@ -67,7 +67,7 @@ def run_study(plan: Plan, folder: Path, jobs: int) -> list[dict[str, Any]]:
     return [json.loads(task.result.read_text()) for task in todo]
 
 
-def _settle(plan: Plan, folder: Path) -> None:
+def _settle(plan: StudyPlan, folder: Path) -> None:
     """Make the folder, or find that it is this study's; more seeds are welcome, all else must be the same."""
     path = folder / "plan.json"
     mine = json.loads(json.dumps(plain(plan)))

@@ -2,7 +2,7 @@
 
 Which rows a rank *builds* follows from its streams, and so it must: they read their own shards. But a row of
 interleaved speech holds more than twice the tokens of a row of text, all ranks wait for the heaviest one at every
-step, and rows are small. So the rows of a step are dealt anew over the ranks before they train on them.
+step, and rows are small. So the rows of a step are distributed anew over the ranks before they train on them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from megatron_lst.patching.serialisation import row_to_bytes, rows_from_bytes
 
 
 class RowBalancer:
-    """Deals the rows of every step over the data-parallel ranks; collective over all ranks of the job.
+    """Distributes the rows of every step over the data-parallel ranks; collective over all ranks of the job.
 
     Its gloo groups are its own: rows stay on the CPU, and wait for no GPU stream.
     """
@@ -42,16 +42,16 @@ class RowBalancer:
         dist.all_gather(gathered, mine, group=self._group)
         lengths, sizes = torch.cat(gathered).T.tolist()
         each = len(rows)
-        dealt = balanced_groups(lengths, self._size)
-        if max(sum(lengths[i] for i in group) for group in dealt) >= max(int(part[:, 0].sum()) for part in gathered):
+        groups = balanced_groups(lengths, self._size)
+        if max(sum(lengths[i] for i in group) for group in groups) >= max(int(part[:, 0].sum()) for part in gathered):
             return list(rows)
-        goes_to = {i: rank for rank, group in enumerate(dealt) for i in group}
+        goes_to = {i: rank for rank, group in enumerate(groups) for i in group}
         # all_to_all_single takes what goes to rank 0 first, then what goes to rank 1, and so on.
         leaving = sorted(range(each), key=lambda i: goes_to[self._rank * each + i])
         sent, received = [0] * self._size, [0] * self._size  # bytes, by rank
         for i in leaving:
             sent[goes_to[self._rank * each + i]] += len(packed[i])
-        for i in dealt[self._rank]:
+        for i in groups[self._rank]:
             received[i // each] += sizes[i]
         incoming = torch.empty(sum(received), dtype=torch.uint8)
         outgoing = torch.from_numpy(np.concatenate([packed[i] for i in leaving]))

@@ -11,7 +11,7 @@ import pytest
 
 from lst_prep import join, manifest
 from lst_prep.align.spans import AlignedWords
-from lst_prep.join import Piece, documents
+from lst_prep.join import AlignedPiece, documents
 from lst_prep.manifest import Entry
 from lst_prep.rejection import Rejection
 from lst_prep.tokenizer import load_tokenizer
@@ -87,10 +87,10 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     assert "twice the key 'end'" in said[0]
 
 
-def piece(name: str, start: float | None, end: float | None, audio: str = "a.flac") -> Piece:
+def piece(name: str, start: float | None, end: float | None, audio: str = "a.flac") -> AlignedPiece:
     entry = Entry(name, audio, name, start, end, document="d")
     words = AlignedWords(np.array([[0.1, 0.4]]), np.zeros(1, np.float32), np.array([[0, len(name)]], np.int32))
-    return Piece(entry, np.zeros(25, np.int16), words)
+    return AlignedPiece(entry, np.zeros(25, np.int16), words)
 
 
 @pytest.mark.parametrize(

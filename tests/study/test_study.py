@@ -12,14 +12,14 @@ import pytest
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
 from megatron_lst.patching.strategies import static_patcher
-from megatron_lst.study.arms import ARMS, Plan
+from megatron_lst.study.arms import ARMS, StudyPlan
 from megatron_lst.study.measure import DIRECTIONS, ceiling, make_items, read_held_out
 from megatron_lst.study.reporting import report
 from megatron_lst.study.running import run_study
 from megatron_lst.study.summary import crossed_bootstrap
 from megatron_lst.study.world import Corpus, World, write_corpus
 
-TINY = Plan(
+TINY = StudyPlan(
     seeds=1,
     units_budget=7_700,  # 30 steps of 256 units and a rest that is too little for a step
     global_batch=2,
@@ -62,7 +62,7 @@ def test_probabilities_of_all_texts_sum_to_one() -> None:
 def test_continuations_follow_from_prompts_and_not_without_topics(tmp_path: Path) -> None:
     def known(name: str, world: World) -> float:
         sets = write_corpus(Corpus(speech=1, text=1, held_out=150, world=world), tmp_path / name)
-        items = make_items(Plan(), read_held_out(ShardSet.open(sets["held-out"])), "T->T", static_patcher(1))
+        items = make_items(StudyPlan(), read_held_out(ShardSet.open(sets["held-out"])), "T->T", static_patcher(1))
         assert len(items) == 300
         return ceiling(World(), items)
 

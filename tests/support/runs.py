@@ -17,7 +17,7 @@ def train(
     config: Config, steps: int = 10, save_at: int | None = None, folder: str | None = None, load: str | None = None,
     first: int = 0, asynchronous: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train on toy rows, dealt to data-parallel ranks as the loader deals them (contiguous shares).
+    """Train on toy rows, distributed over data-parallel ranks as the loader assigns them (contiguous shares).
 
     Returns:
         losses, norms, batch hashes by step; a digest of the exported weights; the digest of each local parameter that
@@ -76,7 +76,7 @@ def _replicas(engine: Any) -> dict[str, str]:
 
 
 def score_everywhere(config: Config, rows: int) -> list[Any]:
-    """Scores of all rows on this rank, dealt over the data-parallel ranks and gathered."""
+    """Scores of all rows on this rank, distributed over the data-parallel ranks and gathered."""
     from megatron_lst.cli.models import score_on_all_ranks
 
     engine = build_engine(config)

@@ -1,4 +1,4 @@
-"""Rows dealt over data-parallel ranks: balanced, complete, and unharmed by the journey."""
+"""Rows distributed over data-parallel ranks: balanced, complete, and unharmed by the journey."""
 
 import numpy as np
 import pytest
@@ -46,9 +46,9 @@ def test_rows_travel_whole(shapes: list[tuple[int, int]]) -> None:
 def test_groups_are_equal_and_no_row_is_lost(shape: tuple[int, int], random: object) -> None:
     groups, each = shape
     lengths = [random.randrange(1, 10_000) for _ in range(groups * each)]  # type: ignore[attr-defined]
-    dealt = balanced_groups(lengths, groups)
-    assert sorted(i for group in dealt for i in group) == list(range(len(lengths)))
-    assert {len(group) for group in dealt} == {each}
+    found = balanced_groups(lengths, groups)
+    assert sorted(i for group in found for i in group) == list(range(len(lengths)))
+    assert {len(group) for group in found} == {each}
 
 
 def test_the_heaviest_of_many_ranks_carries_little_more_than_the_mean() -> None:
@@ -60,7 +60,7 @@ def test_the_heaviest_of_many_ranks_carries_little_more_than_the_mean() -> None:
     assert as_built.max() / as_built.mean() > 1.4, "control: what the ranks would train on without balancing"
 
 
-def _deal_over_ranks(shares: list[int], lengths: list[int]) -> list[Row]:
+def _balance_over_ranks(shares: list[int], lengths: list[int]) -> list[Row]:
     import torch.distributed as dist
 
     share = shares[dist.get_rank()]
@@ -75,7 +75,7 @@ def test_ranks_exchange_rows(ranks: RankPool, shares: list[int]) -> None:
     """Heavy rows first, hence all on the first rank; model-parallel peers receive the same rows."""
     lengths = [100, 90, 80, 70, 20, 20, 10, 10]
     size = max(shares) + 1
-    results = ranks.run(_deal_over_ranks, len(shares), shares, lengths)
+    results = ranks.run(_balance_over_ranks, len(shares), shares, lengths)
     by_share: dict[int, list[Row]] = {}
     for share, rows in zip(shares, results, strict=True):
         first = by_share.setdefault(share, rows)
@@ -89,7 +89,7 @@ def test_ranks_exchange_rows(ranks: RankPool, shares: list[int]) -> None:
     assert sum(lengths[: len(lengths) // size]) > heaviest, "control: as built, the first rank would carry more"
 
 
-def _deal_equal(size: int) -> bool:
+def _balance_equal(size: int) -> bool:
     import torch.distributed as dist
 
     rows = [_row(2 * dist.get_rank() + i, 7) for i in range(2)]
@@ -97,4 +97,4 @@ def _deal_equal(size: int) -> bool:
 
 
 def test_nothing_moves_where_it_would_not_help(ranks: RankPool) -> None:
-    assert ranks.run(_deal_equal, 2, 2) == [True, True]
+    assert ranks.run(_balance_equal, 2, 2) == [True, True]

@@ -109,7 +109,7 @@ class ZeroState:
                 safe_set_full_fp32_param(parameter, value.float())
 
     def whole(self, parameters: list[nn.Parameter]) -> Any:
-        """Within it the parameters are there in full, and changes are kept (ZeRO 3 deals them to ranks)."""
+        """Within it the parameters are there in full, and changes are kept (ZeRO 3 shards them over ranks)."""
         import deepspeed
 
         if not hasattr(parameters[0], "ds_id"):
