@@ -274,7 +274,7 @@ def run(path: str, arguments: argparse.Namespace) -> bool:
     return not said
 
 
-def attempt(path: str, arguments: argparse.Namespace) -> int:
+def attempt(path: str, arguments: argparse.Namespace, run: Callable[[str, argparse.Namespace], bool]) -> int:
     """`run` as an exit code. A configuration that fails, by memory or a bug, costs no other one its figures."""
     try:
         return 0 if run(path, arguments) else 1
@@ -289,8 +289,12 @@ def attempt(path: str, arguments: argparse.Namespace) -> int:
     return 1
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """0: measured, and the step behaved; 1: it synced, compiled or failed; 2: the user's mistake."""
+def main(given: Sequence[str] | None = None, run: Callable[[str, argparse.Namespace], bool] = run) -> int:
+    """Measure each configuration by `run`.
+
+    Returns:
+        0: measured, and the step behaved; 1: it synced, compiled or failed; 2: the user's mistake.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=list(CONFIGS), metavar="CONFIG")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -311,7 +315,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return 2
     if not on_gpu():
         print("No GPU here: a tiny model instead, whose figures say nothing about speed.")
-    return max(attempt(path, arguments) for path in arguments.configs)
+    return max(attempt(path, arguments, run) for path in arguments.configs)
 
 
 if __name__ == "__main__":

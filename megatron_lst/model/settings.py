@@ -48,16 +48,21 @@ def _common(config: Config, layout: ParallelLayout) -> dict[str, Any]:
 
 
 def global_settings(
-    config: Config, layout: ParallelLayout, split: PipelineSplit, sequence: bool | None = None
+    config: Config,
+    layout: ParallelLayout,
+    split: PipelineSplit,
+    sequence: bool | None = None,
+    fp8_manager: Any = None,
 ) -> TransformerConfig:
     """Settings of the global transformer, the pipeline's layout and recomputation among them (SPEC 3).
 
     Args:
         sequence: sequence parallelism, where it is not the layout's.
+        fp8_manager: see `accelerators.fp8_recipe`.
     """
     model, engine, recompute = config.model, config.engine, config.training.recompute
     settings = _common(config, layout)
-    recipe = accelerators.fp8_recipe(engine.fp8, engine.fp8_recipe)
+    recipe = accelerators.fp8_recipe(engine.fp8, engine.fp8_recipe, fp8_manager)
     if recipe is not None:
         settings |= {"fp8": engine.fp8, "fp8_recipe": recipe}
     if sequence is not None:

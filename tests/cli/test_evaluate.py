@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from lst_prep.tokenizer import load_tokenizer
 from megatron_lst.cli import evaluate, warm_start
 from megatron_lst.cli.encoders import audio_aligner
 from megatron_lst.config.load import dump_yaml
@@ -27,11 +28,14 @@ from megatron_lst.inference import LatentSpeechTextModel, load_export, write_exp
 from megatron_lst.patching.row import Row
 from megatron_lst.patching.strategies import ALIGNED, STATIC
 from megatron_lst.reference import ReferenceModel
+from tests.support.tokenizers import character_tokenizer
 from tests.support.toy import toy_config
 
 CONFIG = toy_config(patching__size=4)
 TOKENIZER = TokenizerInfo("aaaa", 60, 1, 2, "toy")
 CODEBOOK = Codec("mfcc", (50,), fingerprint="bbbb")
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 app = typer.Typer()
 app.add_typer(evaluate.eval_app, name="eval")
@@ -206,9 +210,12 @@ def test_documents_without_speech_are_refused_by_name(exported: Path, tmp_path: 
         lst("eval", exported, "--documents", tmp_path / "written")
 
 
-def test_recognises_and_speaks(exported: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_lst.cli.encoders.text_encoder", lambda spec: (None, {"fingerprint": "aaaa"}))
-    monkeypatch.setattr("megatron_lst.cli.encoders.text_decoder", lambda spec: lambda ids: " ".join(map(str, ids)))
+def test_recognises_and_speaks(tmp_path: Path) -> None:
+    info = replace(load_tokenizer(str(character_tokenizer(tmp_path / "tokenizer.json", LETTERS))).info, size=60)
+    write_set(shards := tmp_path / "set", [document(i) for i in range(4)], "speech", info, CODEBOOK)
+    weights = ReferenceModel(CONFIG.model, CONFIG.vocabulary).state_dict()
+    metadata = {"tokenizer": {"fingerprint": info.fingerprint, "name": str(tmp_path / "tokenizer.json")}}
+    exported = write_export(tmp_path / "model", weights, CONFIG, metadata)
     output = lst("eval", "asr", exported, shards, "--limit", 2, "--max-tokens", 9)
     assert "WER" in output
     assert "x the unpatched ones" in output
@@ -241,15 +248,15 @@ def test_what_is_spoken_is_graded_by_a_recogniser(exported: Path, shards: Path, 
     assert "CER 100.0%" in lst("eval", "tts", exported, shards, *options, "true {wav}")
 
 
-def test_spoken_questions_answered_in_speech(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spoken_questions_answered_in_speech(tmp_path: Path) -> None:
     pytest.importorskip("soundfile")
     from lst_prep.units import Codebook
     from megatron_lst.inference.vocoder import write_wav
 
-    monkeypatch.setattr("megatron_lst.cli.encoders.text_encoder", lambda spec: (None, {"fingerprint": "aaaa"}))
-    monkeypatch.setattr("megatron_lst.cli.encoders.text_decoder", lambda spec: lambda ids: "something else")
     codebook = random_codebook(tmp_path / "codebook.safetensors")
-    info = {"tokenizer": {"name": "toy"}, "codebook": {"fingerprint": Codebook.load(codebook).fingerprint}}
+    # A tokenizer without the letters of an accepted answer: what the model writes holds none.
+    tokenizer = character_tokenizer(tmp_path / "tokenizer.json", LETTERS.replace("p", ""))
+    info = {"tokenizer": {"name": str(tokenizer)}, "codebook": {"fingerprint": Codebook.load(codebook).fingerprint}}
     weights = ReferenceModel(CONFIG.model, CONFIG.vocabulary).state_dict()
     export = write_export(tmp_path / "model", weights, CONFIG, info)
     folder = tmp_path / "llama_questions"

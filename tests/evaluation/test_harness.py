@@ -12,6 +12,7 @@ pytest.importorskip("lm_eval")
 
 from typer.testing import CliRunner
 
+from lst_prep.tokenizer import load_tokenizer
 from megatron_lst.cli.evaluate import eval_app
 from megatron_lst.config.schema import Config, ModelConfig
 from megatron_lst.errors import UserError
@@ -23,6 +24,7 @@ from megatron_lst.patching.chunks import text_span
 from megatron_lst.patching.strategies import static_patcher
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.vocabulary import Vocabulary
+from tests.support.tokenizers import character_tokenizer
 
 NAMES = "abcdefghijklmnopqrst. "
 V = Vocabulary(text_size=32, speech_size=9, multiple=8)
@@ -91,7 +93,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
         data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'stories.jsonl'}}}}}"
         (tasks / f"{name}.yaml").write_text(f"task: {name}\n{data}\ntest_split: test\n{lines}\n")
     oracle = ReferenceModel(CONFIG.model, V, seed=2)
-    metadata = {"tokenizer": {"name": "toy", "fingerprint": "aaaa"}}
+    file = character_tokenizer(tmp_path / "tokenizer.json", NAMES.replace(" ", ""))
+    metadata = {"tokenizer": {"name": str(file), "fingerprint": load_tokenizer(str(file)).info.fingerprint}}
     return write_export(tmp_path / "export", oracle.state_dict(), CONFIG, metadata), tasks
 
 
@@ -136,12 +139,8 @@ def test_every_kind_of_task_runs_and_agrees_with_our_scorer(folders: tuple[Path,
     assert any(said)
 
 
-def test_the_command_writes_results(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_lst.cli import encoders
-
+def test_the_command_writes_results(folders: tuple[Path, Path]) -> None:
     export, tasks = folders
-    monkeypatch.setattr(encoders, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
-    monkeypatch.setattr(encoders, "text_decoder", lambda spec: decode)
     out = export.parent / "results"
     command = [
         "harness",
@@ -162,13 +161,7 @@ def test_the_command_writes_results(folders: tuple[Path, Path], monkeypatch: pyt
     assert "choice" in done.output
 
 
-def test_a_task_that_is_not_known_is_the_users_mistake(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from megatron_lst.cli import encoders
-
-    monkeypatch.setattr(encoders, "text_encoder", lambda spec: (encode, {"fingerprint": "aaaa", "name": spec}))
-    monkeypatch.setattr(encoders, "text_decoder", lambda spec: decode)
+def test_a_task_that_is_not_known_is_the_users_mistake(folders: tuple[Path, Path]) -> None:
     command = ["harness", str(folders[0]), "--task", "choise", "--tasks-from", str(folders[1])]
     done = CliRunner().invoke(eval_app, command)
     assert isinstance(done.exception, UserError)

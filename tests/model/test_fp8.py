@@ -52,10 +52,10 @@ def test_the_device_decides_on_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_megatron_core_takes_the_settings(monkeypatch: pytest.MonkeyPatch, recompute: str) -> None:
-    monkeypatch.setattr(accelerators, "probe", lambda purpose, name: Blackwell)
+def test_megatron_core_takes_the_settings(recompute: str) -> None:
     config = toy_config(**IN_FP8, training__recompute=recompute, parallel__pipeline=2)
-    settings = global_settings(config, ParallelLayout(1, 2, 1, 1, False), pipeline_split(config, 2, 1))
+    layout, split = ParallelLayout(1, 2, 1, 1, False), pipeline_split(config, 2, 1)
+    settings = global_settings(config, layout, split, fp8_manager=Blackwell)
     assert (settings.fp8, settings.fp8_recipe, settings.fp8_param) == ("hybrid", "mxfp8", False)
 
 
