@@ -190,7 +190,7 @@ def test_generates_units_and_sound_with_counted_global_steps(exported: Path, tmp
         (("eval", "/nowhere"), "neither a run folder"),
         (("export", "{x}", "out"), "not a run folder"),
         (("generate", "{x}"), "no prompt"),
-        (("generate", "{x}", "--units", "99"), r"expected numbers in [0, 50)"),
+        (("generate", "{x}", "--units", "99"), r"has numbers in [0, 50)"),
         (("generate", "{x}", "--text", "hello"), "--text needs --tokenizer"),
         (("generate", "{x}", "--units", "3", "--to", "text", "--out", "a.wav"), "--out is for speech"),
         (("generate", "{x}", "--units", "3", "--to", "speech", "--out", "/tmp"), "name the WAV file in it"),
