@@ -16,7 +16,7 @@ from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.metrics import read_metrics
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
-from tests.training.test_train import signal_after
+from tests.training.test_train import with_signal
 
 SAME = ("step", "loss", "loss_speech", "loss_text", "grad_norm", "lr", "batch_hash", "tokens", "raw_tokens")
 
@@ -101,9 +101,7 @@ def test_damaged_hints_and_half_lines_do_not_stop_a_resume(tiny) -> None:
 
 
 @pytest.mark.parametrize("received", [None, signal.SIGTERM])
-def test_a_full_disk_at_the_end_costs_the_note_of_it_alone(
-    tiny, received: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_at_the_end_costs_the_note_of_it_alone(tiny, received: signal.Signals | None) -> None:
     config = tiny(training__steps=3)
     folder = Path(config.run.dir)
     folder.mkdir()
@@ -114,10 +112,7 @@ def test_a_full_disk_at_the_end_costs_the_note_of_it_alone(
         (folder / name).symlink_to("/dev/full")
 
     fill_disk()
-    with monkeypatch.context() as patch:
-        if received is not None:
-            signal_after(patch, 2, received)
-        stopped = trainer.train(config)
+    stopped = trainer.train(config) if received is None else trainer.train(config, with_signal(2, received))
     step = 3 if received is None else 2
     assert stopped == trainer.Outcome(step, received)
     assert outcome.read(folder) is None

@@ -36,8 +36,14 @@ def start(folder: Path, name: str, command: list[str], *overrides: str, pause: f
     path = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "data_prep"))
     environment = os.environ | {"PYTHONPATH": path, "LST_TEST_SECONDS": str(pause), "OMP_NUM_THREADS": "1"}
     arguments = ["train", str(folder / "config.yaml"), f"run.dir={folder / name}", *overrides]
-    given = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT, "env": environment} | options
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    given = silent | {"cwd": ROOT, "env": environment, "preexec_fn": heed_sighup} | options
     return subprocess.Popen([*command, *arguments], **given)
+
+
+def heed_sighup() -> None:
+    """Whoever runs the suite may ignore the signal (nohup), which a child would inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def steps(run: Path) -> int:
@@ -99,6 +105,7 @@ def test_a_terminal_that_is_closed(folder: Path) -> None:
     ours, theirs = pty.openpty()
 
     def take_terminal() -> None:
+        heed_sighup()
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
