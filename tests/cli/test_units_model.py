@@ -162,6 +162,20 @@ def test_the_export_alone_gives_the_units_that_preparation_gave(
         assert (away / "units_model" / "LICENSE").is_file()
 
 
+def test_a_fitted_codebook_takes_positions_away_and_can_be_heard(made: Made) -> None:
+    """Whisper's states tell where they stand, HuBERT's do not; both codebooks say what their units sound like."""
+    book, extractor = Codebook.load(made.codebook), make_extractor(made.options)
+    places = extractor.positions(25)
+    assert (book.position_mean is None) == (places is None) == (made.options.extractor == "hubert")
+    assert book.sound is not None
+    assert book.sound.shape == (len(book.centres), 13)
+    assert np.ptp(book.sound, axis=0).min() > 0
+    if book.position_mean is not None:
+        assert book.position_mean.shape[1] == extractor.dim
+        silent = np.zeros((25, extractor.dim), np.float32)
+        assert (book.encode(silent, places) != book.encode(silent + book.position_mean[places], places)).any()
+
+
 def test_a_codebook_without_settings_means_the_defaults_and_is_refused_by_name(
     made: Made, exported: Path, tmp_path: Path
 ) -> None:
