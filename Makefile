@@ -54,8 +54,8 @@ bench: venv  ## Benchmarks, each after its correctness gate: kernels (needs a GP
 gpu: venv  ## What only a GPU can show, within MINUTES; all of it, or PARTS="kernel-tests kernels" (docs/performance.md)
 	@$(BIN)/python -m benchmarks.parts $(PARTS) --minutes $(MINUTES)
 
-study: venv  ## A toy experiment: baseline, static and curriculum under an equal budget, several seeds
-	@$(BIN)/lst study
+study: venv  ## A toy experiment: baseline, static and curriculum under an equal budget, several seeds; QUICK=1: does it run?
+	@$(BIN)/python -m examples.study $(if $(QUICK),--quick)
 
 lint: venv  ## Style
 	@$(BIN)/ruff check .

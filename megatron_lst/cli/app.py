@@ -20,7 +20,6 @@ from megatron_lst.cli.launch import launch_app
 from megatron_lst.cli.plan import plan
 from megatron_lst.cli.prep import prep_app
 from megatron_lst.cli.runs import checkpoint_app, report
-from megatron_lst.cli.study import study
 from megatron_lst.cli.warm_start import warm_start
 from megatron_lst.errors import LstError
 from megatron_lst.terminal import unfailing_output
@@ -50,7 +49,7 @@ def train(config: CONFIG, overrides: OVERRIDES = None) -> None:
             print(f"{state}: {settings.run.dir}, step {end.step}")
 
 
-for command in (demo, study, report, generate, export, warm_start, flops, plan, doctor):
+for command in (demo, report, generate, export, warm_start, flops, plan, doctor):
     app.command()(command)
 GROUPS = {
     "prep": prep_app,

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lst.study.arms import ARMS
-from megatron_lst.study.measure import DIRECTIONS
-from megatron_lst.study.summary import Results
+from examples.study.arms import ARMS
+from examples.study.measure import DIRECTIONS
+from examples.study.summary import Results
 
 
 def draw(results: Results, out: Path) -> Path:

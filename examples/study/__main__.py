@@ -1,9 +1,12 @@
-"""`lst study`: a toy comparison of baseline, static and curriculum patching on an invented language."""
+"""`make study` (`python -m examples.study`): baseline, static and curriculum patching on an invented language."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from megatron_lst.errors import LstError
 
 QUICK_BUDGET = 40_000
 
@@ -26,10 +29,10 @@ def study(
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from examples.study.arms import StudyPlan
+    from examples.study.reporting import report
+    from examples.study.running import run_study
     from megatron_lst.machine import usable_cores
-    from megatron_lst.study.arms import StudyPlan
-    from megatron_lst.study.reporting import report
-    from megatron_lst.study.running import run_study
 
     budget = units_budget or (QUICK_BUDGET if quick else StudyPlan.units_budget)
     plan = StudyPlan(seeds=seeds, units_budget=budget)
@@ -39,3 +42,11 @@ def study(
     Console().print(Markdown(page))
     for what, name in (("tables", "study.md"), ("all figures", "study.json"), ("emergence curves", "curves.png")):
         print(f"{what:18s} {folder / name}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(study)
+    except LstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from examples.study.arms import StudyPlan, plain
+from examples.study.figure import draw
+from examples.study.measure import ceiling, make_items, read_held_out
+from examples.study.summary import CAVEATS, Results, markdown, summarise
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.files import write_json, write_text
 from megatron_lst.patching.strategies import static_patcher
-from megatron_lst.study.arms import StudyPlan, plain
-from megatron_lst.study.figure import draw
-from megatron_lst.study.measure import ceiling, make_items, read_held_out
-from megatron_lst.study.summary import CAVEATS, Results, markdown, summarise
 
 
 def report(plan: StudyPlan, results: Results, folder: Path) -> str:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from examples.study.world import Corpus
 from megatron_lst.config.checks import check
 from megatron_lst.config.schema import (
     Config,
@@ -17,7 +18,6 @@ from megatron_lst.config.schema import (
 from megatron_lst.data import RowStream
 from megatron_lst.errors import UserError
 from megatron_lst.flops import row_flops
-from megatron_lst.study.world import Corpus
 
 ARMS = ("base", "static", "curriculum", "base-flops")
 """`base`, `static` and `curriculum` share a budget of units; `base-flops` is `base` with the FLOPs of `static`."""

@@ -16,14 +16,14 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from examples.study.arms import StudyPlan, arm_config, plain, tasks
+from examples.study.world import write_corpus
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import TrainingFault, UserError
 from megatron_lst.files import write_json
 from megatron_lst.flops import parameters, row_flops
 from megatron_lst.patching.row import Row
 from megatron_lst.progress import Progress
-from megatron_lst.study.arms import StudyPlan, arm_config, plain, tasks
-from megatron_lst.study.world import write_corpus
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,11 @@ def run_task(task: Task, report: Callable[[int, int, str], None]) -> None:
     Raises:
         TrainingFault: the loss or its gradient is not finite.
     """
+    from examples.study.measure import Measures, read_held_out
     from megatron_lst.data import RowStream
     from megatron_lst.documents.shards import ShardSet
     from megatron_lst.engines import build_engine
     from megatron_lst.patching.strategies import evaluation_patcher
-    from megatron_lst.study.measure import Measures, read_held_out
     from megatron_lst.training.schedule import learning_rate
 
     plan = task.plan

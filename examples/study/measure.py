@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from examples.study.arms import StudyPlan
+from examples.study.world import FIRST_WORD, World
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.evaluation.choice import Score, run_choice
 from megatron_lst.evaluation.heldout import continuation_choices, speech_bits
 from megatron_lst.evaluation.items import ChoiceItem
 from megatron_lst.patching.strategies import Patcher
-from megatron_lst.study.arms import StudyPlan
-from megatron_lst.study.world import FIRST_WORD, World
 
 DIRECTIONS = ("S->S", "T->S", "S->T", "T->T")
 BITS_DOCUMENTS = 50

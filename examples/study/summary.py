@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from examples.study.arms import ARMS
+from examples.study.measure import DIRECTIONS
 from megatron_lst.evaluation.statistics import Interval
-from megatron_lst.study.arms import ARMS
-from megatron_lst.study.measure import DIRECTIONS
 
 RESAMPLES = 2000
 SPENT = (

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.study.arms import ARMS, StudyPlan
+from examples.study.measure import DIRECTIONS, ceiling, make_items, read_held_out
+from examples.study.reporting import report
+from examples.study.running import run_study
+from examples.study.summary import crossed_bootstrap
+from examples.study.world import Corpus, World, write_corpus
 from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
 from megatron_lst.patching.strategies import static_patcher
-from megatron_lst.study.arms import ARMS, StudyPlan
-from megatron_lst.study.measure import DIRECTIONS, ceiling, make_items, read_held_out
-from megatron_lst.study.reporting import report
-from megatron_lst.study.running import run_study
-from megatron_lst.study.summary import crossed_bootstrap
-from megatron_lst.study.world import Corpus, World, write_corpus
 
 TINY = StudyPlan(
     seeds=1,
