@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,27 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return records
 
 
+_TAGS: dict[str, str] = {
+    "loss": "loss/all",
+    "lr": "optimizer/lr",
+    "grad_norm": "optimizer/grad_norm",
+    "seconds": "speed/seconds",
+    "units_per_second": "speed/units_per_second",
+    "mfu": "speed/mfu",
+}
+"""Fields whose tag in TensorBoard does not follow from their name, see `tensorboard_tag`."""
+
+
+def tensorboard_tag(field: str) -> str:
+    """GROUP/NAME of a field of metrics.jsonl: `loss/speech` of `loss_speech`, `heldout/text_loss` of
+    `heldout_text_loss`; what neither is that nor stands in `_TAGS` counts data: `data/tokens`."""
+    if field in _TAGS:
+        return _TAGS[field]
+    group, _, name = field.partition("_")
+    # TensorBoard takes no ">".
+    return f"{group}/{name}".replace("->", "_to_") if group in ("loss", "heldout") else f"data/{field}"
+
+
 class MetricsWriter:
     """Writes one object a step; on resume it first drops what lies past the checkpoint.
 
@@ -32,9 +54,16 @@ class MetricsWriter:
         run: the run folder.
         after_step: the step of the checkpoint that training goes on from; 0 for a new run.
         tell: takes a sentence when writing begins to fail, and when it works again.
+        config_yaml: the run's configuration, for TensorBoard's text tab.
     """
 
-    def __init__(self, run: Path, after_step: int, tell: Callable[[str], None] = lambda sentence: None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        after_step: int,
+        tell: Callable[[str], None] = lambda sentence: None,
+        config_yaml: str = "",
+    ) -> None:
         self._path, self._tell = run / "metrics.jsonl", tell
         kept = {r["step"]: r for r in read_metrics(run) if r["step"] <= after_step}
         write_text(self._path, "".join(json.dumps(kept[step]) + "\n" for step in sorted(kept)))
@@ -45,6 +74,8 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
+            # The tab reads Markdown: indented lines are shown as they are.
+            self._board.add_text("configuration", textwrap.indent(config_yaml, "    "), after_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one step. Values that are not finite become null, so that every reader can parse the line."""
@@ -54,8 +85,11 @@ class MetricsWriter:
         if self._board is not None:
             try:
                 for key, value in clean.items():
-                    if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                        self._board.add_scalar(key, value, record["step"])
+                    if isinstance(value, dict):  # raw_tokens, by source
+                        for source, count in value.items():
+                            self._board.add_scalar(f"data/{key}/{source}", count, record["step"])
+                    elif key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                        self._board.add_scalar(tensorboard_tag(key), value, record["step"])
             except OSError as error:
                 self._board = None
                 self._tell(f"TensorBoard's files cannot be written ({error}): it has no more steps of this start")

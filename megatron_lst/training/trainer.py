@@ -179,7 +179,7 @@ class _Run:
             loader = open_loader(config, engine.data_rank, engine.data_size, self.resumed or None, start)
             batches = iter(stack.enter_context(loader))
             metrics = (
-                stack.enter_context(MetricsWriter(self.folder, start, partial(self.tell, "metrics")))
+                stack.enter_context(MetricsWriter(self.folder, start, partial(self.tell, "metrics"), config_yaml))
                 if self.writer
                 else None
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lst.training.metrics import MetricsWriter, read_metrics
+from megatron_lst.training.metrics import MetricsWriter, read_metrics, tensorboard_tag
 
 
 def write(run: Path, after: int, steps: range, loss: float = 1.0) -> None:
@@ -81,3 +81,32 @@ def test_a_full_disk_delays_lines_and_ends_nothing(tmp_path: Path) -> None:
     writer.close()
     assert "lacks 1 lines" in told[-1]
     good.close()
+
+
+def test_tensorboard_has_the_fields_in_groups_and_the_configuration(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = {"loss": 2.0, "loss_speech": 3.0, "lr": 0.1, "grad_norm": 1.0, "seconds": 0.5, "units": 8, "mfu": None}
+    record |= {"batch_hash": "ab", "skipped": False, "raw_tokens": {"talks": 9}}
+    held_out = {"heldout_talks_loss": 2.5, "heldout_choice_S->S": 0.5}
+    with MetricsWriter(tmp_path, 0, config_yaml="model:\n  hidden: 32\n") as writer:
+        writer.write({"step": 1, **record})
+        writer.write({"step": 2, **record, **held_out})
+    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {
+        "loss/all", "loss/speech", "optimizer/lr", "optimizer/grad_norm", "speed/seconds", "data/units",
+        "data/raw_tokens/talks", "heldout/talks_loss", "heldout/choice_S_to_S",
+    }  # fmt: skip
+    assert [(e.step, e.value) for e in board.Scalars("loss/speech")] == [(1, 3.0), (2, 3.0)]
+    assert [(e.step, e.value) for e in board.Scalars("heldout/talks_loss")] == [(2, 2.5)]
+    (text,) = board.Tensors("configuration/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "    model:\n      hidden: 32\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "tag"),
+    [("mfu", "speed/mfu"), ("loss_marker", "loss/marker"), ("rows", "data/rows")],
+)
+def test_tags(field: str, tag: str) -> None:
+    assert tensorboard_tag(field) == tag

@@ -134,7 +134,7 @@ run.tell("lock", reason)
 self._tell(f"{path} has all steps again")
 self.events.write("hang", sentence, step)
 self._append(wall, None, "clock", f"by {jump} s")
-MetricsWriter(folder, start, partial(self.tell, "metrics"))
+MetricsWriter(folder, start, partial(self.tell, "metrics"), config_yaml)
 print("stop")
 """
     assert kinds_written(code) == {"lock", "hang", "clock", "metrics"}
