@@ -27,6 +27,7 @@ from megatron_lst.data.packing import Capacity, Position, first_position, pack_e
 from megatron_lst.documents.schema import Document
 from megatron_lst.draws import number_of, uniforms
 from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.flops import row_flops
 from megatron_lst.patching.row import Chunk, Row, RowStatistics, assemble_row
 from megatron_lst.patching.strategies import PatchingSchedule
 
@@ -383,7 +384,7 @@ class RowStream:
             UserError: sources that cannot be opened, ranks that do not divide, a state that does not fit.
         """
         self._share = Share(config.training.global_batch, config.streams, data_rank, data_size)
-        self._step = start_step
+        self._config, self._step = config, start_step
         owned = self._share.owned_streams().tolist() if streams is None else list(streams)
         first_row = start_step * config.training.global_batch
         states = stream_states(state, owned, config.streams, first_row)
@@ -402,9 +403,14 @@ class RowStream:
         return StepRows(rows, cursors)
 
     def rows_of_step(self) -> Iterator[tuple[Row, Cursor]]:
-        """The next step's rows one by one, each with its stream's cursor after it."""
+        """The next step's rows one by one, each with its stream's cursor after it.
+
+        All that a step reports of a row is known here, where rows are built ahead: the trainer adds up.
+        """
         step, self._step = self._step, self._step + 1
         for i in self._share.rows(step).tolist():
             stream = self._streams.get(i % self._share.streams)
             if stream is not None:
-                yield stream.next_row(), stream.cursor
+                row = stream.next_row()
+                statistics = replace(row.statistics, training_flops=row_flops(self._config, row))
+                yield replace(row, statistics=statistics), stream.cursor

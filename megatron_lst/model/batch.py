@@ -88,12 +88,7 @@ def make_batch(rows: Sequence[Row], config: Config, device: torch.device) -> Bat
 
     Args:
         rows: at least one, all of the same U.
-
-    Raises:
-        DamagedDataError: a row whose maps would leak or crash; names the row and the document.
     """
-    for row in rows:
-        row.check(config.vocabulary)
     model, multiple = config.model, int(np.lcm(BUCKET, config.parallel.tensor))
     packed = pack_rows(rows, model.window, model.decoder_window_units, config.vocabulary.pad, multiple)
     bounds = np.append(np.unique(packed.unit_start), len(packed.unit_start))  # [documents + 1]

@@ -23,6 +23,7 @@ class RowStatistics:
         clipped_patches: aligned patches that `max_length` split.
         skipped_documents: documents that were passed over: damaged (`data.on_damage=skip`), or an adaptation
             example that is longer than a row.
+        training_flops: of the row, forward and backward; 0 in rows that nobody trains on.
     """
 
     tokens_by_source: dict[str, int] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class RowStatistics:
     speech_documents: int = 0
     clipped_patches: int = 0
     skipped_documents: int = 0
+    training_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ def assemble_row(
 
     Raises:
         UserError: a chunk is empty, or they do not fit.
+        DamagedDataError: maps that would leak or crash (`Row.check`): rows are checked where they are made.
     """
     for chunk in chunks:
         if not len(chunk.tokens):
@@ -243,7 +246,7 @@ def assemble_row(
     for chunk in chunks:
         labels[start : start + chunk.prompt] = IGNORE
         start += len(chunk.tokens)
-    return Row(
+    row = Row(
         tokens=tokens,
         unit=np.repeat(np.arange(units, dtype=np.int32), patch_length),
         closed=closed_units(patch_length, late),
@@ -255,3 +258,5 @@ def assemble_row(
         document_ids=tuple(c.document_id for c in chunks),
         statistics=statistics or RowStatistics(),
     )
+    row.check(vocabulary)
+    return row

@@ -9,7 +9,6 @@ import torch
 from megatron_lst.config.schema import Config
 from megatron_lst.engines.base import StepResult
 from megatron_lst.errors import TrainingFault
-from megatron_lst.flops import row_flops
 from megatron_lst.patching.row import Row, batch_hash
 from megatron_lst.planning.devices import peak_flops
 from megatron_lst.training.ranks import Ranks
@@ -127,7 +126,7 @@ class StepRecorder:
             sum(r.statistics.speech_documents for r in rows),
             sum(r.statistics.clipped_patches for r in rows),
             sum(r.statistics.skipped_documents for r in rows),
-            round(sum(row_flops(self._config, r) for r in rows) / 1e6),
+            round(sum(r.statistics.training_flops for r in rows) / 1e6),
             *(sum(r.statistics.tokens_by_source.get(name, 0) for r in rows) for name in self._sources),
         ]
         indices = np.array([r.index for r in rows], np.int64)

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_lst.data.stream import RowStream, Share, Stream
 from megatron_lst.errors import UserError
+from megatron_lst.flops import row_flops
 from megatron_lst.patching.row import Row, batch_hash
 from tests.data.toy import SPEECH_DOCUMENTS, TEXT, TEXT_DOCUMENTS, make_config, make_mixture
 
@@ -207,3 +208,11 @@ def test_positions_that_do_not_fit_are_refused(make: Any, message: str) -> None:
     state = next(RowStream(config, 0, 1, mixture=make_mixture(config))).cursors
     with pytest.raises(UserError, match=message):
         make(config, state)
+
+
+def test_rows_come_with_their_flops() -> None:
+    """Counted where rows are built; the trainer only adds up."""
+    config = make_config()
+    rows = next(RowStream(config, 0, 1, mixture=make_mixture(config))).rows
+    assert [row.statistics.training_flops for row in rows] == [row_flops(config, row) for row in rows]
+    assert len({row.statistics.training_flops for row in rows}) > 1, "control: rows differ"

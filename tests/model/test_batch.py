@@ -1,12 +1,9 @@
 """The tensors of a micro-batch: the direct path's axes, and the documents' bounds that fused attention takes."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from megatron_lst.errors import DamagedDataError
 from megatron_lst.model.batch import make_batch
 from tests.support.toy import toy_config, toy_rows
 
@@ -79,33 +76,3 @@ def test_the_token_axis_is_a_whole_number_of_buckets() -> None:
         batch = make_batch(toy_rows(config, 2), config, CPU)
         assert len(batch.labels) % 256 == 0
         assert len(batch.labels) % tensor == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "value", "message"),
-    [
-        ("closed", 5, 0, "closing map must not decrease"),
-        ("closed", -1, 60, "reads a unit that is not closed"),
-        ("unit", 4, 9, "steps of 0 or 1"),
-        ("labels", 2, 10_000, "label 10000 is outside the vocabulary"),
-        ("tokens", 2, -1, "token id -1 is outside"),
-    ],
-)
-def test_a_broken_row_is_refused_with_its_document(name: str, place: int, value: int, message: str) -> None:
-    config = toy_config()
-    row = toy_rows(config, 1)[0]
-    make_batch([row], config, torch.device("cpu"))
-    broken = getattr(row, name).copy()
-    broken[place] = value
-    with pytest.raises(DamagedDataError, match=message) as caught:
-        make_batch([dataclasses.replace(row, **{name: broken})], config, torch.device("cpu"))
-    assert repr(row.document_ids[int(row.document[place])]) in str(caught.value)
-
-
-def test_a_document_that_begins_with_speech_is_refused() -> None:
-    config = toy_config()
-    row = toy_rows(config, 1)[0]
-    tokens = row.tokens.copy()
-    tokens[0] = config.vocabulary.text_size
-    with pytest.raises(DamagedDataError, match="begins with speech and no marker"):
-        make_batch([dataclasses.replace(row, tokens=tokens)], config, torch.device("cpu"))
