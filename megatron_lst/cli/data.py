@@ -85,18 +85,20 @@ def inspect(
     for ordinal, part in enumerate(origins):
         tokens = found.tokens[found.document == ordinal]
         ended = "EOS" if tokens[-1] == settings.vocabulary.eos else "goes on in the next row"
+        ended = ended if part.example.eos else "end of turn"
         begin = f"{part.start.span} of {len(part.example.spans)}"
         how = part.method if part.example.document.has_speech else "text"
         chunks.add_row(str(ordinal), part.source, found.document_ids[ordinal], how, str(len(tokens)), begin, ended)
     if origins:
         console.print(chunks)
     table = Table(title=f"units from token {first} (closed at: the first token that may read the unit)")
-    for name in ("unit", "document", "kind", "first token", "tokens", "closed at", "words"):
+    for name in ("unit", "document", "kind", "first token", "tokens", "closed at", "learnt", "words"):
         table.add_column(name)
     entries = [e for e in describe_units(found, origins, settings.vocabulary) if e["first"] >= first]
     for e in entries[:units]:
         closed = "-" if e["closed_at"] is None else str(e["closed_at"])
-        cells = (e["unit"], e["document"], e["kind"], e["first"], e["tokens"], closed, e["words"])
+        learnt = "yes" if e["learnt"] else "no"
+        cells = (e["unit"], e["document"], e["kind"], e["first"], e["tokens"], closed, learnt, e["words"])
         table.add_row(*(str(cell) for cell in cells))
     console.print(table)
     path = out or Path(f"row-{found.index}.png")

@@ -124,10 +124,11 @@ class SourceConfig:
 
     name: str
     """Short name, for metrics and errors."""
-    kind: Literal["interleaved", "text", "speech", "asr", "tts"]
+    kind: Literal["interleaved", "text", "speech", "asr", "tts", "chat"]
     """`interleaved`: speech documents with words or segments, visited as alternating text and speech spans. `text`:
     text alone. `speech`: speech alone, transcribed or not, which the paper does not train on.
-    `asr`, `tts`: adaptation, speech then text or text then speech, with a loss on the response only (SPEC 9)."""
+    `asr`, `tts`: adaptation, speech then text or text then speech, with a loss on the response only (SPEC 9).
+    `chat`: conversations of `lst prep chat`, with a loss on the assistant's turns only (SPEC 7)."""
     shards: tuple[PathText, ...]
     """Folders of shard sets, local or remote (s3://, gs://, ...)."""
     weight: Positive = 1.0

@@ -9,10 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from megatron_lst.config.schema import SegmentConfig, SpanConfig
-from megatron_lst.documents.schema import Document
-
-PLAIN, TEXT, SPEECH = 0, 1, 2
-"""Kinds of span: text without a marker (text documents), text after `<t>`, speech after `<s>`."""
+from megatron_lst.documents.schema import PLAIN, SPEECH, TEXT, Document
 
 
 @dataclass(frozen=True)
@@ -22,12 +19,16 @@ class Example:
     Attributes:
         document: what is read.
         spans: int64 [k, 3], kind, begin, end; text in text pieces, speech in frames; never empty.
-        whole: the document must stand in one row, and only the last span is learnt (adaptation tasks, SPEC 9).
+        whole: the document must stand in one row (adaptation, SPEC 9; conversations, SPEC 7).
+        learnt: bool [k, 2], whether each span's marker and its tokens are learnt, or only read; None: all are.
+        eos: EOS ends it.
     """
 
     document: Document
     spans: np.ndarray
     whole: bool = False
+    learnt: np.ndarray | None = None
+    eos: bool = True
 
 
 def text_example(document: Document) -> Example:
@@ -41,9 +42,17 @@ def speech_example(document: Document) -> Example:
 
 
 def task_example(document: Document, task: str) -> Example:
-    """`asr`: speech then text; `tts`: text then speech (SPEC 9)."""
+    """`asr`: speech then text; `tts`: text then speech, learnt without the response's marker (SPEC 9)."""
     text, speech = [TEXT, 0, len(document.token_ids)], [SPEECH, 0, len(document.speech_ids)]
-    return Example(document, np.array([speech, text] if task == "asr" else [text, speech], np.int64), whole=True)
+    spans = np.array([speech, text] if task == "asr" else [text, speech], np.int64)
+    return Example(document, spans, whole=True, learnt=np.array([[False, False], [False, True]]))
+
+
+def chat_example(document: Document) -> Example:
+    """A conversation, learnt where the assistant speaks, the markers of its spans included (SPEC 7)."""
+    learnt = document.turn_learnt.astype(bool)
+    spans = document.turn_spans.astype(np.int64)
+    return Example(document, spans, whole=True, learnt=np.stack([learnt, learnt], 1), eos=False)
 
 
 def interleaved_example(document: Document, config: SpanConfig, draws: np.ndarray) -> Example:

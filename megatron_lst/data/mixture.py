@@ -69,7 +69,8 @@ def open_source(config: Config, source: SourceConfig) -> JoinedSets:
     opened = []
     for path in source.shards:
         # A remote that fails is reported as such, before the loader would report a stall.
-        kind, patience = "text" if source.kind == "text" else "speech", 0.8 * config.data.stall_seconds
+        kind = source.kind if source.kind in ("text", "chat") else "speech"
+        patience = 0.8 * config.data.stall_seconds
         with _named(source):
             shards = open_set(path, kind, cache, patience, always_cache=config.data.cache is not None)
         _fits_vocabulary(config, source, str(path), shards)

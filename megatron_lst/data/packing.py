@@ -77,19 +77,21 @@ def pack_example(
     """
     document, last = example.document, len(example.spans) - 1
     builder = ChunkBuilder(vocabulary)
-    clipped = prompt = frames = 0
+    clipped = frames = 0
     depth = document.depth
 
     def free() -> Capacity:
         return capacity.less(builder.units, builder.tokens)
 
-    def add(kind: int, begin: int, patches: Patches) -> None:
+    def add(number: int, kind: int, begin: int, patches: Patches) -> None:
         """A marker and the span's tokens from `begin` on, as many as the patches hold."""
-        nonlocal clipped, prompt, frames
+        nonlocal clipped, frames
         count = int(patches.length.sum())
+        marker, tokens = (True, True) if example.learnt is None else example.learnt[number].tolist()
         if kind != PLAIN:
-            prompt = builder.tokens  # all before the last span's marker
+            builder.learning = marker
             builder.marker("text" if kind == TEXT else "speech")
+        builder.learning = tokens
         if kind == SPEECH:
             builder.speech(document.speech_ids[begin : begin + count // depth], patches)
             frames += count // depth
@@ -98,7 +100,7 @@ def pack_example(
             builder.text(document.token_ids[begin : begin + count])
 
     def packed(rest: Position | None) -> PackedChunk:
-        chunk = builder.build(document.id, prompt if example.whole else 0)
+        chunk = builder.build(document.id)
         raw_tokens = len(chunk.tokens) - frames * (depth - 1)
         return PackedChunk(chunk, rest, frames > 0, frames > 0 and patcher.method == ALIGNED, clipped, raw_tokens)
 
@@ -112,17 +114,17 @@ def pack_example(
             # Of a text, more than the row can hold need not be built.
             patches = single_patches(min(end - begin, free().units + 1))
         step = depth if kind == SPEECH else 1  # tokens of what positions count
-        marker, eos = int(kind != PLAIN), int(number == last)
+        marker, eos = int(kind != PLAIN), int(example.eos and number == last)
         count = int(patches.length.sum())
         if free().holds(len(patches.length) + marker + eos, count + marker + eos):
-            add(kind, begin, patches)
+            add(number, kind, begin, patches)
             continue
         if example.whole:
             return None
         room = free().less(marker, marker)
         count = _cut_at_word(example, kind, begin, end, patches, room)
         if count:
-            add(kind, begin, patches.head(count))
+            add(number, kind, begin, patches.head(count))
             return packed(Position(number, begin + count // step))
         if number > start.span:
             return packed(Position(number, begin))
@@ -134,9 +136,10 @@ def pack_example(
                 f"document {document.id!r}: not one patch of it ({int(patches.length[0])} tokens) fits into an empty "
                 f"row; raise data.units or data.tokens"
             )
-        add(kind, begin, patches.head(count))
+        add(number, kind, begin, patches.head(count))
         return packed(Position(number, begin + count // step))
-    builder.single(vocabulary.eos)
+    if example.eos:
+        builder.single(vocabulary.eos)
     return packed(None)
 
 

@@ -97,12 +97,12 @@ def sample_documents(documents: DocumentSet, count: int, seed: int = 0, name: st
 
 
 def sample_speech(config: Config, count: int) -> list[Document]:
-    """A sample over all sources with speech.
+    """A sample over all sources with speech that may be aligned.
 
     Raises:
         UserError: no source has speech.
     """
-    sources = [s for s in config.data.sources if s.kind != "text"]
+    sources = [s for s in config.data.sources if s.kind not in ("text", "chat")]
     if not sources:
         raise UserError("data.sources: none has speech, so there are no patches to measure")
     found: list[Document] = []

@@ -10,7 +10,7 @@ import numpy as np
 from megatron_lst.data.interleaving import PLAIN, SPEECH
 from megatron_lst.data.stream import ChunkOrigin
 from megatron_lst.patching.row import Row
-from megatron_lst.vocabulary import Vocabulary
+from megatron_lst.vocabulary import IGNORE, Vocabulary
 
 COLOURS = {
     "text": "#7aa6d9",
@@ -19,6 +19,8 @@ COLOURS = {
     "marker": "#7d7d7d",
     "padding": "#ececec",
 }
+READ_ONLY = "#333333"
+"""Colour of the line under tokens that are read and not learnt."""
 LABEL = 14
 """Characters of a word that are written."""
 CHARACTER = 0.24
@@ -32,12 +34,14 @@ class TokenNotes:
     Attributes:
         kind: list [N] of the keys of COLOURS.
         word: int64 [N], the document's word that the token belongs to (silence: the word before it), -1: none.
-        label: list [N], the word at the first of its tokens, else "".
+        label: list [N], the word (of a conversation, the stretch of a turn) at the first of its tokens, else "".
+        learnt: bool [N], whether a label asks for it; BOS and padding are never learnt.
     """
 
     kind: list[str]
     word: np.ndarray
     label: list[str]
+    learnt: np.ndarray
 
 
 def note_tokens(row: Row, origins: Sequence[ChunkOrigin], vocabulary: Vocabulary) -> TokenNotes:
@@ -54,7 +58,7 @@ def note_tokens(row: Row, origins: Sequence[ChunkOrigin], vocabulary: Vocabulary
     for ordinal, part in enumerate(origins):
         at, end = int(chunk_start[ordinal]), int(chunk_start[ordinal + 1])
         _note_chunk(row, part, at, end, vocabulary, kind, word, label)
-    return TokenNotes(kind, word, label)
+    return TokenNotes(kind, word, label, np.append(False, row.labels[:-1] != IGNORE))
 
 
 def _kinds_of_ids(tokens: np.ndarray, vocabulary: Vocabulary) -> list[str]:
@@ -86,6 +90,11 @@ def _note_chunk(
         length = min((finish - begin) * depth, end - at)
         if length <= 0:
             return
+        if len(document.turn_spans):
+            kind[at : at + length] = ["speech" if span_kind == SPEECH else "text"] * length
+            label[at] = " ".join(document.text[slice(*document.turn_chars[number])].split())
+            at += length
+            continue
         if span_kind == SPEECH:
             edges, ends = document.word_frames[:, 0], document.word_frames[:, 1]
         elif len(document.word_tokens):
@@ -128,6 +137,7 @@ def draw_row(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     notes = note_tokens(row, origins, vocabulary)
@@ -156,8 +166,11 @@ def draw_row(
         f"{first_token}-{last - 1}. A box is a unit (patch); numbers are tokens a patch."
     )
     axis.legend(
-        handles=[Patch(color=colour, label=name) for name, colour in COLOURS.items()],
-        ncols=len(COLOURS),
+        handles=[
+            *(Patch(color=colour, label=name) for name, colour in COLOURS.items()),
+            Line2D([], [], color=READ_ONLY, label="read, not learnt"),
+        ],
+        ncols=len(COLOURS) + 1,
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
         frameon=False,
@@ -185,6 +198,9 @@ def label_heights(labels: Sequence[str]) -> list[int]:
 
 def _draw_token(axis: Any, row: Row, notes: TokenNotes, t: int, line: int, column: int) -> None:
     axis.add_patch(_box(column, line, COLOURS[notes.kind[t]]))
+    begins = t == 0 or row.document[t] != row.document[t - 1]
+    if not (notes.learnt[t] or begins or notes.kind[t] == "padding"):
+        axis.plot([column, column + 1], [line + 0.24] * 2, color=READ_ONLY, linewidth=1.5, solid_capstyle="butt")
     u = int(row.unit[t])
     if (t == 0 or row.unit[t - 1] != u) and row.patch_length[u] > 1:
         axis.text(column + 0.12, line, str(int(row.patch_length[u])), fontsize=6, va="center", color="#553300")
@@ -212,9 +228,10 @@ def _draw_boundaries(axis: Any, row: Row, first: int, last: int, per_line: int) 
 
 
 def describe_units(row: Row, origins: Sequence[ChunkOrigin], vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """One entry a unit for a table: unit, document, kind, tokens, first token, words, closed_at.
+    """One entry a unit for a table: unit, document, kind, tokens, first token, words, closed_at, learnt.
 
     `closed_at` is the token from which on the unit may be read (SPEC 4), None where it never closes in the row.
+    `learnt`: whether its tokens are.
     """
     notes = note_tokens(row, origins, vocabulary)
     start = np.cumsum(row.patch_length) - row.patch_length
@@ -231,6 +248,7 @@ def describe_units(row: Row, origins: Sequence[ChunkOrigin], vocabulary: Vocabul
                 "tokens": b - a,
                 "first": a,
                 "words": " ".join(x for x in notes.label[a:b] if x),
+                "learnt": bool(notes.learnt[a]),
                 "closed_at": int(closes[u]) if closes[u] < len(row.tokens) else None,
             }
         )

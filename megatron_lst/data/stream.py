@@ -13,6 +13,7 @@ import numpy as np
 from megatron_lst.config.schema import Config, SourceConfig
 from megatron_lst.data.interleaving import (
     Example,
+    chat_example,
     draws_needed,
     interleaved_example,
     segment_example,
@@ -171,12 +172,15 @@ class Stream:
                     skipped += 1
                     self._count_unusable(source)
             current = self._open
-            patcher = self._schedule.choose(index, self._draw(index, len(chunks)))
+            if self._mixture.sources[current.source].kind == "chat":
+                patcher = self._schedule.unaligned
+            else:
+                patcher = self._schedule.choose(index, self._draw(index, len(chunks)))
             packed = pack_example(current.example, current.position, patcher, capacity, vocabulary, not chunks)
             if packed is None:
                 if chunks:
                     break
-                # Only an adaptation example that no row can hold comes here.
+                # Only an adaptation example or a conversation that no row can hold comes here.
                 self._open = None
                 skipped += 1
                 self._count_unusable(current.source)
@@ -263,6 +267,8 @@ class Stream:
             if not len(read.token_ids):
                 raise UserError(f"source {source.name!r}: document {read.id!r} is empty, it has no text pieces")
             return text_example(read)
+        if source.kind == "chat":
+            return chat_example(read)
         if not read.has_speech:
             raise UserError(
                 f"source {source.name!r}: document {read.id!r} has no speech, with aligned words or without, "

@@ -9,18 +9,25 @@ import numpy as np
 import xxhash
 
 from megatron_lst.documents.codec import Codec
-from megatron_lst.documents.schema import COLUMNS, SEGMENT_COLUMNS, Document
+from megatron_lst.documents.schema import COLUMNS, SEGMENT_COLUMNS, TURN_COLUMNS, Document
 from megatron_lst.files import replacing
 
 HASH = "xxh128"
 MANIFEST, INDEX, SIZES = "manifest.json", "index.json", "sizes.npz"
+KINDS = ("speech", "text", "chat")
+"""What a set holds: documents with speech, texts, conversations."""
 SIZE_COLUMNS = ("raw_tokens", "frames", "pieces", "words")
 ARRAYS = {
     name: np.dtype(kind.removeprefix("ndarray:")).newbyteorder("<")
-    for name, kind in (COLUMNS | SEGMENT_COLUMNS).items()
+    for name, kind in (COLUMNS | SEGMENT_COLUMNS | TURN_COLUMNS).items()
     if kind.startswith("ndarray:")
 }
-_SPANS = ("word_frames", "word_tokens", "word_chars", "piece_frames", "segment_frames", "segment_tokens")
+_WIDTH = {
+    name: 3 if name == "turn_spans" else 2
+    for name in ARRAYS
+    if name.endswith(("_frames", "_tokens", "_chars", "_spans"))
+}
+"""Numbers of an entry, of the columns whose entries are several."""
 _IDS = "units"
 
 
@@ -37,7 +44,7 @@ class TokenizerInfo:
 
 def columns_of(version: int) -> dict[str, str]:
     """Names of the columns of a schema version, and MDS's encoding of each."""
-    names = COLUMNS if version == 1 else COLUMNS | SEGMENT_COLUMNS
+    names = COLUMNS | (SEGMENT_COLUMNS if version >= 2 else {}) | (TURN_COLUMNS if version >= 3 else {})
     return {name: "bytes" if name in ARRAYS else "str" for name in names}
 
 
@@ -61,8 +68,8 @@ def decode(sample: dict[str, Any], codec: Codec | None = None) -> Document:
         if name not in sample:
             continue
         array = np.frombuffer(sample[name], codec.dtype if name == _IDS and codec is not None else dtype)
-        if name in _SPANS:
-            array = array.reshape(-1, 2)
+        if name in _WIDTH:
+            array = array.reshape(-1, _WIDTH[name])
         elif name == _IDS and codec is not None and codec.depth > 1:
             array = array.reshape(-1, codec.depth)
         sample[name] = array

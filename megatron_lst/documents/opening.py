@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from megatron_lst.documents.codec import codec_of
-from megatron_lst.documents.format import INDEX, MANIFEST, SIZES, TokenizerInfo, file_hash, load_sizes
+from megatron_lst.documents.format import INDEX, KINDS, MANIFEST, SIZES, TokenizerInfo, file_hash, load_sizes
 from megatron_lst.documents.schema import SCHEMA_VERSION
 from megatron_lst.errors import DamagedDataError, UserError
 
@@ -141,8 +141,8 @@ def read_manifest(path: str | Path, files: Files) -> dict[str, Any]:
             f"or use the release that wrote it"
         )
     _require(where, "", manifest, {"kind": str, "documents": int, "tokenizer": dict, "files": dict})
-    if manifest["kind"] not in ("speech", "text"):
-        raise DamagedDataError(f"{where}: kind is {manifest['kind']!r}, neither speech nor text")
+    if manifest["kind"] not in KINDS:
+        raise DamagedDataError(f"{where}: kind is {manifest['kind']!r}, expected {', '.join(KINDS)}")
     _require(where, "files.", manifest["files"], {INDEX: str, SIZES: str})
     manifest.setdefault("codebook", None)
     _check_tokenizer(where, manifest["tokenizer"])

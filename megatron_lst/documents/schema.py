@@ -11,9 +11,10 @@ import numpy as np
 
 from megatron_lst.errors import DamagedDataError
 
-SCHEMA_VERSION = 2
-"""Raised whenever a column changes its meaning; readers refuse versions that they do not know. What version 1 can say
-(25 Hz, one codebook, words for all speech that is transcribed) is still written as version 1."""
+SCHEMA_VERSION = 3
+"""Raised whenever a column changes its meaning or is added; readers refuse versions that they do not know. A set is
+written as the oldest version that can say what it holds: 1 of 25 Hz, one codebook and words for all speech that is
+transcribed; 2 of other codecs, or with segments; 3 of conversations."""
 
 COLUMNS: dict[str, str] = {
     "id": "str",
@@ -33,6 +34,10 @@ COLUMNS: dict[str, str] = {
 [n, 2] for the spans and [n] for the others. No pickled column, ever. `units` is as wide and deep as its codec says."""
 SEGMENT_COLUMNS = {"segment_frames": "ndarray:int32", "segment_tokens": "ndarray:int32"}
 """Columns that version 2 has more."""
+TURN_COLUMNS = {"turn_spans": "ndarray:int32", "turn_learnt": "ndarray:int8", "turn_chars": "ndarray:int32"}
+"""Columns that version 3 has more."""
+PLAIN, TEXT, SPEECH = 0, 1, 2
+"""Kinds of span: text without a marker (text documents), text after `<t>`, speech after `<s>`."""
 _FIELDS = {"units": "speech_ids"}
 """Columns whose field of Document has another name."""
 
@@ -43,7 +48,8 @@ def _empty(dtype: type, *shape: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Document:
-    """One document. F frames (of Q speech tokens), P text pieces, W words, or G segments where words have no times.
+    """One document. F frames (of Q speech tokens), P text pieces, W words, or G segments where words have no times; a
+    conversation has C spans of its turns instead.
 
     Attributes:
         id: unique within its shard set.
@@ -61,6 +67,11 @@ class Document:
         segment_frames: int32 [G, 2], half-open frame span of each piece of the recording that has a transcript, as
             `word_frames`; only where there are no words. Speech without a transcript has none.
         segment_tokens: int32 [G, 2], the transcript's span into token_ids; together they cover [0, P) in order.
+        turn_spans: int32 [C, 3], of a conversation (SPEC 7): kind (PLAIN, TEXT, SPEECH), begin and end of each stretch,
+            text in pieces, speech in frames; together those of text cover [0, P) and those of speech [0, F), in order.
+            Its text holds roles and ends of turns as well.
+        turn_learnt: int8 [C], 1 where the assistant says it: those are the tokens with a loss.
+        turn_chars: int32 [C, 2], half-open span of each stretch into `text`; of speech, its transcript's.
     """
 
     id: str
@@ -77,6 +88,9 @@ class Document:
     piece_frames: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
     segment_frames: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
     segment_tokens: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
+    turn_spans: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 3))
+    turn_learnt: np.ndarray = field(default_factory=lambda: _empty(np.int8, 0))
+    turn_chars: np.ndarray = field(default_factory=lambda: _empty(np.int32, 0, 2))
 
     @property
     def has_speech(self) -> bool:
@@ -92,8 +106,11 @@ class Document:
         """Size of this document in a mixture's weights, before interleaving and patching.
 
         For speech this is an estimate of what an interleaved visit yields (2/3 of the words as text, 1/3 as
-        speech); mixing itself counts realised tokens. A frame counts as one, whatever its codebooks.
+        speech), and all of a conversation; mixing itself counts realised tokens. A frame counts as one, whatever its
+        codebooks.
         """
+        if len(self.turn_spans):
+            return len(self.token_ids) + len(self.speech_ids)
         if not len(self.token_ids):
             return len(self.speech_ids)
         return len(self.token_ids) if not self.has_speech else (2 * len(self.token_ids) + len(self.speech_ids)) // 3
@@ -111,8 +128,8 @@ class Document:
         frames, pieces, words = len(self.speech_ids), len(self.token_ids), len(self.word_frames)
         if not pieces and not frames:
             refuse("is empty: neither text pieces nor speech tokens")
-        segments = len(self.segment_frames)
-        if frames and pieces and not words and not segments:
+        segments, turns = len(self.segment_frames), len(self.turn_spans)
+        if frames and pieces and not words and not segments and not turns:
             refuse("has speech tokens but no aligned words")
         if words and segments:
             refuse("has words and segments; where words have times, those of segments are not needed")
@@ -122,9 +139,16 @@ class Document:
             ("word_chars", (words, 2)),
             ("word_scores", (words,)),
             ("segment_tokens", (segments, 2)),
+            ("turn_spans", (turns, 3)),
+            ("turn_learnt", (turns,)),
+            ("turn_chars", (turns, 2)),
         ):
             if getattr(self, name).shape != expected:
                 refuse(f"{name} has shape {getattr(self, name).shape}, expected {expected}")
+        if turns and (words or segments):
+            refuse("has turns, and words or segments, which a conversation has not")
+        if turns and (fault := self._turn_fault()):
+            refuse(fault)
         if self.piece_frames.shape not in ((0, 2), (pieces, 2)):
             refuse(f"piece_frames has shape {self.piece_frames.shape}, expected (0, 2) or ({pieces}, 2)")
         for kind in ("word", "segment"):
@@ -146,12 +170,33 @@ class Document:
         if text_size is not None and pieces and not (0 <= self.token_ids.min() <= self.token_ids.max() < text_size):
             refuse(f"token_ids must be in [0, {text_size})")
 
+    def _turn_fault(self) -> str:
+        """What is wrong with the spans of a conversation; empty: nothing."""
+        kind, begin, end = self.turn_spans.T.tolist()
+        at = {True: 0, False: 0}  # of speech, of text
+        for i, (one, first, last) in enumerate(zip(kind, begin, end, strict=True)):
+            heard, before = one == SPEECH, kind[i - 1] if i else PLAIN
+            if (
+                one not in (PLAIN, TEXT, SPEECH)
+                or (heard and before == SPEECH)
+                or (one == TEXT) != (not heard and before == SPEECH)
+            ):
+                return f"turn_spans: stretch {i} of kind {one} cannot follow one of kind {before}"
+            if first != at[heard] or last <= first:
+                return f"turn_spans: stretch {i} is [{first}, {last}), expected it to begin at {at[heard]}"
+            at[heard] = last
+        if (at[False], at[True]) != (len(self.token_ids), len(self.speech_ids)):
+            return f"turn_spans end at {at[False]} pieces and {at[True]} frames, not at the document's end"
+        if not self.turn_learnt.any():
+            return "turn_learnt: the assistant says nothing"
+        return ""
+
     def to_sample(self) -> dict[str, object]:
-        """One entry per name in COLUMNS and SEGMENT_COLUMNS."""
-        return {name: getattr(self, _FIELDS.get(name, name)) for name in (*COLUMNS, *SEGMENT_COLUMNS)}
+        """One entry per name in COLUMNS, SEGMENT_COLUMNS and TURN_COLUMNS."""
+        return {name: getattr(self, _FIELDS.get(name, name)) for name in (*COLUMNS, *SEGMENT_COLUMNS, *TURN_COLUMNS)}
 
     @classmethod
     def from_sample(cls, sample: dict[str, object]) -> "Document":
-        """The document of a sample of either version."""
-        names = (*COLUMNS, *(name for name in SEGMENT_COLUMNS if name in sample))
+        """The document of a sample of any version."""
+        names = (*COLUMNS, *(name for name in (*SEGMENT_COLUMNS, *TURN_COLUMNS) if name in sample))
         return cls(**{_FIELDS.get(name, name): sample[name] for name in names})  # type: ignore[arg-type]

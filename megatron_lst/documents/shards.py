@@ -42,8 +42,8 @@ class ShardSet:
     Attributes:
         path: the set's folder or address.
         manifest: the manifest as read.
-        kind: `speech` or `text`.
-        tokenizer, codec: what made the documents (codec None in text sets).
+        kind: `speech`, `text` or `chat`.
+        tokenizer, codec: what made the documents (codec None in sets without speech).
         raw_tokens, frames, pieces, words: int64 [len(self)], one entry per document, known without opening shards.
         shard_first: int64 [shards + 1], index of each shard's first document, then len(self).
         shard_bytes: int64 [shards], size of each shard's file as stored.

@@ -14,6 +14,7 @@ from megatron_lst.documents.codec import Codec, codebook_entry
 from megatron_lst.documents.format import (
     HASH,
     INDEX,
+    KINDS,
     MANIFEST,
     SIZE_COLUMNS,
     SIZES,
@@ -46,11 +47,17 @@ class PartWriter:
         compression: str = "zstd:3",
         codec: Codec | None = None,
         segments: bool = False,
+        turns: bool = False,
     ) -> None:
-        """Args: codec: of the speech tokens; None: there are none. segments: documents may have segments for words."""
+        """
+        Args:
+            codec: of the speech tokens; None: there are none.
+            segments: documents may have segments for words.
+            turns: documents are conversations.
+        """
         shutil.rmtree(folder, ignore_errors=True)
         self.folder = folder
-        self._codec, self._version = codec, schema_version(codec, segments)
+        self._codec, self._version = codec, schema_version(codec, segments, turns)
         self._sizes: list[tuple[int, int, int, int]] = []
         self._writer = formats().MDSWriter(
             out=str(folder),
@@ -88,8 +95,10 @@ class PartWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def schema_version(codec: Codec | None, segments: bool) -> int:
+def schema_version(codec: Codec | None, segments: bool, turns: bool = False) -> int:
     """The oldest version that can say what a set holds, so that older releases read what they can."""
+    if turns:
+        return 3
     return 1 if (codec is None or codec.plain) and not segments else 2
 
 
@@ -107,7 +116,7 @@ def merge_parts(
     Args:
         root: the set's folder, which holds the parts.
         parts: names of the parts' folders, in order; parts without documents are left out.
-        kind: `speech` or `text`.
+        kind: one of KINDS.
         codec, segments: as the parts were written with.
         extra: further keys of the manifest, for people (source names, licences, config).
 
@@ -117,8 +126,8 @@ def merge_parts(
     Raises:
         UserError: nothing at all in the parts.
     """
-    if kind not in ("speech", "text"):
-        raise UserError(f"shard set {root}: kind must be speech or text, not {kind!r}")
+    if kind not in KINDS:
+        raise UserError(f"shard set {root}: kind must be one of {', '.join(KINDS)}, not {kind!r}")
     shards: list[dict[str, Any]] = []
     sizes: list[np.ndarray] = []
     for part in parts:
@@ -136,7 +145,7 @@ def merge_parts(
     save_sizes(root / SIZES, table)
     manifest = {
         "format": "megatron-lst shard set",
-        "schema_version": schema_version(codec, segments),
+        "schema_version": schema_version(codec, segments, kind == "chat"),
         "kind": kind,
         "documents": len(table),
         "totals": {name: int(total) for name, total in zip(SIZE_COLUMNS, table.sum(0), strict=True)},
@@ -165,7 +174,7 @@ def write_set(
     """Write a whole set in one go (small sets, tests) and open it."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    with PartWriter(root / "part-00000", size_limit, compression, codec, segments) as part:
+    with PartWriter(root / "part-00000", size_limit, compression, codec, segments, kind == "chat") as part:
         for document in documents:
             part.add(document, codec.size if codec else None, tokenizer.size)
     merge_parts(root, ["part-00000"], kind, tokenizer, codec, extra, segments)

@@ -72,10 +72,13 @@ class ChunkBuilder:
 
     Attributes:
         tokens, units: how many it has.
+        learning: whether what is added from now on is learnt, or only read.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+        self.learning = True
+        self._learnt: list[bool] = []
         self.tokens = self.units = 0
         self._tokens: list[np.ndarray] = []
         self._patches: list[Patches] = []
@@ -84,6 +87,7 @@ class ChunkBuilder:
     def _add(self, tokens: np.ndarray, patches: Patches) -> None:
         self._tokens.append(tokens)
         self._patches.append(patches)
+        self._learnt.append(self.learning)
         self.tokens += len(tokens)
         self.units += len(patches.length)
 
@@ -107,10 +111,13 @@ class ChunkBuilder:
         """
         self._add(ids.reshape(-1).astype(np.int32) + self.vocabulary.text_size, patches)
 
-    def build(self, document_id: str = "", prompt: int = 0) -> Chunk:
-        """The chunk. `prompt`: how many of its first tokens are read and not learnt."""
+    def build(self, document_id: str = "") -> Chunk:
         length, late = (np.concatenate([getattr(p, name) for p in self._patches]) for name in ("length", "late"))
-        return Chunk(np.concatenate(self._tokens), length, late, document_id, prompt)
+        learnt = None
+        if not all(self._learnt):
+            learnt = np.repeat(self._learnt, [len(part) for part in self._tokens])
+            learnt[0] = False  # nothing predicts BOS
+        return Chunk(np.concatenate(self._tokens), length, late, document_id, learnt)
 
 
 def chunk_of_spans(

@@ -22,7 +22,7 @@ class RowStatistics:
             alignment.
         clipped_patches: aligned patches that `max_length` split.
         skipped_documents: documents that were passed over: damaged (`data.on_damage=skip`), or an adaptation
-            example that is longer than a row.
+            example or a conversation that is longer than a row.
         training_flops: of the row, forward and backward; 0 in rows that nobody trains on.
     """
 
@@ -66,8 +66,8 @@ class Row:
         tokens: int32 [N].
         unit: int32 [N], u(t): non-decreasing by steps of 0 or 1, from 0 to U-1.
         closed: int32 [N], c(t), see `patching.closing`; within the token's own document.
-        labels: int32 [N], the next token of the same document, IGNORE at document and row ends, on PAD and in
-            prompts that are not learnt.
+        labels: int32 [N], the next token of the same document, IGNORE at document and row ends, on PAD and
+            before a token that is read and not learnt.
         document: int32 [N], ordinal of the token's document chunk in this row, from 0; PAD units at the row's
             end count as one more document.
         unit_document: int32 [U], the same for units.
@@ -195,14 +195,15 @@ class Chunk:
         patch_length: int32 [m], sum = n, all >= 1.
         closes_late: bool [m], see `patching.closing`.
         document_id: for messages.
-        prompt: the first so many tokens have no label: a prompt that is read and not learnt (SPEC 9, adaptation).
+        learnt: bool [n], which tokens a label asks for; the others are read and not learnt (the prompts of adaptation,
+            SPEC 9, and what is not the assistant's in a conversation, SPEC 7). None: all.
     """
 
     tokens: np.ndarray
     patch_length: np.ndarray
     closes_late: np.ndarray
     document_id: str = ""
-    prompt: int = 0
+    learnt: np.ndarray | None = None
 
 
 def assemble_row(
@@ -244,8 +245,10 @@ def assemble_row(
     labels[tokens == vocabulary.pad] = IGNORE
     start = 0
     for chunk in chunks:
-        labels[start : start + chunk.prompt] = IGNORE
-        start += len(chunk.tokens)
+        end = start + len(chunk.tokens)
+        if chunk.learnt is not None:
+            labels[start : end - 1][~chunk.learnt[1:]] = IGNORE  # the label of a token is the next one
+        start = end
     row = Row(
         tokens=tokens,
         unit=np.repeat(np.arange(units, dtype=np.int32), patch_length),

@@ -229,6 +229,11 @@ class PatchingSchedule:
             return Patcher(SINGLE, self.config)
         return Patcher(ALIGNED if draw < self.aligned_share(row) else STATIC, self.config)
 
+    @property
+    def unaligned(self) -> Patcher:
+        """How speech is cut that is never aligned: that of conversations (SPEC 7), as generation cuts it."""
+        return Patcher(SINGLE if self.config.strategy in UNPATCHED else STATIC, self.config)
+
 
 UNPATCHED = ("none", "bpe")
 """Strategies of the baselines: every token a unit."""

@@ -162,7 +162,9 @@ def test_tasks_learn_the_response_alone_and_stay_whole(task: str) -> None:
     assert packed is not None
     tokens = packed.chunk.tokens
     response = VOCABULARY.text_marker if task == "asr" else VOCABULARY.speech_marker
-    assert tokens[packed.chunk.prompt] == response
+    learnt = packed.chunk.learnt
+    assert learnt is not None
+    assert tokens[np.argmax(learnt) - 1] == response
     assert tokens[-1] == VOCABULARY.eos
     assert pack_example(example, first_position(example), patcher, Capacity(20, 500), VOCABULARY, True) is None
 

@@ -25,7 +25,9 @@ def toy_rows() -> list[Row]:
     tokens = np.concatenate([[V.bos, 7, V.speech_marker], 60 + np.arange(6), [V.eos]]).astype(np.int32)
     late = np.array([0, 0, 0, 0, 1, 0], bool)
     one = Chunk(tokens, np.array([1, 1, 1, 4, 2, 1], np.int32), late, "book-1/ü")
-    two = Chunk(np.array([V.bos, 8, 9, V.eos], np.int32), np.ones(4, np.int32), np.zeros(4, bool), "book-2", prompt=2)
+    two = Chunk(
+        np.array([V.bos, 8, 9, V.eos], np.int32), np.ones(4, np.int32), np.zeros(4, bool), "book-2", np.arange(4) > 2
+    )
     first = assemble_row([one, two], 12, V, 5, RowStatistics({"books": 14}, 1, 2, 3, 4))
     return [first, assemble_row([two], 12, V, 6)]
 
