@@ -59,8 +59,11 @@ def attention_operator(
         ctx.save_for_backward(*tensors, *output)
         ctx.scale = scale
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # the second output's would be zeros, filled and never read
 
-    def differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
         return *gradient(grad, *ctx.saved_tensors, ctx.scale), None, None, None
 
     operator.register_autograd(differentiate, setup_context=save)

@@ -81,7 +81,7 @@ class PatchEncoder(MegatronModule):
         if self.sequence:
             # What follows is the same on every rank, and so is its gradient: the backward takes this rank's part.
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.group)
-        tokens = hidden[:, 0]
+        tokens = hidden.squeeze(1)
         pooled = patch_pool(tokens, batch.patch_start, batch.patch_end, model.pooling)
         queries = self.pool_proj(pooled)[0].view(-1, model.queries, model.local_hidden)
         out = self.cross_attention.of_patches(queries, tokens, batch.patch_start, batch.patch_end)

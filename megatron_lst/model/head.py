@@ -67,7 +67,7 @@ class VocabularyHead(ColumnParallelLinear):
             hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
         group = self.tp_group if self.tp_group.size() > 1 else None
         return linear_cross_entropy(
-            hidden[:, 0], self.weight, labels, chunk=self.chunk, ignore_index=IGNORE, group=group
+            hidden.squeeze(1), self.weight, labels, chunk=self.chunk, ignore_index=IGNORE, group=group
         )
 
 
@@ -75,4 +75,4 @@ def _whole_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each position, float32 [n]; 0 where the label is IGNORE. logits [n, 1, V / ranks]."""
     counted = labels != IGNORE
     losses = vocab_parallel_cross_entropy(logits, labels.clamp(min=0).long()[:, None])
-    return losses[:, 0] * counted
+    return losses.squeeze(1) * counted

@@ -82,8 +82,8 @@ class IntervalCoreAttention(nn.Module):
         **_: Any,
     ) -> Tensor:
         """query [N, 1, H, D]; key, value [N, 1, Hk, D]; rotary tables [2, N, D / 2] -> [N, 1, H * D]."""
-        query, key = (rotary(x[:, 0], attention_bias[0], attention_bias[1]) for x in (query, key))
-        out = self.attend(query, key, value[:, 0], attention_mask, packed_seq_params)
+        query, key = (rotary(x.squeeze(1), attention_bias[0], attention_bias[1]) for x in (query, key))
+        out = self.attend(query, key, value.squeeze(1), attention_mask, packed_seq_params)
         return out.reshape(out.shape[0], 1, -1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, documents: Any) -> Tensor:

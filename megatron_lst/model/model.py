@@ -7,7 +7,6 @@ embedding and encoder (SPEC 8), so that only [b*U, 1, d_g] crosses a stage bound
 
 from dataclasses import dataclass
 
-import torch
 from megatron.core.enums import ModelType
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import (
@@ -20,6 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from torch import Tensor
 
+from lst_kernels import patch_unpool
 from megatron_lst.config.schema import Config
 from megatron_lst.model import fp8
 from megatron_lst.model.batch import Batch
@@ -134,7 +134,8 @@ class ModelChunk(MegatronModule):
         out = self.predictions(batch)
         assert not isinstance(out, Tensor), "the heads are on the last pipeline stage"
         group = self.state.tensor_group
-        logits = [gather_from_tensor_model_parallel_region(p.head.logits(p.hidden)[:, 0], group=group) for p in out]
+        shards = (p.head.logits(p.hidden).squeeze(1) for p in out)
+        logits = [gather_from_tensor_model_parallel_region(shard, group=group) for shard in shards]
         return _on_tokens(logits, out, len(batch.labels))
 
     def predictions(self, batch: Batch) -> Tensor | list[Predictions]:
@@ -151,6 +152,23 @@ def _on_tokens(values: list[Tensor], predictions: list[Predictions], tokens: int
         assert of_head.slot is not None, "several heads share the axis"
         out = out.index_add(0, of_head.slot, value)
     return out[:-1]
+
+
+def _where_given(rows: Tensor, index: Tensor, otherwise: Tensor) -> Tensor:
+    """rows[index] where index is not -1, `otherwise` elsewhere.
+
+    `rows[index.clamp(min=0)]` would do, but its gradient adds what every -1 sends to row 0 one after the other.
+
+    Args:
+        rows: [P, 1, d].
+        index: int32 [n].
+        otherwise: [n, 1, d].
+
+    Returns:
+        [n, 1, d].
+    """
+    base = otherwise.squeeze(1).masked_fill((index >= 0)[:, None], 0.0)
+    return patch_unpool(rows.squeeze(1), index, base)[:, None]
 
 
 class LstChunk(ModelChunk):
@@ -206,9 +224,7 @@ class LstChunk(ModelChunk):
         """E [P, 1, d_g] (a shard of P under sequence parallelism) from token states."""
         units = self.encoder.patches(hidden, batch)
         if batch.direct is not None:
-            patch = batch.direct.unit_patch
-            text = embed(self.text_embedding, batch.direct.unit_token)
-            units = torch.where((patch >= 0)[:, None, None], units[patch.clamp(min=0)], text)
+            units = _where_given(units, batch.direct.unit_patch, embed(self.text_embedding, batch.direct.unit_token))
         if not self.sequence:
             return units
         # A copy: the shard is a view, which the first layer would keep for its backward pass, and with it all units.
@@ -227,7 +243,7 @@ class LstChunk(ModelChunk):
             hidden = gather_from_sequence_parallel_region(hidden, group=self.group)
             source = source.chunk(self.state.layout.tensor)[self.state.tensor_rank]
         embedded = embed(self.embedding, batch.decoder_tokens)
-        return torch.where((source >= 0)[:, None, None], hidden[source.clamp(min=0)], embedded)
+        return _where_given(hidden, source, embedded)
 
 
 class BaselineChunk(ModelChunk):

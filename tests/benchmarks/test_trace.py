@@ -1,6 +1,7 @@
 """The trace fails, or says so, where a step does what it may not; see test_stages for what real steps do."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -57,3 +58,20 @@ def test_a_trace_leaves_nothing_behind() -> None:
     assert not torch.distributed.is_initialized()
     assert torch.zeros(1, device=cpu.device()).device == cpu.device()
     assert cpu.on_cpu() == (not torch.cuda.is_available())
+
+
+@pytest.mark.parametrize("text_path", ["patch", "direct"])
+def test_nothing_is_copied_for_its_shape_alone(text_path: str) -> None:
+    """An axis of one is squeezed: `x[:, 0]` would fill a gradient with zeros and copy into it.
+
+    And no gradient of rows that an index picks adds one row after the other (`units[patch.clamp(min=0)]`).
+    """
+    rows = list(islice(synthetic_rows(CONFIG, 1500), CONFIG.training.micro_batch))
+    config = replace(CONFIG, model=replace(CONFIG.model, text_path=text_path))
+    with traced_rank(config) as engine:
+        names = [op.name for op in trace_schedule(engine, rows).operations]
+    assert "aten.select_backward" not in names
+    lookups = sum(name.startswith("aten.index_put") for name in names)
+    assert lookups <= (1 if text_path == "direct" else 0), "the text head's units, each of which is read once"
+    trace, _ = trace_with(lambda x: x[:, 0][:, None])
+    assert any(op.name == "aten.select_backward" for op in trace.operations), "the control: the trace would see it"

@@ -36,9 +36,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(start, end, output[1])
     ctx.tokens, ctx.mode = x.shape[0], mode
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # the second output's would be zeros, filled and never read
 
 
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
+    if grad is None:
+        return None, None, None, None
     start, end, winner = ctx.saved_tensors
     return pool_backward(grad, start, end, winner, ctx.tokens, ctx.mode), None, None, None
 
