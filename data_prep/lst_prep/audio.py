@@ -213,9 +213,15 @@ def check(samples: np.ndarray, rate: int, config: AudioConfig) -> Audio:
     if clipped > config.max_clipped:
         raise Rejection("clipped_audio", f"{clipped:.1%} of the samples")
     if rate != RATE:
-        from scipy.signal import resample_poly
-
-        divisor = gcd(rate, RATE)
-        samples = resample_poly(samples, RATE // divisor, rate // divisor)
+        samples = to_rate(samples, rate)
         changes.append("resampled")
     return Audio(np.ascontiguousarray(samples, dtype=np.float32), tuple(changes))
+
+
+def to_rate(samples: np.ndarray, rate: int) -> np.ndarray:
+    """float [N] at `rate` -> at 16 kHz."""
+    from scipy.signal import resample_poly
+
+    divisor = gcd(rate, RATE)
+    resampled: np.ndarray = resample_poly(samples, RATE // divisor, rate // divisor)
+    return resampled

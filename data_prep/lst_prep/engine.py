@@ -77,6 +77,10 @@ class Receipts:
             return None
         return found if isinstance(found, dict) else None
 
+    def items(self) -> list[int]:
+        """Items that have a receipt, of whatever plan."""
+        return sorted(int(path.stem) for path in self._folder.glob("*/*.json"))
+
     def any(self, key: str) -> Any:
         """What some finished item's result has under `key`, found without looking at all of them; None: none has it."""
         for path in self._folder.glob("*/*.json"):

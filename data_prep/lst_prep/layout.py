@@ -100,6 +100,7 @@ class Layout:
         self.tokenizer = self.out / "tokenizer.json"
         self.heldout = self.out / "heldout.json"
         self.report = self.out / "report.md"
+        self.page = self.out / "report.html"
         self.summary = self.out / "summary.json"
         self.pieces = ItemTable(self.work / "entries.jsonl", self.work / "items.npy")
         self.recordings = ItemTable(self.work / "recordings.jsonl", self.work / "recordings.npy")

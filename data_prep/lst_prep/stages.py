@@ -216,7 +216,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
-def _item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, list[AlignedPiece | None]]]:
+def item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, list[AlignedPiece | None]]]:
     """(recording, its pieces) of one item; None for pieces without units or alignment.
 
     Raises:
@@ -295,7 +295,7 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
         parts, rejections, stats = Parts(layout, config.shards, group, codec), Rejections(), SetTotals(codec)
         used: Counter[str] = Counter()
         for item in range(*groups[group]):
-            for recording, pieces in _item_pieces(layout, item, plan):
+            for recording, pieces in item_pieces(layout, item, plan):
                 entry = next((piece.entry for piece in pieces if piece is not None), None)
                 if entry is None:
                     continue

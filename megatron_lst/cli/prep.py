@@ -277,7 +277,7 @@ def bpe(
 
 @prep_app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Write a page with pictures: hours, rates, lengths, rejections, examples."""
+    """Write the page of a preparation, finished or not: numbers, what was rejected, pieces to listen to."""
     prepared = _config(config, overrides)
     from lst_prep.report import write_report
 

@@ -1,11 +1,9 @@
 """A slice of the embedded corpus through the whole pipeline, for real."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -110,22 +108,10 @@ def test_rejections_are_counted(prepared: tuple[PrepConfig, dict]) -> None:
     assert prepared[1]["rejected"] == {"bad_text_line": 1, "duplicate_text": 1}
 
 
-def test_the_report_has_a_section_a_source_and_its_pictures(prepared: tuple[PrepConfig, dict]) -> None:
-    out = Path(prepared[0].out)
-    page = (out / "report.md").read_text()
-    for heading in (
-        "speech, librivox: 2 documents",
-        "speech, kjv-synthetic: 2 doc",
-        "heldout-speech, kjv-synthetic: 1 doc",
-    ):
-        assert f"## {heading}" in page
-    shown = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(shown) == len(set(shown)) == 3 + 5 + 1  # histograms, examples, rejections
-    assert {str(path.relative_to(out)) for path in (out / "report").iterdir()} == set(shown)
-    for name in shown:
-        picture = matplotlib.image.imread(out / name)
-        assert picture.shape[1] > 1000
-        assert 0.005 < (picture[..., :3] < 0.9).any(axis=-1).mean() < 0.6, f"{name} is empty or all ink"
+def test_the_report_has_a_section_a_source(prepared: tuple[PrepConfig, dict]) -> None:
+    page = (Path(prepared[0].out) / "report.md").read_text()
+    for heading, count in (("speech, librivox", 2), ("speech, kjv-synthetic", 2), ("heldout-speech, kjv-synthetic", 1)):
+        assert f"## {heading}\n\n{count} documents looked at." in page
     assert prepared[1]["rejected_by_source"] == {"toy": {"bad_text_line": 1, "duplicate_text": 1}}
 
 

@@ -17,11 +17,11 @@ from lst_prep.engine import Receipts, Stage, full_disk_is_the_users, lock, run_s
 from lst_prep.importing.config import ImportConfig
 from lst_prep.importing.readers import reader_of
 from lst_prep.importing.records import Part
-from lst_prep.importing.report import write_import_report
 from lst_prep.importing.stages import CHECK, SHARDS, Item, check_factory, shards_factory
 from lst_prep.layout import Layout, compare_plan, fingerprint_of
 from lst_prep.models import require_same
 from lst_prep.reading import Inputs
+from lst_prep.report import write_report
 from lst_prep.stages import arrays, save_arrays
 from lst_prep.summary import Summary
 from lst_prep.tokenizer import load_tokenizer
@@ -94,7 +94,7 @@ class _Import:
             "records": sum(result["good"] + sum(result["bad"].values()) for result in found),
         }
         write_bytes(self.layout.summary, json.dumps(summary, indent=1, ensure_ascii=False).encode())
-        write_import_report(self.layout, self.codec, summary)
+        write_report(self.layout.out)
         write_text(self.layout.out / "train.yaml", train_yaml(self.config, self.layout, self.tokenizer.info, manifests))
         return summary
 

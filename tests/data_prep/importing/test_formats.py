@@ -193,6 +193,8 @@ def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path: Path) -> N
     manifest = json.loads((tmp_path / "out/talks/manifest.json").read_text())
     assert manifest["licenses"] == ["CC0"] and manifest["attributions"] == ["talks: CC0; the authors"]
     assert "CC0" in (tmp_path / "out/report.md").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<h1>Import of speech tokens</h1>" in page and "<h2>talks, talks</h2>" in page and "Records read: 60" in page
     refused = CliRunner().invoke(prep_app, ["import", str(path), "codec.rate=25", f"out={tmp_path / 'no'}", "--quiet"])
     assert refused.exit_code != 0 and "60 of 60 records are wrong" in str(refused.exception)
 
