@@ -82,8 +82,8 @@ class LatentSpeechTextForCausalLM(PreTrainedModel):
         for name, parameter in module.named_parameters(recurse=False):
             if name == "weight" and parameter.dim() == 2:
                 parameter.data.normal_(0.0, std)
-            elif name == "weight":
-                parameter.data.fill_(1.0)
+            else:
+                parameter.data.fill_(1.0 if name == "weight" else 0.0)
 
     @classmethod
     def can_generate(cls) -> bool:

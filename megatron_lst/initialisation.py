@@ -25,10 +25,10 @@ _SMALLEST, _LARGEST = np.float32(2.0**-33), np.float32(0.5)
 class Initialiser:
     """Draws initial weights, whole or in part.
 
-    Norms are 1; matrices N(0, init_std), output projections scaled by 1/sqrt(2 * layers of their module).
+    Norms are 1, biases 0; matrices N(0, init_std), output projections scaled by 1/sqrt(2 * layers of their module).
 
     Attributes:
-        drawn: values drawn so far; norms are not drawn.
+        drawn: values drawn so far; norms and biases are not drawn.
     """
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
@@ -58,7 +58,7 @@ class Initialiser:
             float32 [rows, columns] on the CPU, equal to that part of `whole`.
         """
         if len(shape) == 1:
-            return torch.ones(len(rows))
+            return torch.full((len(rows),), 0.0 if name.endswith(".bias") else 1.0)
         self.drawn += len(rows) * len(columns)
         found = np.empty((len(rows), len(columns)), np.float32)
         # Values whose words follow one another: each row of a slice of columns, or all rows together.

@@ -1,4 +1,4 @@
-"""Canonical weights: their names and shapes. [out, in] matrices, no biases.
+"""Canonical weights: their names and shapes. [out, in] matrices; biases under `qkv_bias` alone.
 
 These are the names of `reference`, of exports and of `inference`; each engine maps its own shards to them.
 """
@@ -17,12 +17,17 @@ def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     d, k, dg = model.local_hidden, model.queries, model.hidden
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def layer(prefix: str, width: int, kv: int, ffn: int, head: int | None = None) -> None:
+    def layer(prefix: str, width: int, q: int, kv: int, ffn: int) -> None:
         shapes[f"{prefix}input_norm.weight"] = (width,)
-        for name, rows in (("q", width), ("k", kv), ("v", kv), ("o", width)):
+        is_global = prefix.startswith("global_transformer.")
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
             shapes[f"{prefix}attention.{name}_proj.weight"] = (rows, width)
-        if head is not None:
-            shapes[f"{prefix}attention.q_norm.weight"] = shapes[f"{prefix}attention.k_norm.weight"] = (head,)
+            if is_global and model.qkv_bias:
+                shapes[f"{prefix}attention.{name}_proj.bias"] = (rows,)
+        shapes[f"{prefix}attention.o_proj.weight"] = (width, q)
+        if is_global and model.qk_norm:
+            head = (model.global_head_size,)
+            shapes[f"{prefix}attention.q_norm.weight"] = shapes[f"{prefix}attention.k_norm.weight"] = head
         shapes[f"{prefix}post_attention_norm.weight"] = (width,)
         shapes[f"{prefix}mlp.gate_proj.weight"] = shapes[f"{prefix}mlp.up_proj.weight"] = (ffn, width)
         shapes[f"{prefix}mlp.down_proj.weight"] = (width, ffn)
@@ -33,10 +38,9 @@ def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
             shapes[f"{prefix}{name}_proj.weight"] = (d, d)
 
     def trunk() -> None:
-        head = dg // model.heads
+        q, kv = (heads * model.global_head_size for heads in (model.heads, model.global_kv_heads))
         for i in range(model.layers):
-            kv = model.global_kv_heads * head
-            layer(f"global_transformer.layers.{i}.", dg, kv, model.global_ffn, head if model.qk_norm else None)
+            layer(f"global_transformer.layers.{i}.", dg, q, kv, model.global_ffn)
 
     if model.kind == "baseline":
         shapes["embedding.weight"] = (vocabulary, dg)
@@ -45,7 +49,7 @@ def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
         return shapes
     shapes["embedding.weight"] = (vocabulary, d)
     for i in range(model.encoder_layers):
-        layer(f"encoder.layers.{i}.", d, d, model.local_ffn_size)
+        layer(f"encoder.layers.{i}.", d, d, d, model.local_ffn_size)
     shapes["encoder.pool_proj.weight"] = (k * d, d)
     cross("encoder.cross_attention.")
     if k * d != dg:
@@ -56,7 +60,7 @@ def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     shapes["decoder.unit_proj.weight"] = (k * d, dg)
     for i in range(model.decoder_layers):
         cross(f"decoder.layers.{i}.cross_attention.")
-        layer(f"decoder.layers.{i}.", d, d, model.local_ffn_size)
+        layer(f"decoder.layers.{i}.", d, d, d, model.local_ffn_size)
     shapes["decoder.norm.weight"], shapes["decoder.head.weight"] = (d,), (vocabulary, d)
     if model.text_path == "direct":
         shapes["text_embedding.weight"] = shapes["text_head.weight"] = (vocabulary, dg)

@@ -31,7 +31,7 @@ def check(
                 model.queries,
                 model.heads,
                 model.global_kv_heads,
-                model.hidden // model.heads,
+                model.global_head_size,
                 model.pooling,
                 tensor,
             )

@@ -24,13 +24,24 @@ def check(config: Config) -> None:
 
     for width, count in (("hidden", "heads"), ("local_hidden", "local_heads")):
         hidden, heads = getattr(model, width), getattr(model, count)
-        if hidden % heads or (hidden // heads) % 2:
+        if width == "hidden" and model.head_size is not None:
+            if model.head_size % 2:
+                refuse(f"model.head_size={model.head_size} must be even: RoPE turns pairs")
+        elif hidden % heads or (hidden // heads) % 2:
             refuse(
                 f"model.{width}={hidden} must split into model.{count}={heads} heads of one even size "
                 "(RoPE turns pairs)"
             )
     if model.heads % model.global_kv_heads:
         refuse(f"model.kv_heads={model.global_kv_heads} must divide model.heads={model.heads}")
+    scaling = model.rope_scaling
+    if scaling.low_frequency >= scaling.high_frequency:
+        refuse(
+            f"model.rope_scaling.low_frequency={scaling.low_frequency:g} must be below "
+            f"model.rope_scaling.high_frequency={scaling.high_frequency:g}"
+        )
+    if model.no_rope_every == 1:
+        refuse("model.no_rope_every=1 leaves no layer with positions; 0: every layer has them")
     if model.kind == "baseline" and patching.strategy not in ("none", "bpe"):
         refuse(f"patching.strategy={patching.strategy}: model.kind=baseline has no patches; use none or bpe")
     if model.kind == "lst" and patching.strategy == "bpe":

@@ -28,6 +28,22 @@ def ffn_size(hidden: int) -> int:
 
 
 @dataclass(frozen=True)
+class RopeScalingConfig:
+    """Frequencies of the global transformer's rotary position embedding; the local modules keep theirs."""
+
+    kind: Literal["none", "llama3"] = "none"
+    """`none`: as `rope_theta` gives them. `llama3`: slow ones divided by `factor`, as Llama 3.1 and 3.2 have them."""
+    factor: Annotated[float, Range(1)] = 8.0
+    """`llama3`: what frequencies are divided by whose wavelength is above `context / low_frequency`."""
+    low_frequency: Positive = 1.0
+    """`llama3`: turns within `context` below which a frequency is divided by the whole `factor`."""
+    high_frequency: Positive = 4.0
+    """`llama3`: turns within `context` above which a frequency stays as it is; a line leads from one to the other."""
+    context: Count = 8192
+    """`llama3`: the language model's context before it was extended."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shapes and options of the model (SPEC 2, 3, 5)."""
 
@@ -43,6 +59,10 @@ class ModelConfig:
     """Key/value heads of the global transformer (grouped-query attention); null: as many as `heads`."""
     ffn: Count | None = None
     """SwiGLU width of the global transformer; null: 8/3 of `hidden`, rounded up to 256."""
+    head_size: Count | None = None
+    """Width of a head of the global transformer; null: `hidden / heads`."""
+    qkv_bias: bool = False
+    """Biases on the queries, keys and values of the global transformer, as Qwen2 has them."""
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys in the global transformer."""
     local_hidden: Count = 1024
@@ -74,6 +94,10 @@ class ModelConfig:
     """`patch`: text tokens are patches of length 1. `direct`: text skips encoder and decoder (SPEC 2)."""
     rope_theta: Annotated[float, Range(1)] = 500_000.0
     """Base of the rotary position embedding, in all three modules."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """Scaled frequencies in the global transformer."""
+    no_rope_every: CountOr0 = 0
+    """Every so many-th layer of the global transformer has no rotary position embedding, as in SmolLM3; 0: all have."""
     norm_eps: Positive = 1e-5
     """Epsilon of every RMSNorm."""
     init_std: Positive = 0.02
@@ -90,6 +114,14 @@ class ModelConfig:
     @property
     def global_kv_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    @property
+    def global_head_size(self) -> int:
+        return self.head_size or self.hidden // self.heads
+
+    def has_rope(self, layer: int) -> bool:
+        """Whether a layer of the global transformer, counted from 0, turns its queries and keys."""
+        return not self.no_rope_every or (layer + 1) % self.no_rope_every != 0
 
 
 @dataclass(frozen=True)

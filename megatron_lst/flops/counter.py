@@ -8,9 +8,9 @@ TRAINING_FACTOR = 3.0
 """Forward and backward: the backward of a matrix product is two of the same size."""
 
 
-def _attention(hidden: int, kv_ratio: float, tokens: float, pairs: float) -> float:
+def _attention(hidden: int, heads: int, kv_heads: int, head_size: int, tokens: float, pairs: float) -> float:
     """Self-attention: q, k, v, o projections, and scores and values of visible pairs."""
-    return 2 * tokens * (2 + 2 * kv_ratio) * hidden * hidden + 4 * pairs * hidden
+    return 4 * tokens * hidden * (heads + kv_heads) * head_size + 4 * pairs * heads * head_size
 
 
 def _mlp(hidden: int, ffn: int, tokens: float) -> float:
@@ -28,19 +28,20 @@ def module_flops(config: Config, work: Work | None = None) -> dict[str, float]:
     """
     model, size = config.model, config.vocabulary.padded_size
     work = work or expected_work(config)
-    kv_ratio = model.global_kv_heads / model.heads
+    heads = (model.heads, model.global_kv_heads, model.global_head_size)
     trunk = {
-        "global.attention": model.layers * _attention(model.hidden, kv_ratio, work.units, work.global_pairs),
+        "global.attention": model.layers * _attention(model.hidden, *heads, work.units, work.global_pairs),
         "global.mlp": model.layers * _mlp(model.hidden, model.global_ffn, work.units),
     }
     if model.kind == "baseline":
         return {**trunk, "head": 2 * work.units * model.hidden * size}
     d, k, ffn = model.local_hidden, model.queries, model.local_ffn_size
+    local = (model.local_heads, model.local_heads, d // model.local_heads)
     head = {"head": 2 * work.decoder_tokens * d * size}
     if model.text_path == "direct":
         head["text_head"] = 2 * work.text_positions * model.hidden * size
     return {
-        "encoder.attention": model.encoder_layers * _attention(d, 1.0, work.encoder_tokens, work.encoder_pairs),
+        "encoder.attention": model.encoder_layers * _attention(d, *local, work.encoder_tokens, work.encoder_pairs),
         "encoder.mlp": model.encoder_layers * _mlp(d, ffn, work.encoder_tokens),
         "encoder.pool_proj": 2 * work.patches * k * d * d,
         "encoder.cross_attention": 4 * k * work.patches * d * d
@@ -51,7 +52,7 @@ def module_flops(config: Config, work: Work | None = None) -> dict[str, float]:
         "decoder.unit_proj": 2 * work.read_units * model.hidden * k * d,
         "decoder.cross_attention": model.decoder_layers
         * (4 * work.decoder_tokens * d * d + 4 * k * work.read_units * d * d + 4 * k * work.cross_pairs * d),
-        "decoder.attention": model.decoder_layers * _attention(d, 1.0, work.decoder_tokens, work.decoder_pairs),
+        "decoder.attention": model.decoder_layers * _attention(d, *local, work.decoder_tokens, work.decoder_pairs),
         "decoder.mlp": model.decoder_layers * _mlp(d, ffn, work.decoder_tokens),
         **head,
     }
@@ -71,17 +72,17 @@ def module_parameters(config: Config) -> dict[str, int]:
     """Number of parameters of each module; norms are counted where they stand."""
     model, size = config.model, config.vocabulary.padded_size
 
-    def block(d: int, kv_ratio: float, ffn: int) -> int:
-        return int((2 + 2 * kv_ratio) * d * d) + 3 * d * ffn + 2 * d
+    def block(d: int, queries: int, keys: int, ffn: int) -> int:
+        return 2 * d * (queries + keys) + 3 * d * ffn + 2 * d
 
-    layer = block(model.hidden, model.global_kv_heads / model.heads, model.global_ffn)
-    if model.qk_norm:
-        layer += 2 * (model.hidden // model.heads)
+    queries, keys = (heads * model.global_head_size for heads in (model.heads, model.global_kv_heads))
+    layer = block(model.hidden, queries, keys, model.global_ffn)
+    layer += model.qkv_bias * (queries + 2 * keys) + model.qk_norm * 2 * model.global_head_size
     trunk = model.layers * layer
     if model.kind == "baseline":
         return {"embedding": size * model.hidden, "global": trunk, "head": (size + 1) * model.hidden}
     d, k = model.local_hidden, model.queries
-    local, cross = block(d, 1.0, model.local_ffn_size), 4 * d * d + 2 * d
+    local, cross = block(d, d, d, model.local_ffn_size), 4 * d * d + 2 * d
     encoder = model.encoder_layers * local + k * d * d + cross
     if k * d != model.hidden:
         encoder += k * d * model.hidden

@@ -60,7 +60,7 @@ class FixedDecoder:
         self.logits = like.new_zeros(b, len(self.heads[0]))
         self.g = like.new_zeros(b, config.hidden)
         self.capacity = -(-(max(cache.units) + room) // 8) * 8
-        size = config.hidden // config.heads
+        size = config.global_head_size
         self.global_layers = _slots(cache.global_layers, b, self.capacity, 1, config.global_kv_heads, size, like)
         if self.lst:
             heads, size = config.local_heads, config.local_hidden // config.local_heads

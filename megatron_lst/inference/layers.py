@@ -8,14 +8,16 @@ Entries of all sequences lie end to end on one packed axis.  An attention takes 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from megatron_lst.config.schema import ModelConfig
+from megatron_lst.config.schema import ModelConfig, RopeScalingConfig
 from megatron_lst.inference.cache import LayerCache, Places, Visible, attention
+from megatron_lst.rope import scaled
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Rope:
     sin: Tensor
 
 
-def rope_at(position: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rope:
+def rope_at(
+    position: Tensor, head_size: int, theta: float, dtype: torch.dtype, scaling: RopeScalingConfig | None = None
+) -> Rope:
     """position int [n] -> cosines and sines in `dtype`."""
     exponent = torch.arange(head_size // 2, dtype=dtype, device=position.device) * 2 / head_size
-    angle = (position.to(dtype)[:, None] * (1.0 / theta**exponent))[:, None, :]  # [n, 1, hd / 2]
+    angle = (position.to(dtype)[:, None] * scaled(1.0 / theta**exponent, scaling))[:, None, :]  # [n, 1, hd / 2]
     cos, sin = angle.cos(), angle.sin()
     return Rope(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
 
@@ -54,20 +58,29 @@ class Positions:
     visible: Visible
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
+def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=bias)
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with RoPE; QK-norm on request."""
+    """Grouped-query attention with RoPE, where `Positions` bring one; QK-norm and biases on request."""
 
-    def __init__(self, size: int, heads: int, kv_heads: int, eps: float, qk_norm: bool) -> None:
+    def __init__(
+        self,
+        size: int,
+        heads: int,
+        kv_heads: int,
+        eps: float,
+        qk_norm: bool = False,
+        head_size: int | None = None,
+        qkv_bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_size = heads, kv_heads, size // heads
-        self.q_proj = linear(size, size)
-        self.k_proj = linear(size, kv_heads * self.head_size)
-        self.v_proj = linear(size, kv_heads * self.head_size)
-        self.o_proj = linear(size, size)
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_size or size // heads
+        self.q_proj = linear(size, heads * self.head_size, qkv_bias)
+        self.k_proj = linear(size, kv_heads * self.head_size, qkv_bias)
+        self.v_proj = linear(size, kv_heads * self.head_size, qkv_bias)
+        self.o_proj = linear(heads * self.head_size, size)
         self.qk_norm = qk_norm
         if qk_norm:
             self.q_norm = nn.RMSNorm(self.head_size, eps)
@@ -79,9 +92,9 @@ class SelfAttention(nn.Module):
         v = self.v_proj(x).view(-1, self.kv_heads, self.head_size)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        assert at.rope is not None, "self-attention rotates queries and keys"
-        both = rotate(torch.cat([q, k], 1), at.rope)
-        q, k = both[:, : self.heads], both[:, self.heads :]
+        if at.rope is not None:
+            both = rotate(torch.cat([q, k], 1), at.rope)
+            q, k = both[:, : self.heads], both[:, self.heads :]
         assert at.visible.places is not None, "every query of self-attention is an entry too"
         cache.append(at.visible.places, k, v)
         out = cache.attend(q, at.visible)
@@ -104,11 +117,12 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
-        self, size: int, heads: int, ffn: int, eps: float, kv_heads: int | None = None, qk_norm: bool = False
+        self, size: int, heads: int, ffn: int, eps: float, kv_heads: int | None = None, **options: Any
     ) -> None:
+        """`options`: those of SelfAttention."""
         super().__init__()
         self.input_norm = nn.RMSNorm(size, eps)
-        self.attention = SelfAttention(size, heads, kv_heads or heads, eps, qk_norm)
+        self.attention = SelfAttention(size, heads, kv_heads or heads, eps, **options)
         self.post_attention_norm = nn.RMSNorm(size, eps)
         self.mlp = SwiGLU(size, ffn)
 
@@ -122,15 +136,18 @@ class GlobalTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         size, heads, ffn, eps = config.hidden, config.heads, config.global_ffn, config.norm_eps
+        options = {"qk_norm": config.qk_norm, "head_size": config.head_size, "qkv_bias": config.qkv_bias}
         self.layers = nn.ModuleList(
-            Block(size, heads, ffn, eps, config.global_kv_heads, config.qk_norm) for _ in range(config.layers)
+            Block(size, heads, ffn, eps, config.global_kv_heads, **options) for _ in range(config.layers)
         )
 
     def forward(self, e: Tensor, at: Positions, cache: Sequence[LayerCache]) -> Tensor:
         """[m, d_g] -> [m, d_g]."""
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            e = layer(e, at, layer_cache)
+        unturned = Positions(None, at.visible)
+        for i, (layer, layer_cache) in enumerate(zip(self.layers, cache, strict=True)):
+            e = layer(e, at if self.config.has_rope(i) else unturned, layer_cache)
         return e
 
 

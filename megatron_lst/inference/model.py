@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as matrix_product
 
-from megatron_lst.config.schema import ModelConfig
+from megatron_lst.config.schema import ModelConfig, RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.inference.cache import Cache, Intervals, TokenWindow
 from megatron_lst.inference.inputs import PatchCounter, SequenceInput, inputs_of
@@ -246,11 +246,11 @@ class LatentSpeechTextModel(nn.Module):
 
     def global_rope(self, unit: Tensor) -> Rope:
         """RoPE of the global transformer at `unit` [m]."""
-        return self._rope(unit, self.config.hidden // self.config.heads)
+        return self._rope(unit, self.config.global_head_size, self.config.rope_scaling)
 
-    def _rope(self, position: Tensor, head_size: int) -> Rope:
+    def _rope(self, position: Tensor, head_size: int, scaling: RopeScalingConfig | None = None) -> Rope:
         dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
-        return rope_at(position, head_size, self.config.rope_theta, dtype)
+        return rope_at(position, head_size, self.config.rope_theta, dtype, scaling)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device)

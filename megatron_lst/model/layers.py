@@ -14,8 +14,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor, nn
 
 from lst_kernels import interval_attention, rotary
+from megatron_lst.config.schema import RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
+from megatron_lst.rope import scaled
 
 
 class RMSNorm(nn.RMSNorm):
@@ -51,10 +53,10 @@ def norm_class(choice: str) -> type:
     return FusedRMSNorm
 
 
-def rotary_tables(positions: Tensor, head_size: int, theta: float) -> Tensor:
+def rotary_tables(positions: Tensor, head_size: int, theta: float, scaling: RopeScalingConfig | None = None) -> Tensor:
     """Cosines and sines of the rotary embedding. positions: int [N] -> float32 [2, N, head_size / 2]."""
     exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
-    angles = positions.float()[:, None] * (theta**-exponent)[None]
+    angles = positions.float()[:, None] * scaled(theta**-exponent, scaling)[None]
     return torch.stack((angles.cos(), angles.sin()))
 
 
@@ -67,9 +69,10 @@ class IntervalCoreAttention(nn.Module):
     for it is a dozen operations where `lst_kernels.rotary` is one.
     """
 
-    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+    def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
         super().__init__()
         self.config = config
+        self.turns = not (config.no_rope_freq and config.no_rope_freq[layer_number - 1])  # type: ignore[index]
 
     def forward(
         self,
@@ -82,8 +85,10 @@ class IntervalCoreAttention(nn.Module):
         **_: Any,
     ) -> Tensor:
         """query [N, 1, H, D]; key, value [N, 1, Hk, D]; rotary tables [2, N, D / 2] -> [N, 1, H * D]."""
-        query, key = (rotary(x.squeeze(1), attention_bias[0], attention_bias[1]) for x in (query, key))
-        out = self.attend(query, key, value.squeeze(1), attention_mask, packed_seq_params)
+        query, key, value = (x.squeeze(1) for x in (query, key, value))
+        if self.turns:
+            query, key = (rotary(x, attention_bias[0], attention_bias[1]) for x in (query, key))
+        out = self.attend(query, key, value, attention_mask, packed_seq_params)
         return out.reshape(out.shape[0], 1, -1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, documents: Any) -> Tensor:

@@ -110,7 +110,7 @@ class ModelChunk(MegatronModule):
     def run_global(self, units: Tensor | None, batch: Batch) -> Tensor:
         """The global layers of this chunk. units [b*U, 1, d_g], None where the previous stage sent it."""
         model = self.lst_config.model
-        tables = rotary_tables(batch.unit_position, model.hidden // model.heads, model.rope_theta)
+        tables = rotary_tables(batch.unit_position, model.global_head_size, model.rope_theta, model.rope_scaling)
         documents = None
         if self.documents:
             bounds, longest = batch.document_bounds, batch.longest_document

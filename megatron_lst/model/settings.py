@@ -91,8 +91,10 @@ def global_settings(
         ffn_hidden_size=model.global_ffn,
         num_attention_heads=model.heads,
         num_query_groups=model.global_kv_heads,
-        kv_channels=model.hidden // model.heads,
+        kv_channels=model.global_head_size,
+        add_qkv_bias=model.qkv_bias,
         qk_layernorm=model.qk_norm,
+        no_rope_freq=[int(not model.has_rope(i)) for i in range(model.layers)] if model.no_rope_every else None,
         **settings,
     )
 

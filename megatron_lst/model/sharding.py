@@ -40,8 +40,8 @@ class ShardSpec:
         if self.kind == "stacked":
             return torch.cat([w.chunk(size)[rank] for w in full])
         if self.kind == "qkv":
-            by_group = [w.view(self.groups, -1, w.shape[1]) for w in full]  # each [groups, rows of a group, columns]
-            whole = torch.cat(by_group, dim=1).view(-1, full[0].shape[1])  # [rows of q, k and v, columns]
+            by_group = [w.unflatten(0, (self.groups, -1)) for w in full]  # each [groups, rows of a group, columns]
+            whole = torch.cat(by_group, dim=1).flatten(0, 1)  # [rows of q, k and v, columns]; biases have no columns
             return whole.chunk(size)[rank]
         return full[0].chunk(size)[rank]
 
@@ -77,15 +77,16 @@ class ShardSpec:
             return [torch.cat([h[i] for h in halves]) for i in range(2)]
         joined = torch.cat(list(shards))  # [rows of all names, columns]
         if self.kind == "qkv":
-            by_group = joined.view(self.groups, -1, joined.shape[1])  # [groups, rows of a group, columns]
+            by_group = joined.unflatten(0, (self.groups, -1))  # [groups, rows of a group, columns]
             parts = by_group.split([shape[0] // self.groups for shape in shapes], dim=1)
-            return [p.reshape(-1, joined.shape[1]) for p in parts]  # each [its rows, columns]
+            return [p.flatten(0, 1) for p in parts]  # each [its rows, columns]
         return [joined]
 
 
 _LAYER = {
     "input_layernorm.weight": (("input_norm",), "whole"),
     "self_attention.linear_qkv.weight": (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "qkv"),
+    "self_attention.linear_qkv.bias": (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "qkv"),
     "self_attention.linear_proj.weight": (("attention.o_proj",), "row"),
     "self_attention.q_layernorm.weight": (("attention.q_norm",), "whole"),
     "self_attention.k_layernorm.weight": (("attention.k_norm",), "whole"),
@@ -109,7 +110,8 @@ def shard_spec(name: str, config: Config, first_layer: int = 0) -> ShardSpec:
         is_global = module == "global_transformer"
         prefix = f"{module}.layers.{layer + first_layer if is_global else layer}."
         groups = config.model.global_kv_heads if is_global else config.model.local_heads
-        return ShardSpec(tuple(f"{prefix}{n}.weight" for n in names), kind, groups)  # type: ignore[arg-type]
+        suffix = rest.rpartition(".")[2]
+        return ShardSpec(tuple(f"{prefix}{n}.{suffix}" for n in names), kind, groups)  # type: ignore[arg-type]
     if name.endswith("norm.weight"):
         return ShardSpec((name,), "whole")
     if name.endswith("kv_proj.weight"):

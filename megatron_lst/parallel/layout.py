@@ -94,10 +94,11 @@ def _fp8_problems(config: Config, layout: ParallelLayout) -> list[str]:
     """Sides of the fp8 products that the kernels do not take: on each rank a multiple of 16, of 32 for mxfp8."""
     model, training, fp8 = config.model, config.training, config.engine
     multiple, kind = (16, fp8.fp8_recipe) if fp8.fp8_recipe in ("tensorwise", "blockwise") else (32, "mxfp8")
-    projected = model.hidden + 2 * model.global_kv_heads * (model.hidden // model.heads)
+    projected = (model.heads + 2 * model.global_kv_heads) * model.global_head_size
     sides = (
         ("model.hidden", model.hidden, layout.tensor),
         ("model.ffn", model.global_ffn, layout.tensor),
+        ("model.heads * model.head_size", model.heads * model.global_head_size, layout.tensor),
         ("the rows of the projection to queries, keys and values", projected, layout.tensor),
         (
             "training.micro_batch * data.units",

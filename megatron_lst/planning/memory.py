@@ -89,6 +89,7 @@ class LayerShape:
     Attributes:
         d, f: width, and width of the SwiGLU.
         heads, kv_heads: attention heads, and those of keys and values.
+        head_size: their width.
         fused: norm and activation are one kernel each, as on a GPU; elsewhere they keep their steps.
     """
 
@@ -96,6 +97,7 @@ class LayerShape:
     f: int
     heads: int
     kv_heads: int
+    head_size: int
     fused: bool = True
 
 
@@ -116,7 +118,7 @@ def layer_activations(shape: LayerShape, n: float, e: float, layout: ParallelLay
     # they are computed from again: views, but for the queries of several groups that share their keys.
     copied = kv_ratio < 1 and shape.kv_heads > t
     turned = 1 + kv_ratio if recompute != "selective" else float(copied)
-    attention = (2 + 2 * kv_ratio + turned) * d / t
+    attention = (2 + 2 * kv_ratio + turned) * shape.heads * shape.head_size / t
     # Both halves of the projection and their product; and the steps between, where it is not one kernel.
     mlp = 0.0 if recompute == "selective" else (3 if shape.fused else 5) * shape.f / t
     return n * e * (norms + attention + mlp)
@@ -231,12 +233,14 @@ def logit_bytes(config: Config, work: Work, e: float) -> float:
 
 def global_shape(config: Config, fused: bool = True) -> LayerShape:
     model = config.model
-    return LayerShape(model.hidden, model.global_ffn, model.heads, model.global_kv_heads, fused)
+    heads = (model.heads, model.global_kv_heads, model.global_head_size)
+    return LayerShape(model.hidden, model.global_ffn, *heads, fused)
 
 
 def local_shape(config: Config, fused: bool = True) -> LayerShape:
     model = config.model
-    return LayerShape(model.local_hidden, model.local_ffn_size, model.local_heads, model.local_heads, fused)
+    heads = (model.local_heads, model.local_heads, model.local_hidden // model.local_heads)
+    return LayerShape(model.local_hidden, model.local_ffn_size, *heads, fused)
 
 
 def encoder_activations(config: Config, layout: ParallelLayout, work: Work, e: float, fused: bool = True) -> float:

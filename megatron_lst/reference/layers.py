@@ -4,8 +4,13 @@ Everything works on one row: hidden states are [n, d], without a batch axis, in 
 and RoPE run in float32 at least, in float64 for float64 models.  Clarity over speed: masks are dense bool matrices.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from megatron_lst.config.schema import RopeScalingConfig
+from megatron_lst.rope import scaled
 
 
 def wide(x: Tensor) -> Tensor:
@@ -27,7 +32,7 @@ class RMSNorm(nn.Module):
         return (x_wide * scale * wide(self.weight)).to(x.dtype)
 
 
-def rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
+def rotate(x: Tensor, position: Tensor, theta: float, scaling: RopeScalingConfig | None = None) -> Tensor:
     """RoPE on head pairs (i, i + hd/2), the rotate-half form of Llama and Megatron.
 
     Args:
@@ -37,7 +42,7 @@ def rotate(x: Tensor, position: Tensor, theta: float) -> Tensor:
     half = x.shape[-1] // 2
     x_wide = wide(x)
     exponent = torch.arange(half, dtype=x_wide.dtype, device=x.device) * 2 / x.shape[-1]
-    angle = position.to(x_wide.dtype)[:, None] * (1.0 / theta**exponent)
+    angle = position.to(x_wide.dtype)[:, None] * scaled(1.0 / theta**exponent, scaling)
     cos, sin = angle.cos()[:, None, :], angle.sin()[:, None, :]
     first, second = x_wide[..., :half], x_wide[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
@@ -62,20 +67,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("hnm,mhd->nhd", weights, v).flatten(1)
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
+def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=bias)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with RoPE; grouped-query with fewer `kv_heads`, QK-norm on request."""
+    """Multi-head attention with RoPE; grouped-query with fewer `kv_heads`; the rest on request."""
 
-    def __init__(self, size: int, heads: int, kv_heads: int, theta: float, eps: float, qk_norm: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        heads: int,
+        kv_heads: int,
+        theta: float,
+        eps: float,
+        qk_norm: bool = False,
+        head_size: int | None = None,
+        qkv_bias: bool = False,
+        scaling: RopeScalingConfig | None = None,
+        rope: bool = True,
+    ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_size, self.theta = heads, kv_heads, size // heads, theta
-        self.q_proj = linear(size, size)
-        self.k_proj = linear(size, kv_heads * self.head_size)
-        self.v_proj = linear(size, kv_heads * self.head_size)
-        self.o_proj = linear(size, size)
+        self.heads, self.kv_heads, self.head_size, self.theta = heads, kv_heads, head_size or size // heads, theta
+        self.scaling, self.rope = scaling, rope
+        self.q_proj = linear(size, heads * self.head_size, qkv_bias)
+        self.k_proj = linear(size, kv_heads * self.head_size, qkv_bias)
+        self.v_proj = linear(size, kv_heads * self.head_size, qkv_bias)
+        self.o_proj = linear(heads * self.head_size, size)
         if qk_norm:
             self.q_norm = RMSNorm(self.head_size, eps)
             self.k_norm = RMSNorm(self.head_size, eps)
@@ -87,7 +105,8 @@ class SelfAttention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_size))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, position, self.theta), rotate(k, position, self.theta)
+        if self.rope:
+            q, k = (rotate(x, position, self.theta, self.scaling) for x in (q, k))
         return self.o_proj(attend(q, k, v, mask))
 
 
@@ -139,11 +158,12 @@ class Block(nn.Module):
         theta: float,
         eps: float,
         kv_heads: int | None = None,
-        qk_norm: bool = False,
+        **options: Any,
     ) -> None:
+        """`options`: those of SelfAttention."""
         super().__init__()
         self.input_norm = RMSNorm(size, eps)
-        self.attention = SelfAttention(size, heads, kv_heads or heads, theta, eps, qk_norm)
+        self.attention = SelfAttention(size, heads, kv_heads or heads, theta, eps, **options)
         self.post_attention_norm = RMSNorm(size, eps)
         self.mlp = SwiGLU(size, ffn)
 

@@ -6,13 +6,14 @@ the names of its parameters are the canonical names of exported weights.
 
     tokens [N] -> encoder states H [N, d_l] -> patches E [U, d_g] -> global G [U, d_g] -> decoder [N, d_l] -> [N, V]
 
-Canonical names, all `.weight`, matrices [out, in], no biases (V: padded vocabulary; d_l, d_g: local, global width):
+Canonical names, `.weight` but for the biases, matrices [out, in] (V: padded vocabulary; d_l, d_g: local, global width):
 
     embedding [V, d_l]
     encoder.layers.I.BLOCK      input_norm, attention.{q,k,v,o}_proj, post_attention_norm, mlp.{gate,up,down}_proj
     encoder.pool_proj [k d_l, d_l]      encoder.cross_attention.{q_norm,kv_norm,q_proj,k_proj,v_proj,o_proj}
     encoder.output_proj [d_g, k d_l]    only where k d_l is not d_g
-    global_transformer.layers.I.BLOCK   with attention.{q,k}_norm [head size] under qk_norm
+    global_transformer.layers.I.BLOCK   with attention.{q,k}_norm [head size] under qk_norm, and
+                                        attention.{q,k,v}_proj.bias under qkv_bias
     decoder.embedding [V, d_l]          only with decoder_input: embedding
     decoder.unit_proj [k d_l, d_g]      decoder.layers.I.{cross_attention as above, BLOCK}
     decoder.norm                        decoder.head [V, d_l]
@@ -159,9 +160,13 @@ class GlobalTransformer(nn.Module):
                 config.rope_theta,
                 config.norm_eps,
                 config.global_kv_heads,
-                config.qk_norm,
+                qk_norm=config.qk_norm,
+                head_size=config.head_size,
+                qkv_bias=config.qkv_bias,
+                scaling=config.rope_scaling,
+                rope=config.has_rope(layer),
             )
-            for _ in range(config.layers)
+            for layer in range(config.layers)
         )
 
     def forward(self, e: Tensor, mask: Tensor, position: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ def _differences(export: Export, config: Config) -> dict[str, tuple[Any, Any]]:
         found |= {f"{section}.{key}": (here[key], there[key]) for key in here if here[key] != there[key]}
     for key, computed in (
         ("model.kv_heads", "global_kv_heads"),
+        ("model.head_size", "global_head_size"),
         ("model.ffn", "global_ffn"),
         ("model.local_ffn", "local_ffn_size"),
     ):

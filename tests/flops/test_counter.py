@@ -38,6 +38,7 @@ VARIANTS = {
     "lst": SMALL,
     "output_proj": replace(SMALL, queries=3),
     "grouped_qk_norm": replace(SMALL, kv_heads=2, qk_norm=True, ffn=48, local_ffn=24),
+    "bias_head_size": replace(SMALL, kv_heads=2, head_size=12, qkv_bias=True),
     "window_units": replace(SMALL, decoder_window_units=5, cross_rope=True),
     "own_embedding": replace(SMALL, decoder_input="embedding"),
     "direct": replace(SMALL, text_path="direct"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_lst.config.schema import ModelConfig
+from megatron_lst.config.schema import ModelConfig, RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.inference import LatentSpeechTextModel
 from megatron_lst.inference.cache import Cache
@@ -30,6 +30,13 @@ OPTIONS: dict[str, dict[str, object]] = {
     "wide unit window": {"decoder_window_units": 512, "cross_rope": True},
     "two units, double residual": {"decoder_window_units": 2, "double_residual": True, "encoder_layers": 2},
     "own decoder embedding": {"decoder_input": "embedding", "qk_norm": True, "kv_heads": 1},
+    "biases, wide heads, scaled RoPE, a layer without it": {
+        "qkv_bias": True,
+        "head_size": 12,
+        "kv_heads": 1,
+        "no_rope_every": 2,
+        "rope_scaling": RopeScalingConfig("llama3", factor=4.0, context=16),
+    },
     "direct text": {"text_path": "direct", "decoder_window_units": 3},
     "direct text, own embedding": {"text_path": "direct", "decoder_input": "embedding"},
     "baseline": {"kind": "baseline", "kv_heads": 1, "qk_norm": True},

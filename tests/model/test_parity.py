@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_lst.config.schema import Config
+from megatron_lst.config.schema import Config, RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.patching.row import Row, assemble_row
 from megatron_lst.reference import ReferenceModel
@@ -14,6 +14,7 @@ from tests.support.causality import random_chunk
 from tests.support.single import engine_of, logits_of
 from tests.support.toy import toy_config, toy_rows
 
+SCALED = RopeScalingConfig("llama3", factor=4.0, context=16)
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "mean pooling": {"pooling": "mean"},
@@ -24,6 +25,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "double residual": {"double_residual": True},
     "grouped queries, QK-norm": {"qk_norm": True, "kv_heads": 2},
     "one key head": {"kv_heads": 1},
+    "biases, wide heads, scaled RoPE, a layer without it": {
+        "head_size": 24, "qkv_bias": True, "kv_heads": 2, "no_rope_every": 2, "rope_scaling": SCALED,
+    },
     "window 3, two encoder layers": {"window": 3, "encoder_layers": 2},
     "decoder_input=embedding": {"decoder_input": "embedding"},
     "text_path=direct": {"text_path": "direct"},

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_lst.config.schema import Config
+from megatron_lst.config.schema import Config, RopeScalingConfig
 from tests.support.ranks import RankPool
 from tests.support.runs import train
 from tests.support.toy import toy_config
@@ -62,6 +62,20 @@ OTHER_MODELS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         {"parallel__tensor": 2, "parallel__sequence": True},
     ),
     "qk_norm kv_heads=2 TP4": (4, {"model__qk_norm": True, "model__kv_heads": 2}, {"parallel__tensor": 4}),
+    "biases, wide heads, a layer without RoPE, TP2 PP2+SP": (
+        4,
+        {"model__qkv_bias": True, "model__head_size": 24, "model__kv_heads": 2, "model__no_rope_every": 3},
+        {"parallel__tensor": 2, "parallel__pipeline": 2, "parallel__sequence": True},
+    ),
+    "biases, a group of keys on two ranks, TP4": (
+        4,
+        {
+            "model__qkv_bias": True,
+            "model__kv_heads": 2,
+            "model__rope_scaling": RopeScalingConfig("llama3", factor=4.0, context=16),
+        },
+        {"parallel__tensor": 4},
+    ),
     "text_path=direct TP2 PP2+SP": (
         4,
         {"model__text_path": "direct"},
