@@ -20,6 +20,12 @@ CONTRADICTIONS = [
     (["model.heads=3"], ["model.heads=3", "2048"]),
     (["model.local_heads=1024"], ["model.local_heads", "even"]),
     (["model.kv_heads=3"], ["model.kv_heads=3", "model.heads=16"]),
+    (["model.head_size=63"], ["model.head_size=63", "even"]),
+    (["model.no_rope_every=1"], ["model.no_rope_every=1", "no layer with positions"]),
+    (
+        ["model.rope_scaling.kind=llama3", "model.rope_scaling.low_frequency=4"],
+        ["model.rope_scaling.low_frequency=4", "model.rope_scaling.high_frequency=4"],
+    ),
     (["model.kind=baseline"], ["patching.strategy=static", "baseline"]),
     (["patching.strategy=bpe"], ["patching.strategy=bpe", "lst"]),
     (["patching.aligned_lag=2"], ["patching.aligned_lag"]),
