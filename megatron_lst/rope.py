@@ -1,4 +1,4 @@
-"""Frequencies of the global transformer's rotary position embedding; engines, oracle and inference ask here (SPEC 3)."""
+"""Frequencies of the global transformer's rotary position embedding, for all three implementations (SPEC 3)."""
 
 import math
 
