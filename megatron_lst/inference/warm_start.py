@@ -20,6 +20,7 @@ from torch import Tensor
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.inference.families import differences, is_tied, notes
+from megatron_lst.rope import scaled
 from megatron_lst.vocabulary import Vocabulary
 from megatron_lst.weights import text_weights
 
@@ -172,10 +173,10 @@ def _plan(
     unused: dict[str, str] = {}
     wrong: list[str] = []
     for name, tensor in stored.items():
-        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
         ours = places.get(name)
         if layer and layer[2] in _LAYER:
-            ours = f"global_transformer.layers.{layer[1]}.{_LAYER[layer[2]]}.weight"
+            ours = f"global_transformer.layers.{layer[1]}.{_LAYER[layer[2]]}.{layer[3]}"
         if name == "lm_head.weight" and tied:
             _check_tied(stored)
             unused[name] = "the head is the embedding's table"
@@ -191,7 +192,7 @@ def _plan(
         elif name in _TEXT:
             unused[name] = "taken only with text_path=direct or a baseline"
         elif _FREQUENCIES.fullmatch(name):
-            unused[name] = "follows from model.rope_theta"
+            unused[name] = "follows from model.rope_theta and model.rope_scaling"
         else:
             wrong.append(f"{name}: there is no place for this tensor here, and it may change what is computed")
     if wrong:
@@ -235,8 +236,9 @@ def _check_tied(stored: Mapping[str, _Stored]) -> None:
 
 def _check_frequencies(stored: Mapping[str, _Stored], config: ModelConfig) -> None:
     """Old checkpoints hold RoPE's frequencies: they must be those of the theta, for other ones are not used."""
-    size = config.hidden // config.heads
+    size = config.global_head_size
     expected = config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    expected = scaled(expected, config.rope_scaling)
     for name, tensor in stored.items():
         if _FREQUENCIES.fullmatch(name):
             found = _read(tensor.path, name).double()

@@ -1,69 +1,21 @@
 """Warm starts: text logits equal those of the real classes of transformers, and everything else is refused by name."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
-import transformers
-
 from megatron_lst.config.schema import ModelConfig
 from megatron_lst.errors import DamagedDataError, UserError
-from megatron_lst.inference import LatentSpeechTextModel
-from megatron_lst.inference.cache import Cache
-from megatron_lst.inference.families import FAMILIES
 from megatron_lst.inference.warm_start import WarmStart, warm_start
 from megatron_lst.reference import ReferenceModel
-from megatron_lst.vocabulary import Vocabulary
-
-V = Vocabulary(text_size=24, speech_size=9, multiple=8)
-TINY = ModelConfig(
-    hidden=16, layers=2, heads=4, kv_heads=2, ffn=24, local_hidden=8, local_heads=2, local_ffn=12, decoder_layers=1,
-    init_std=0.3, rope_theta=10000.0, norm_eps=1e-6, text_path="direct",
-)  # fmt: skip
-THEIRS = {
-    "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 4, "initializer_range": 0.3, "max_position_embeddings": 64,
-    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-TOKENS = [1, 5, 9, 3, 20, 11, 5, 8, 21, 4]
-EXTRAS = {"llama": {}, "mistral": {"sliding_window": None}, "qwen3": {}}
-
-
-def saved(folder: Path, kind: str = "llama", *, shard: str = "1GB", dtype: Any = None, **changes: Any) -> Any:
-    """A tiny checkpoint of the real class, and the class. Norms and biases are not what they are at the start."""
-    torch.manual_seed(0)
-    settings = transformers.AutoConfig.for_model(kind, **{**THEIRS, **EXTRAS.get(kind, {}), **changes})
-    model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.data.add_(0.2 * torch.randn_like(parameter))
-    model.to(dtype or torch.float32).save_pretrained(folder, max_shard_size=shard)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-
-
-def started(
-    folder: Path, config: ModelConfig = TINY, context: int | None = 64, vocabulary: Vocabulary = V
-) -> tuple[WarmStart, dict[str, torch.Tensor]]:
-    weights = dict(ReferenceModel(config, vocabulary).state_dict())
-    return warm_start(folder, weights, config, vocabulary, context), weights
-
-
-def logits(config: ModelConfig, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    size = 1 if config.kind == "baseline" else 3
-    model = LatentSpeechTextModel.from_weights(config, V, weights, size)
-    outputs = model.advance([model.counters(1)[0].add(TOKENS)], Cache(config, 1, one_call=True))
-    return outputs.logits(np.arange(len(TOKENS)))[:, :24]
+from tests.support.checkpoints import LLAMA3, TINY, V, expected_of, logits, saved, started
 
 
 def assert_equal_logits(folder: Path, expected: torch.Tensor, config: ModelConfig, **options: Any) -> WarmStart:
@@ -71,26 +23,6 @@ def assert_equal_logits(folder: Path, expected: torch.Tensor, config: ModelConfi
     torch.testing.assert_close(logits(config, weights), expected, rtol=1e-5, atol=1e-5)
     assert all(not n.startswith("global_transformer.") for n in result.fresh)
     return result
-
-
-@torch.no_grad()
-def expected_of(model: Any) -> torch.Tensor:
-    return model(torch.tensor([TOKENS])).logits[0].float()
-
-
-@pytest.mark.parametrize("options", [{"text_path": "direct"}, {"kind": "baseline"}])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", list(FAMILIES))
-def test_text_logits_equal_the_language_models(tmp_path: Path, kind: str, tied: bool, options: dict[str, Any]) -> None:
-    model = saved(tmp_path / "theirs", kind, tie_word_embeddings=tied)
-    config = replace(TINY, qk_norm=kind == "qwen3", **options)
-    result = assert_equal_logits(tmp_path / "theirs", expected_of(model), config)
-    assert not result.unused
-    assert not result.notes
-    # The comparison can fail: with another theta the logits are others.
-    _, weights = started(tmp_path / "theirs", config)
-    other = logits(replace(config, rope_theta=100.0), weights)
-    assert (other - expected_of(model)).abs().max() > 1e-3
 
 
 def test_shards_in_bfloat16_and_other_head_counts(tmp_path: Path) -> None:
@@ -110,44 +42,6 @@ def test_a_window_that_covers_every_row_changes_nothing(tmp_path: Path) -> None:
     assert (expected_of(narrow) - expected_of(model)).abs().max() > 1e-3
 
 
-VERSION_5 = """
-import sys; sys.path.insert(0, sys.argv[1])
-import torch, transformers
-assert transformers.__version__.startswith("5."), transformers.__version__
-kind, folder, settings, tokens = sys.argv[2], sys.argv[3], eval(sys.argv[4]), eval(sys.argv[5])
-torch.manual_seed(0)
-model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **settings)).eval()
-for p in model.parameters():
-    if p.dim() == 1: p.data.add_(0.2 * torch.randn_like(p))
-model.save_pretrained(folder)
-with torch.no_grad(): torch.save(model(torch.tensor([tokens])).logits[0], folder + "/expected.pt")
-"""
-
-
-@pytest.mark.parametrize("theta", [10000.0, 500.0])
-@pytest.mark.parametrize("kind", list(FAMILIES))
-def test_checkpoints_of_transformers_5(tmp_path: Path, kind: str, theta: float) -> None:
-    """Real ones, where LST_TRANSFORMERS_5 names a folder of `pip install --target`."""
-    place = os.environ.get("LST_TRANSFORMERS_5")
-    if place is None:
-        pytest.skip("LST_TRANSFORMERS_5 does not name a folder with transformers 5 (pip install --target FOLDER)")
-    settings = {
-        **THEIRS, **EXTRAS[kind], "rope_parameters": {"rope_type": "default", "rope_theta": theta}
-    }  # fmt: skip
-    folder = tmp_path / "theirs"
-    subprocess.run(
-        [sys.executable, "-c", VERSION_5, place, kind, str(folder), repr(settings), repr(TOKENS)], check=True
-    )  # fmt: skip
-    assert "rope_theta" not in json.loads((folder / "config.json").read_text())
-    config = replace(TINY, qk_norm=kind == "qwen3", rope_theta=theta)
-    assert_equal_logits(folder, torch.load(folder / "expected.pt", weights_only=True), config)
-    other = theta + 1
-    with pytest.raises(
-        UserError, match=rf"model.rope_theta: {other} here, {theta} there \(rope_parameters.rope_theta\)"
-    ):
-        started(folder, replace(config, rope_theta=other))
-
-
 def edited(folder: Path, **changes: Any) -> None:
     """Change keys of config.json; None as `DROP` takes one away."""
     path = folder / "config.json"
@@ -164,31 +58,47 @@ def test_the_spelling_of_transformers_5(tmp_path: Path) -> None:
     edited(tmp_path / "theirs", rope_theta=DROP, rope_scaling=DROP, torch_dtype=DROP, dtype="float32")
     edited(tmp_path / "theirs", rope_parameters={"rope_theta": 500.0, "rope_type": "default"})
     assert_equal_logits(tmp_path / "theirs", expected_of(model), replace(TINY, rope_theta=500.0))
-    with pytest.raises(UserError, match=r"rope_theta: 10000.0 here, 500.0 there \(rope_parameters"):
+    with pytest.raises(UserError, match=r"rope_theta: 10000.0 here, 500.0 there"):
         started(tmp_path / "theirs")
     edited(tmp_path / "theirs", rope_theta=10000.0)  # both spellings, and they disagree
-    with pytest.raises(UserError, match=r"10000.0 there \(rope_theta\)"):
+    with pytest.raises(
+        UserError, match=r"rope_theta=10000.0 and rope_parameters.rope_theta=500.0 contradict each other"
+    ):
         started(tmp_path / "theirs", replace(TINY, rope_theta=500.0))
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("qwen2", {}, "'qwen2' is not taken: its query, key and value projections have biases"),
+        ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 8}, "'qwen2_moe' is not taken: it has experts"),
         ("granite", {"logits_scaling": 8.0}, "'granite' is not taken: it multiplies embeddings, residuals"),
         ("gemma2", {}, "'gemma2' is not taken: its norms multiply by 1"),
-        ("smollm3", {}, "'smollm3' is not taken: it has layers without RoPE"),
+        ("smollm3", {"no_rope_layers": [0, 1]}, r"no_rope_layers=\[0, 1\]: only every n-th layer"),
+        ("smollm3", {"no_rope_layer_interval": 2}, "model.no_rope_every: 0 here, 2 there"),
+        ("smollm3", {"attention_bias": True}, "attention_bias=True changes what is computed"),
+        ("qwen2", {}, "model.qkv_bias: False here, True there"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+            "sliding_window=8: attention",
+        ),
         ("olmo2", {}, "'olmo2' is not taken: its norms stand after the layers"),
         ("phi3", {}, "'phi3' is not taken: its projections are joined"),
         ("mixtral", {"num_local_experts": 2}, "'mixtral' is not taken: it has experts"),
-        ("ernie4_5", {}, "'ernie4_5' is not taken. Taken are llama, mistral, qwen3"),
+        ("ernie4_5", {}, "'ernie4_5' is not taken. Taken are llama, mistral, qwen2, qwen3, smollm3"),
         ("mistral", {"sliding_window": 8}, "sliding_window=8: attention in the global transformer is full"),
         ("llama", {"attention_bias": True}, "attention_bias=True changes what is computed"),
         ("llama", {"mlp_bias": True}, "mlp_bias=True changes what is computed"),
-        ("llama", {"hidden_act": "gelu"}, r"activation \(hidden_act\): 'silu' here, 'gelu' there"),
-        ("llama", {"head_dim": 8}, "head size .*: 4 here, 8 there"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu': only silu is computed here"),
+        ("llama", {"head_dim": 8}, "model.head_size: 4 here, 8 there"),
+        ("llama", {"rope_scaling": LLAMA3}, "model.rope_scaling.kind: 'none' here, 'llama3' there"),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling.rope_type='linear'"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.factor=2.0: RoPE is not scaled"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_scaling.rope_type='dynamic': RoPE is not",
+        ),
+        ("qwen2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type='yarn': RoPE is not"),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "layer_types="),
     ],
 )
@@ -197,7 +107,10 @@ def test_what_computes_something_else_is_refused_by_name(
 ) -> None:
     saved(tmp_path / "theirs", kind, **changes)
     with pytest.raises(UserError, match=message):
-        started(tmp_path / "theirs", replace(TINY, qk_norm=kind == "qwen3"))
+        started(
+            tmp_path / "theirs",
+            replace(TINY, qk_norm=kind == "qwen3"),
+        )
 
 
 @pytest.mark.parametrize(
@@ -209,7 +122,13 @@ def test_what_computes_something_else_is_refused_by_name(
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config=.* changes what is computed"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map=.* is not known here"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 changes what is computed"),
-        ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "llama3", "factor": 8.0}}, "rope_parameters.factor"),
+        (
+            {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "llama3", "factor": 8.0}},
+            "rope_parameters.low_freq_factor=None: expected a number above 0",
+        ),
+        ({"rope_parameters": {**LLAMA3, "beta_fast": 32}}, "rope_parameters.beta_fast=32 is not known here with"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2}}, "rope_scaling.factor=2 is not known here with"),
+        ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}}, "contradict each other"),
         ({"rope_parameters": {"full_attention": {}}}, "rope_parameters.full_attention"),
         ({"rope_theta": "1e4"}, "rope_theta='1e4': expected a number"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "only LlamaForCausalLM is taken"),
@@ -299,7 +218,7 @@ def test_old_checkpoints_with_frequencies_are_taken(tmp_path: Path) -> None:
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.tensor([1.0, 0.01]).half()}
     save_file({**load_file(path), **frequencies}, path)
     result = assert_equal_logits(tmp_path / "theirs", expected_of(model), TINY)
-    assert set(result.unused.values()) == {"follows from model.rope_theta"}
+    assert set(result.unused.values()) == {"follows from model.rope_theta and model.rope_scaling"}
 
 
 def test_a_tied_head_that_is_stored_must_be_the_table(tmp_path: Path) -> None:
