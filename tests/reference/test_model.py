@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_lst.config.schema import ModelConfig
+from megatron_lst.config.schema import ModelConfig, RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.reference import ReferenceModel
@@ -31,7 +31,7 @@ def small_row(one_token_units: bool = False) -> Row:
 
 
 def test_names_are_the_canonical_ones() -> None:
-    direct = replace(BASE, text_path="direct", decoder_input="embedding", qk_norm=True, queries=3)
+    direct = replace(BASE, text_path="direct", decoder_input="embedding", qk_norm=True, qkv_bias=True, queries=3)
     names = set(ReferenceModel(direct, V).state_dict())
     block = {"input_norm", "post_attention_norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} | {
         f"attention.{x}_proj" for x in "qkvo"
@@ -43,7 +43,8 @@ def test_names_are_the_canonical_ones() -> None:
     expected |= {f"decoder.layers.{i}.{n}" for n in block | cross for i in range(2)}
     qk = {"attention.q_norm", "attention.k_norm"}
     expected |= {f"global_transformer.layers.{i}.{n}" for n in block | qk for i in range(2)}
-    assert names == {f"{n}.weight" for n in expected}
+    biases = {f"global_transformer.layers.{i}.attention.{x}_proj.bias" for x in "qkv" for i in range(2)}
+    assert names == {f"{n}.weight" for n in expected} | biases
 
 
 def test_baseline_is_a_plain_transformer() -> None:
@@ -56,7 +57,7 @@ def test_baseline_is_a_plain_transformer() -> None:
 
 CHANGES: dict[str, object] = {
     "pooling": "mean", "window": 2, "decoder_window_units": 3, "cross_rope": True, "double_residual": True,
-    "norm_eps": 0.1, "rope_theta": 10.0,
+    "norm_eps": 0.1, "rope_theta": 10.0, "rope_scaling": RopeScalingConfig("llama3", context=16), "no_rope_every": 2,
 }  # fmt: skip
 
 
@@ -72,7 +73,17 @@ def test_every_option_without_weights_of_its_own_changes_the_logits(option: str)
 def test_every_field_of_the_configuration_is_covered() -> None:
     """Fields that set shapes show in the names test; a new field must be added to one of these tests."""
     shapes = {"kind", "hidden", "layers", "heads", "kv_heads", "ffn", "qk_norm", "local_hidden", "local_heads"}
-    shapes |= {"local_ffn", "encoder_layers", "decoder_layers", "queries", "decoder_input", "text_path", "init_std"}
+    shapes |= {
+        "head_size",
+        "qkv_bias",
+        "local_ffn",
+        "encoder_layers",
+        "decoder_layers",
+        "queries",
+        "decoder_input",
+        "text_path",
+        "init_std",
+    }
     assert {f.name for f in fields(ModelConfig)} == shapes | set(CHANGES)
 
 
