@@ -99,6 +99,11 @@ def check(config: Config) -> None:
             f"training.freeze_global_steps={training.freeze_global_steps} without training.init_from would hold random "
             "weights still; name the export that `lst warm-start` wrote"
         )
+    if training.trunk_lr_ratio != 1 and training.init_from is None:
+        refuse(
+            f"training.trunk_lr_ratio={training.trunk_lr_ratio:g} without training.init_from would slow random "
+            "weights; name the export that `lst warm-start` wrote"
+        )
     _check_data(config)
     _check_codebooks(config)
 

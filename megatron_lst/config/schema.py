@@ -337,6 +337,9 @@ class TrainingConfig:
     freeze_global_steps: CountOr0 = 0
     """Steps at the start during which what `lst warm-start` takes from a language model stands still: the global
     transformer, and the text rows of tables and heads where the architecture has a place for them."""
+    trunk_lr_ratio: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Learning rate of the global transformer and, with `text_path: direct`, of text's own table, norm and head, as a
+    share of the rate of everything else; below 1 where they come from a language model and the rest is new."""
     max_bad_steps: Count = 5
     """Steps in a row with a loss or gradient that is not finite (each skipped) before the run stops."""
     hang_seconds: Seconds = 1800.0

@@ -1,4 +1,4 @@
-"""Weights that stand still at the start of a warm-started run (`training.freeze_global_steps`), alike in both engines.
+"""Warm-started weights apart from new ones, alike in both engines: `training.freeze_global_steps`, `trunk_lr_ratio`.
 
 A frozen weight has a gradient of zero, set before the global norm is taken, and no weight decay.  So it counts neither
 in the norm nor in clipping, AdamW's moments of it stay zero, and its update is exactly zero: every bit is kept, on any
@@ -18,6 +18,21 @@ from megatron_lst.config.schema import Config
 from megatron_lst.engines.weights_io import local_parameters
 from megatron_lst.parallel.state import ParallelState
 from megatron_lst.weights import text_weights
+
+
+def trunk_parameters(chunks: Sequence[Any], config: Config) -> set[nn.Parameter]:
+    """This rank's parameters that learn at `trunk_lr_ratio` of the rate; none where it is 1.
+
+    A baseline's tables are not among them: text shares them with speech, whose rows are new.
+    """
+    if config.training.trunk_lr_ratio == 1:
+        return set()
+    text = text_weights(config.model) if config.model.kind == "lst" else ()
+    return {
+        parameter
+        for _, parameter, spec in local_parameters(list(chunks), config)
+        if spec.names[0].startswith("global_transformer.") or spec.names[0] in text
+    }
 
 
 def freezable_rows(chunks: Sequence[Any], config: Config, state: ParallelState) -> dict[nn.Parameter, int]:

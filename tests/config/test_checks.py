@@ -41,6 +41,8 @@ CONTRADICTIONS = [
     (["engine.fp8=hybrid", "training.precision=fp32"], ["engine.fp8=hybrid", "training.precision=bf16", "fp32"]),
     (["engine.fp8=e4m3", "engine.name=deepspeed"], ["engine.fp8=e4m3", "engine.name=megatron"]),
     (["training.micro_batch=3"], ["training.global_batch=128", "training.micro_batch=3"]),
+    (["training.trunk_lr_ratio=0.1"], ["training.trunk_lr_ratio=0.1", "training.init_from"]),
+    (["training.trunk_lr_ratio=0"], ["training.trunk_lr_ratio", "above 0"]),
     (["training.freeze_global_steps=-1"], ["training.freeze_global_steps"]),
     (
         ["training.schedule=wsd", "training.decay_steps=90", "training.steps=100", "training.warmup_steps=20"],

@@ -134,3 +134,28 @@ def test_frozen_gradients_count_neither_in_the_norm_nor_in_clipping() -> None:
         found = engine.step(rows, lr=1e-3, frozen=True)
     assert found.grad_norm == pytest.approx(norm, rel=1e-4)
     assert norm < 0.99 * whole
+
+
+SLOW_LAYOUTS = ("one", "TP2+SP", "PP2 DP2", "DP2 without distributed optimizer", "ZeRO 1 DP2", "ZeRO 3 DP2")
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", ["lst", "baseline"])
+@pytest.mark.parametrize("name", SLOW_LAYOUTS)
+def test_the_trunk_learns_at_its_share_of_the_rate(ranks: RankPool, name: str, kind: str) -> None:
+    """AdamW's update, decay included, is the rate times what does not depend on it."""
+    world, changes = LAYOUTS[name]
+    if kind == "baseline" and name not in ("one", "TP2+SP"):
+        pytest.skip("the groups are the same; the layouts are run with the LST")
+    model = DIRECT if kind == "lst" else {"model__kind": "baseline"}
+    usual, slow = (
+        toy_config(training__weight_decay=0.5, training__trunk_lr_ratio=r, **model, **changes) for r in (1.0, 0.25)
+    )
+    after, slower = (ranks.run(functools.partial(train, steps=1), world, c)[0]["weights"] for c in (usual, slow))
+    for weight, before in initial_weights(usual).items():
+        share = 0.25 if weight.startswith(("global_transformer.", "text_")) else 1.0
+        expected = share * (after[weight] - before)
+        assert expected.abs().max() > 1e-5, weight
+        torch.testing.assert_close(
+            slower[weight] - before, expected, rtol=2e-3, atol=2e-7, msg=lambda m, w=weight: f"{w}: {m}"
+        )

@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class DeepSpeedEngine:
         self.is_writer, self.device = self.state.rank == 0, self.state.device
         deepspeed = _import_deepspeed()
         from megatron_lst.engines.deepspeed.zero_state import ZeroState
-        from megatron_lst.engines.freezing import freezable_rows
+        from megatron_lst.engines.freezing import freezable_rows, trunk_parameters
         from megatron_lst.engines.sharded_checkpoint import ShardedCheckpoint
         from megatron_lst.model.model import build_chunk
         from megatron_lst.weights import canonical_shapes
@@ -64,7 +64,7 @@ class DeepSpeedEngine:
         for parameter, leading in self._freezable.items():
             parameter.register_hook(functools.partial(self._without_frozen, leading))
         self._settings = settings
-        self._optimizer = self._adamw()
+        self._optimizer = self._adamw(trunk_parameters([self._chunk], config))
         self._engine, *_ = deepspeed.initialize(
             model=self._chunk, optimizer=self._optimizer, config=settings, mpu=ModelParallelUnit(self.state)
         )
@@ -76,15 +76,20 @@ class DeepSpeedEngine:
             self.init_weights()
         self._checkpoints = ShardedCheckpoint(config, self.state, [self._chunk], self._zero)
 
-    def _adamw(self) -> torch.optim.Optimizer:
-        """AdamW with decay on matrices alone. Passed as an object: by name DeepSpeed would compile its own."""
+    def _adamw(self, trunk: Collection[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW with decay on matrices alone. Passed as an object: by name DeepSpeed would compile its own.
+
+        Args:
+            trunk: parameters that learn at `training.trunk_lr_ratio` of the rate.
+        """
         training = self.config.training
-        found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        found: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
         for parameter in self._chunk.parameters():
-            found.setdefault((parameter.dim() > 1, parameter in self._freezable), []).append(parameter)
+            share = training.trunk_lr_ratio if parameter in trunk else 1.0
+            found.setdefault((parameter.dim() > 1, parameter in self._freezable, share), []).append(parameter)
         groups = [
-            {"params": parameters, "decay": training.weight_decay * is_matrix, "freezable": freezable}
-            for (is_matrix, freezable), parameters in sorted(found.items(), reverse=True)
+            {"params": parameters, "decay": training.weight_decay * is_matrix, "freezable": freezable, "share": share}
+            for (is_matrix, freezable, share), parameters in sorted(found.items(), reverse=True)
         ]
         return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, training.beta2), eps=training.eps)
 
@@ -126,7 +131,8 @@ class DeepSpeedEngine:
         sums = torch.zeros(2 * KINDS, dtype=torch.float64, device=self.device)
         self._frozen = frozen
         for group in self._optimizer.param_groups:
-            group["lr"], group["weight_decay"] = lr, 0.0 if frozen and group["freezable"] else group["decay"]
+            group["lr"] = lr * group["share"]
+            group["weight_decay"] = 0.0 if frozen and group["freezable"] else group["decay"]
         norm, updated = float("nan"), False
         for i, batch in enumerate(batches):
             losses = engine(batch)

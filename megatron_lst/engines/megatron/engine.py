@@ -45,7 +45,7 @@ class MegatronEngine:
         # Megatron-core may be imported only now: on a CPU it is patched first.
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        from megatron_lst.engines.freezing import freezable_rows
+        from megatron_lst.engines.freezing import freezable_rows, trunk_parameters
         from megatron_lst.engines.megatron.gradients import gradient_finaliser
         from megatron_lst.engines.megatron.optimizer import Optimizer
         from megatron_lst.engines.megatron.optimizer_state import CoreTensors
@@ -60,7 +60,8 @@ class MegatronEngine:
         overlap = config.engine.overlap and layout.data > 1
         self._wrapped = self._wrap(overlap)
         self._freezable = freezable_rows(self.chunks, config, self.state) if config.training.freeze_global_steps else {}
-        self.optimizer = Optimizer(config, self._wrapped, overlap, set(self._freezable))
+        trunk = trunk_parameters(self.chunks, config)
+        self.optimizer = Optimizer(config, self._wrapped, overlap, set(self._freezable), trunk)
         self._tensors = CoreTensors(self.optimizer.core, self.chunks)
         self.initialiser = Initialiser(config.model, config.training.seed)
         if fresh:

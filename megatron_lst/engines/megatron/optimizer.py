@@ -29,10 +29,16 @@ class Optimizer:
         chunks: this rank's model chunks in their data-parallel wrappers.
         overlap: parameters are gathered while the next forward pass runs.
         freezable: parameters that do not decay in a frozen step.
+        trunk: parameters that learn at `training.trunk_lr_ratio` of the rate.
     """
 
     def __init__(
-        self, config: Config, chunks: list[Any], overlap: bool, freezable: Collection[nn.Parameter] = ()
+        self,
+        config: Config,
+        chunks: list[Any],
+        overlap: bool,
+        freezable: Collection[nn.Parameter] = (),
+        trunk: Collection[nn.Parameter] = (),
     ) -> None:
         training = config.training
         self.name = accelerators.choose("optimizer", config.engine.optimizer)
@@ -58,7 +64,12 @@ class Optimizer:
             overlap_param_gather=overlap and config.engine.distributed_optimizer,
         )
         apart = ParamKey(predicate=ParamPredicate("freezable", lambda parameter: parameter in freezable))
-        groups = {**get_standard_config_overrides(settings), apart: {"freezable": True}}
+        slow = ParamKey(predicate=ParamPredicate("trunk", lambda parameter: parameter in trunk))
+        groups = {
+            **get_standard_config_overrides(settings),
+            apart: {"freezable": True},
+            slow: {"lr_share": training.trunk_lr_ratio},
+        }
         with cpu.optimizer_types():
             self.core = get_megatron_optimizer(settings, chunks, groups)
         if self.name == "torch":
@@ -81,7 +92,7 @@ class Optimizer:
             if not (loss_is_finite and math.isfinite(norm)):
                 return norm, False
             for group in self.core.param_groups:
-                group["lr"] = lr * group.get("lr_mult", 1.0)
+                group["lr"] = lr * group.get("lr_mult", 1.0) * group.get("lr_share", 1.0)
                 stands_still = frozen and group.get("freezable", False)
                 group["weight_decay"] = 0.0 if stands_still else self._weight_decay * group.get("wd_mult", 1.0)
             for part in self.core.chained_optimizers:
