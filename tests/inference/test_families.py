@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 
@@ -110,13 +111,13 @@ def test_checkpoints_in_bfloat16(tmp_path: Path, case: str) -> None:
     assert_equal(logits(config, started(tmp_path / "theirs", config)[1]), expected)
 
 
-def text_scores(parallel: ParallelConfig, models: list[tuple[ModelConfig, Weights]]) -> list[torch.Tensor]:
+def text_scores(parallel: ParallelConfig, models: list[tuple[ModelConfig, Path]]) -> list[torch.Tensor]:
     """log p of every text id at every token, over the text ids alone, by the Megatron model: [tokens, 24] each.
 
     Scores are losses of labels, the only thing that a last pipeline stage gives: one row for each id.
     """
     found = []
-    for model, weights in models:
+    for model, path in models:
         config = Config(
             vocabulary=V,
             model=model,
@@ -126,7 +127,7 @@ def text_scores(parallel: ParallelConfig, models: list[tuple[ModelConfig, Weight
         )
         engine = build_engine(config)
         try:
-            engine.load_weights(weights)
+            engine.load_weights(load_file(path))
             row = text_row()
             rows = [replace(row, labels=np.full_like(row.labels, label)) for label in range(24)]
             scores = np.stack(engine.score(rows), 1)[: len(TOKENS)]
@@ -139,14 +140,17 @@ def text_scores(parallel: ParallelConfig, models: list[tuple[ModelConfig, Weight
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2, sequence=True), ParallelConfig(pipeline=2)], ids=str)
 def test_megatron_gives_the_same(tmp_path: Path, ranks: RankPool, parallel: ParallelConfig) -> None:
-    models, expected, broken = [], [], []
+    models: list[tuple[ModelConfig, Path]] = []
+    broken: list[tuple[ModelConfig, Path]] = []
+    expected = []
     for number, (kind, changes, spoil) in enumerate(CASES.values()):
         folder = tmp_path / str(number)
         expected.append(torch.log_softmax(expected_of(saved(folder, kind, **changes)), -1))
         config = fitted(folder)
         weights = started(folder, config)[1]
-        models.append((config, weights))
-        broken.append(spoil(config, weights))
+        for kept, (model, tensors) in ((models, (config, weights)), (broken, spoil(config, weights))):
+            kept.append((model, tmp_path / f"{number}-{kept is broken}.safetensors"))
+            save_file(tensors, kept[-1][1])
     results = ranks.run(text_scores, 2, parallel, models + broken)
     for result in results:
         for found, wanted in zip(result[: len(models)], expected, strict=True):
