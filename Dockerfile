@@ -27,9 +27,12 @@ ENV PIP_CONSTRAINT=
 # Dependencies first: they change less often than the source. torch is installed only where the base has none.
 WORKDIR /opt/megatron-lst
 COPY requirements/ requirements/
-COPY launchers/docker/pins.py launchers/docker/pins.py
+# Triton compiles the launchers of its kernels with a C compiler and Python.h when they are first used.
+# hadolint ignore=DL3008
+RUN python3 -c 'import pathlib, shutil, sysconfig; ok = (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file() and shutil.which("gcc"); raise SystemExit(not ok)' \
+ || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev && rm -rf /var/lib/apt/lists/*; }
 RUN python3 -m venv --system-site-packages venv \
- && python3 launchers/docker/pins.py requirements/constraints.txt > pins.txt \
+ && python3 requirements/pins.py > pins.txt \
  && torch="$(python3 -c 'import torch; print("torch==" + torch.__version__)' 2>/dev/null || grep '^torch==' requirements/torch.txt)" \
  && pip install "${torch}" -r requirements/train.txt -c pins.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
  && pip install --no-deps -r requirements/no-deps.txt

@@ -3,6 +3,8 @@
 #   VENV=folder        the virtual environment (.venv)
 #   PYTHON=python3.12  what it is made with (python3)
 #   CPU_INDEX=never    auto | always | never: PyTorch's CPU index, see requirements/setup_venv.py
+#   KEEP=1             keep what PYTHON has already, its CUDA build of torch first of all
+#   WHEELS=folder      install from a folder of wheels, without a network; `make wheels` fills it
 #   PYTEST="-k closing" further options of pytest
 #   PARTS, MINUTES     of make gpu
 
@@ -13,6 +15,8 @@ WORKERS ?= 2
 PYTEST ?=
 PARTS ?=
 MINUTES ?= 60
+KEEP ?=
+WHEELS ?=
 
 BIN := $(abspath $(VENV))/bin
 # An environment that is there serves itself, whatever `python3` is.
@@ -23,14 +27,18 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 RUN_TESTS := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-slurm test-image bench gpu study lint types imports format docs clean
+.PHONY: help venv wheels demo test test-all test-slurm test-image bench gpu study lint types imports format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 venv:  ## Make or refresh the virtual environment
 	@$(SETUP_PYTHON) -c 'import sys; ok = sys.version_info >= (3, 11); ok or sys.stderr.write($(TOO_OLD)); sys.exit(not ok)'
-	@$(SETUP_PYTHON) requirements/setup_venv.py "$(VENV)" --cpu-index $(CPU_INDEX)
+	@$(SETUP_PYTHON) requirements/setup_venv.py "$(VENV)" --cpu-index $(CPU_INDEX) $(if $(KEEP),--keep) $(if $(WHEELS),--wheels "$(WHEELS)")
+
+wheels:  ## Fill WHEELS=folder for a machine without a network (KEEP=1: it has torch already)
+	@test -n "$(WHEELS)" || { echo "name the folder: make wheels WHEELS=folder" >&2; exit 2; }
+	@$(PYTHON) requirements/setup_venv.py --fill "$(WHEELS)" --cpu-index $(CPU_INDEX) $(if $(KEEP),--keep)
 
 demo: venv  ## The main job on the embedded corpus: units, alignment, shards, training, evaluation, generation
 	@$(BIN)/lst demo
@@ -51,8 +59,9 @@ test-image: venv  ## The Dockerfile really built, with buildah on a Debian base,
 bench: venv  ## Benchmarks, each after its correctness gate: kernels (needs a GPU), data, step, generation
 	@$(BIN)/python -m benchmarks.parts kernels data step generation
 
-gpu: venv  ## What only a GPU can show, within MINUTES; all of it, or PARTS="kernel-tests kernels" (docs/performance.md)
-	@$(BIN)/python -m benchmarks.parts $(PARTS) --minutes $(MINUTES)
+# With WHEELS nothing is installed: the wheels that PYTHON lacks are unpacked and put on the path.
+gpu: $(if $(WHEELS),,venv)  ## What only a GPU can show, within MINUTES; all of it, or PARTS="kernel-tests kernels" (docs/performance.md)
+	@$(if $(WHEELS),$(PYTHON),$(BIN)/python) -m benchmarks.parts $(PARTS) --minutes $(MINUTES) $(if $(WHEELS),--wheels "$(WHEELS)")
 
 study: venv  ## A toy experiment: baseline, static and curriculum under an equal budget, several seeds; QUICK=1: does it run?
 	@$(BIN)/python -m examples.study $(if $(QUICK),--quick)

@@ -1,6 +1,9 @@
 """Make or refresh the virtual environment that `make` uses. Returns at once when nothing has changed.
 
-    python3 requirements/setup_venv.py .venv
+    python3 requirements/setup_venv.py .venv                     from the configured index
+    python3 requirements/setup_venv.py .venv --keep              beside what this Python has: its torch stays
+    python3 requirements/setup_venv.py .venv --wheels FOLDER     from a folder, without a network
+    python3 requirements/setup_venv.py --fill FOLDER [--keep]    fill that folder; with --keep, without torch
 
 Runs before anything is installed, hence only the standard library.
 """
@@ -14,12 +17,32 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import pins
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 SETS = ("torch.txt", "train.txt", "prep.txt", "harness.txt", "dev.txt")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+PIP = ("-m", "pip", "--disable-pip-version-check")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where packages come from.
+
+    Attributes:
+        cpu_index: auto, always or never: see `index_options`.
+        keep: packages of the Python that makes the environment stay visible in it, and are not replaced.
+        wheels: a folder that `--fill` made, instead of an index.
+    """
+
+    cpu_index: str = "auto"
+    keep: bool = False
+    wheels: Path | None = None
 
 
 class SetupError(Exception):
@@ -30,11 +53,11 @@ def say(text: str) -> None:
     print(f"[setup] {text}", flush=True)
 
 
-def fingerprint(cpu_index: str, root: Path) -> str:
+def fingerprint(source: Source, root: Path) -> str:
     """Changes whenever the environment has to be installed again: requirements, packaging, this folder, Python."""
     folder = root / "requirements"
-    digest = hashlib.sha256(f"{root}\0{sys.version}\0{cpu_index}".encode())
-    for path in [*sorted(folder.glob("*.txt")), folder / "setup_venv.py", root / "pyproject.toml"]:
+    digest = hashlib.sha256(f"{root}\0{sys.version}\0{source.cpu_index}\0{source.keep}".encode())
+    for path in [*sorted(folder.glob("*.txt")), *sorted(folder.glob("*.py")), root / "pyproject.toml"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -63,12 +86,17 @@ def run(*command: object) -> None:
         raise SetupError(f"failed: {' '.join(words)}")
 
 
-def create(venv: Path, python: Path, moved: bool) -> None:
+def create(venv: Path, python: Path, moved: bool, keep: bool = False) -> None:
     """Make the environment unless a working one is there; one of somebody else's making is used as it is.
 
     Args:
         moved: it was made by this program somewhere else, so that its scripts name a Python that is not there.
+        keep: see `Source`.
     """
+    if python.exists() and keep and not moved:
+        settings = (venv / "pyvenv.cfg").read_text().lower() if (venv / "pyvenv.cfg").exists() else ""
+        if not re.search(r"include-system-site-packages *= *true", settings):
+            raise SetupError(f"{venv} hides the packages of the system: remove it, or name another by VENV=...")
     if python.exists() and not moved:
         check = "import sys; sys.exit(sys.version_info < (3, 11))"
         if subprocess.run([python, "-c", check]).returncode == 0:
@@ -76,8 +104,9 @@ def create(venv: Path, python: Path, moved: bool) -> None:
         raise SetupError(f"{python} does not run, or is older than 3.11: remove {venv}, or name another by VENV=...")
     say(f"making {venv} with Python {sys.version.split()[0]}")
     base = getattr(sys, "_base_executable", sys.executable)  # not the environment's own, which may go
+    options = [*(["--clear"] if moved else []), *(["--system-site-packages"] if keep else [])]
     for module in ("venv", "virtualenv"):
-        if subprocess.run([base, "-m", module, *(["--clear"] if moved else []), venv]).returncode == 0:
+        if subprocess.run([base, "-m", module, *options, venv]).returncode == 0:
             return
     raise SetupError("cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv")
 
@@ -98,22 +127,71 @@ def check_gaps(python: Path) -> None:
         raise SetupError("packages do not fit together:\n  " + "\n  ".join(unexpected))
 
 
-def install(python: Path, index: list[str]) -> None:
+def requirements(sets: Sequence[str]) -> list[object]:
+    return [part for name in sets for part in ("-r", REQUIREMENTS / name)]
+
+
+def kept(python: Path) -> tuple[list[str], str]:
+    """Constraints that keep what `python` has, and its torch as a requirement.
+
+    Raises:
+        SetupError: there is no torch, or one that this project does not work with.
+    """
+    asked = subprocess.run([python, REQUIREMENTS / "pins.py"], stdout=subprocess.PIPE, text=True, check=True)
+    lines = asked.stdout.splitlines()
+    torch = next((line for line in lines if line.startswith("torch==")), None)
+    oldest = re.search(r'"torch(>=[^"]*)"', (ROOT / "pyproject.toml").read_text())
+    assert oldest is not None, "pyproject.toml bounds torch"
+    if torch is None:
+        raise SetupError(f"--keep: {python} has no torch to keep; leave --keep (KEEP=1) out to install one")
+    if not pins.allows(oldest[1], torch.removeprefix("torch==")):
+        raise SetupError(f"--keep: {torch} is here, and this project needs torch{oldest[1]}; leave --keep (KEEP=1) out")
+    return lines, torch
+
+
+def install(python: Path, source: Source) -> None:
     """Three calls of pip, each of them naming torch's version (see torch.txt)."""
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", "-q"]
-    torch = ["-r", REQUIREMENTS / "torch.txt", *index]
+    pip = [python, *PIP, "install", "--progress-bar", "off", "-q"]
+    constraints, torch = REQUIREMENTS / "constraints.txt", (REQUIREMENTS / "torch.txt").read_text().split()[-1]
+    if source.wheels:
+        if not any(source.wheels.glob("*.whl")):
+            raise SetupError(f"{source.wheels}: no wheels; fill it on a connected machine: make wheels WHEELS=FOLDER")
+        index = ["--no-index", "--find-links", str(source.wheels)]
+    else:
+        index = index_options("never" if source.keep else source.cpu_index)
+    if source.keep:
+        lines, torch = kept(python)
+        constraints = python.parents[1] / "kept.txt"
+        constraints.write_text("\n".join(lines) + "\n")
+        say(f"keeping {torch} and {sum('==' in line for line in lines)} pins, in {constraints}")
     say("installing (minutes the first time)")
-    sets = [part for name in SETS for part in ("-r", REQUIREMENTS / name)]
-    run(*pip, *sets, *index, "-c", REQUIREMENTS / "constraints.txt")
-    run(*pip, "--no-deps", "-r", REQUIREMENTS / "no-deps.txt", *torch)
-    run(*pip, "--no-deps", "--no-build-isolation", *torch, "-e", ROOT)
+    sets = requirements([name for name in SETS if name != "torch.txt"])
+    run(*pip, torch, *sets, *index, "-c", constraints)
+    run(*pip, "--no-deps", "-r", REQUIREMENTS / "no-deps.txt", torch, *index)
+    run(*pip, "--no-deps", "--no-build-isolation", torch, *index, "-e", ROOT)
+
+
+def fill(folder: Path, source: Source) -> None:
+    """Wheels of everything that `install` wants, for the Python that runs this, into `folder`.
+
+    With `source.keep` neither torch nor what comes with it: constraints.txt names all the others, one by one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, *PIP, "wheel", "--progress-bar", "off", "-q", "-w", folder]
+    say(f"filling {folder} for Python {sys.version_info[0]}.{sys.version_info[1]} (minutes)")
+    if source.keep:
+        run(*pip, "--no-deps", "-r", REQUIREMENTS / "constraints.txt")
+    else:
+        run(*pip, *requirements(SETS), *index_options(source.cpu_index), "-c", REQUIREMENTS / "constraints.txt")
+    run(*pip, "--no-deps", "-r", REQUIREMENTS / "no-deps.txt")
+    say(f"{len(list(folder.glob('*.whl')))} wheels in {folder}; there: make venv WHEELS={folder.name}")
 
 
 def main(
     given: Sequence[str] | None = None,
     root: Path = ROOT,
-    create: Callable[[Path, Path, bool], None] = create,
-    install: Callable[[Path, list[str]], None] = install,
+    create: Callable[[Path, Path, bool, bool], None] = create,
+    install: Callable[[Path, Source], None] = install,
     check_gaps: Callable[[Path], None] = check_gaps,
 ) -> None:
     """Bring the environment up to date.
@@ -124,7 +202,10 @@ def main(
         create, install, check_gaps: the three steps that call venv and pip.
     """
     parser = argparse.ArgumentParser(description="Make or refresh the virtual environment.")
-    parser.add_argument("venv", help="its folder")
+    parser.add_argument("venv", nargs="?", help="its folder")
+    parser.add_argument("--keep", action="store_true", help="keep the packages of this Python, its torch first of all")
+    parser.add_argument("--wheels", type=Path, help="install from this folder, without a network")
+    parser.add_argument("--fill", type=Path, metavar="FOLDER", help="fill a folder with wheels, and do nothing else")
     parser.add_argument(
         "--cpu-index",
         choices=("auto", "always", "never"),
@@ -132,9 +213,15 @@ def main(
         help="take torch from PyTorch's CPU index; auto: where there is no NVIDIA driver and that index answers",
     )
     options = parser.parse_args(given)
+    source = Source(options.cpu_index, options.keep, options.wheels and options.wheels.absolute())
+    if options.fill:
+        fill(options.fill.absolute(), source)
+        return
+    if not options.venv:
+        parser.error("name the folder of the environment, or --fill FOLDER")
     venv = Path(options.venv).absolute()
     python, stamp = venv / "bin" / "python", venv / ".megatron-lst"
-    want = fingerprint(options.cpu_index, root)
+    want = fingerprint(source, root)
     venv.mkdir(parents=True, exist_ok=True)
     with (venv / ".megatron-lst.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits, then finds everything done
@@ -142,10 +229,11 @@ def main(
         moved = bool(where) and where != str(venv)
         if python.exists() and done == want and not moved:
             return
-        create(venv, python, moved)
+        create(venv, python, moved, source.keep)
         stamp.write_text(f"\n{venv}")  # ours, and not ready: an interrupted installation is done again
-        install(python, index_options(options.cpu_index))
-        check_gaps(python)
+        install(python, source)
+        if not source.keep:  # the packages of the system are not all this project's
+            check_gaps(python)
         stamp.write_text(f"{want}\n{venv}")
     say(f"ready: {venv}")
 

@@ -6,11 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (ROOT / "megatron_lst", ROOT / "kernels" / "lst_kernels", ROOT / "data_prep" / "lst_prep", ROOT / "examples")
@@ -79,6 +83,31 @@ def test_every_requirement_is_pinned(name: str) -> None:
     assert not missing, f"requirements/{name} names what constraints.txt does not pin: {missing}"
 
 
+def test_every_requirement_is_bounded_on_both_sides_and_as_in_the_package() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    packaged = {str(found.name).lower().replace("_", "-"): found.specifier for found in map(Requirement, lines)}
+    for path in (ROOT / "requirements").glob("*.txt"):
+        if path.name in ("constraints.txt", "expected-gaps.txt"):
+            continue
+        for line in path.read_text().splitlines():
+            if not line or line.startswith("#"):
+                continue
+            found = Requirement(line)
+            name = found.name.lower().replace("_", "-")
+            operators = {part.operator for part in found.specifier}
+            assert operators in ({">=", "<"}, {"=="}), f"{path.name}: {line}: bounds on both sides"
+            if name in packaged and name != "torch":
+                least = {s for s in packaged[name] if s.operator == ">="}
+                assert least == {s for s in found.specifier if s.operator == ">="}, line
+                most = next(s.version for s in packaged[name] if s.operator == "<")
+                assert Version(next(s.version for s in found.specifier if s.operator == "<")) <= Version(most), line
+    for name, specifier in packaged.items():
+        assert {part.operator for part in specifier} == {">=", "<"}, f"pyproject.toml: {name}{specifier}"
+
+
 def test_constraints_are_exact_and_leave_torch_alone() -> None:
     constraints = ROOT / "requirements" / "constraints.txt"
     lines = [line for line in constraints.read_text().splitlines() if line and not line.startswith("#")]
@@ -94,6 +123,7 @@ def load_setup() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up
     spec.loader.exec_module(module)
     return module
 
@@ -114,12 +144,12 @@ class Recorder:
         self.setup, self.fail = load_setup(), False
         self.calls: list[str] = []
 
-    def create(self, venv: Path, python: Path, moved: bool) -> None:
+    def create(self, venv: Path, python: Path, moved: bool, keep: bool) -> None:
         self.calls.append("moved" if moved else "create")
         python.parent.mkdir(parents=True, exist_ok=True)
         python.touch()
 
-    def install(self, python: Path, index: list[str]) -> None:
+    def install(self, python: Path, source: Any) -> None:
         self.calls.append("install")
         if self.fail:
             raise KeyboardInterrupt
@@ -142,7 +172,7 @@ def test_the_environment_is_renewed_when_requirements_change(tmp_path: Path) -> 
     shutil.copy(ROOT / "pyproject.toml", root)
     assert recorder.run(tmp_path / "a", root) == ["create", "install"]
     assert recorder.run(tmp_path / "a", root) == []
-    for name in ("requirements/train.txt", "requirements/setup_venv.py", "pyproject.toml"):
+    for name in ("requirements/train.txt", "requirements/setup_venv.py", "requirements/pins.py", "pyproject.toml"):
         with (root / name).open("a") as file:
             file.write("# changed\n")
         assert recorder.run(tmp_path / "a", root) == ["create", "install"], name
