@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from megatron_lst.files import write_text
+from megatron_lst.gpu import gpu_is_usable
 
 
 def on_gpu() -> bool:
-    return torch.cuda.is_available()
+    """Whether there is a GPU. Raises UserError where one is there and cannot be used: its CPU is not measured then."""
+    return gpu_is_usable()
 
 
 def machine() -> dict[str, Any]:

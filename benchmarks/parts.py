@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.measured import on_gpu
+from megatron_lst.errors import UserError
 from megatron_lst.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +112,8 @@ def main(
     limit: float = LIMIT,
     has_gpu: Callable[[], bool] = on_gpu,
 ) -> int:
-    """0: every part ended well, or said that there is nothing for it to do here; 1: one did not; 2: no such part.
+    """0: every part ended well, or said that there is nothing for it to do here; 1: one did not;
+    2: no such part, or a GPU that cannot be used.
 
     Args:
         limit: seconds that one part may take.
@@ -130,10 +132,15 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * arguments.minutes
     ended: dict[str, Ended] = {}
+    try:
+        gpu = has_gpu()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     for name in arguments.parts:
         part, left = parts[name], until - time.monotonic()
         print(f"== {name}: {part.shows}", flush=True)
-        if part.gpu and not has_gpu():
+        if part.gpu and not gpu:
             print("needs a CUDA device")
             ended[name] = Ended(part.shows, NOTHING_DONE)
         else:

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from megatron_lst.errors import UserError
+from megatron_lst.gpu import gpu_is_usable
 
 if TYPE_CHECKING:
     import torch
@@ -13,16 +14,16 @@ def choose_device(wanted: str) -> "torch.device":
     """`auto`: a CUDA device where there is one (workers take turns by LST_PREP_WORKER), else the CPU.
 
     Raises:
-        UserError: an explicit device that is not there.
+        UserError: an explicit device that is not there, or a GPU that is there and cannot be used.
     """
     import torch
 
     if wanted == "auto":
-        if not torch.cuda.is_available():
+        if not gpu_is_usable():
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LST_PREP_WORKER", "0")) % torch.cuda.device_count())
     device = torch.device(wanted)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not gpu_is_usable():
         raise UserError(f"device {wanted}: no CUDA device here; use `auto` or `cpu`")
     return device
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_lst.errors import UserError
+from megatron_lst.gpu import gpu_is_usable
 from megatron_lst.machine import usable_cores
 
 MINIMUM_SHM_GB = 1.0
@@ -89,7 +92,7 @@ PROGRAMS = (
     ("nvidia-smi", "NVIDIA driver", "comes with the driver"),
     ("flite", "preparation: pronunciations of unknown words", "apt install flite"),
     ("espeak-ng", "preparation: the maker of the embedded corpus", "apt install espeak-ng"),
-    ("g++", "DeepSpeed's CPU optimizer and Triton's launcher", "apt install g++"),
+    ("g++", "DeepSpeed's CPU optimizer", "apt install g++"),
     ("docker", "lst launch docker", "docs.docker.com/engine/install"),
 )
 
@@ -135,11 +138,11 @@ def examine(packages: Sequence[tuple[str, str, str, str, bool]] = PACKAGES) -> d
     machine = _machine()
     found = [_package(*entry) for entry in packages]
     programs = [Finding(name, shutil.which(name), serves, advice) for name, serves, advice in PROGRAMS]
-    missing = [p.name for p in found if p.required and not p.found]
+    missing = [p.name for p in [*found, *machine] if p.required and not p.found]
     kernels: list[dict[str, str]] = []
     accelerators: list[dict[str, Any]] = []
     chosen: dict[str, str] = {}
-    if "torch" not in missing:
+    if not {"torch", "GPU"} & set(missing):
         from lst_kernels import available_backends
         from megatron_lst.parallel import accelerators as optional
 
@@ -179,9 +182,28 @@ def _machine() -> list[Finding]:
         free = shutil.disk_usage("/dev/shm").free / 1e9
         advice = "" if free >= MINIMUM_SHM_GB else "loader workers need more; in Docker: --shm-size=8g"
         findings.append(Finding("/dev/shm", f"{free:.1f} GB free", "loader workers, NCCL", advice))
-    findings += _gpus()
+    gpus = _gpus()
+    findings += [*gpus, *([_compiler()] if any(gpu.found for gpu in gpus) else [])]
     findings.append(_slurm())
     return findings
+
+
+def _compiler(include: str | None = None) -> Finding:
+    """Triton compiles the launcher of each kernel with a C compiler and Python.h when it is first used.
+
+    Args:
+        include: the folder of Python.h; None: this Python's.
+    """
+    header = Path(include or sysconfig.get_path("include")) / "Python.h"
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    serves = "Triton's kernels, at their first use"
+    if compiler and header.is_file():
+        return Finding("C compiler", compiler, serves, required=True)
+    lacks = [
+        *(["a C compiler (apt install gcc)"] if not compiler else []),
+        *([f"{header} (apt install python3-dev)"] if not header.is_file() else []),
+    ]
+    return Finding("C compiler", None, serves, "missing: " + ", ".join(lacks), required=True)
 
 
 def _slurm() -> Finding:
@@ -205,12 +227,15 @@ def _gpus() -> list[Finding]:
         import torch
     except ImportError:
         return []
-    if not torch.cuda.is_available():
+    try:
+        usable = gpu_is_usable()
+    except UserError as error:
+        return [Finding("GPU", None, "training at scale", str(error), required=True)]
+    if not usable:
         advice = "training runs on the CPU over gloo, for tests and small models"
-        if torch.version.cuda is None and shutil.which("nvidia-smi"):
-            advice = "there is a driver, but this torch is a CPU build: install torch from the default index"
         return [Finding("GPU", None, "training at scale", advice)]
     from megatron_lst.planning.devices import peak_flops
+    from megatron_lst.planning.memory import RUNTIME
 
     findings = []
     for index in range(torch.cuda.device_count()):
@@ -219,6 +244,8 @@ def _gpus() -> list[Finding]:
         speed = f"{peak / 1e12:.0f} TFLOP/s bf16" if peak else "peak not known: metrics give no MFU"
         size = f"{properties.total_memory / 1e9:.0f} GB, sm_{properties.major}{properties.minor}, {speed}"
         advice = "" if properties.major >= 8 else "no bf16: use training.precision=fp32"
+        if index == 0:
+            advice = advice or f"a plan leaves {RUNTIME / 1e9:.0f} GB of it to CUDA, NCCL and workspaces"
         findings.append(Finding(f"GPU {index}", f"{properties.name}, {size}", "training at scale", advice))
     return findings
 
@@ -300,6 +327,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     if report["chosen"]:
         console.print("engine.*=auto takes: " + ", ".join(f"{k}={v}" for k, v in report["chosen"].items()))
+        console.print("The optional accelerators are used when they are named (engine.norm=apex), never by auto.")
     table = Table(title="Kernels", title_justify="left")
     for heading in ("operation", "device", "chosen", "choices", "note"):
         table.add_column(heading, overflow="fold")

@@ -60,11 +60,11 @@ def generate(
 ) -> None:
     """Patch by patch: the global transformer runs once a patch. Prints text or codebook ids, and what it cost."""
     import numpy as np
-    import torch
 
     from megatron_lst.cli.encoders import audio_encoder, codebook_of, text_decoder, text_encoder, tokenizer_of
     from megatron_lst.errors import UserError
     from megatron_lst.files import require_writable
+    from megatron_lst.gpu import gpu_is_usable
     from megatron_lst.inference import GenerationSettings, load_export
     from megatron_lst.inference import generate as run
     from megatron_lst.inference.export import DTYPES
@@ -107,7 +107,7 @@ def generate(
     if save is not None:
         require_writable(save.parent, "--save")
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device or ("cuda" if gpu_is_usable() else "cpu")
     model = opened.model(DTYPES[dtype] if dtype else None, place)
     settings = GenerationSettings(
         max_tokens=max_tokens or v.speech_tokens(10),

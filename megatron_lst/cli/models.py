@@ -74,12 +74,11 @@ def open_scorer(
         return _open_run(path, step, untrained)
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: neither a run folder (config.yaml) nor an exported model (config.json)")
-    import torch
-
+    from megatron_lst.gpu import gpu_is_usable
     from megatron_lst.inference import load_export
 
     export = load_export(path)
-    model = export.model(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = export.model(device=device or ("cuda" if gpu_is_usable() else "cpu"))
     metadata = {**export.metadata, "kind": export.config.kind, "strategy": export.patching.strategy}
     return Scorer(
         str(path),

@@ -274,11 +274,11 @@ class EngineConfig:
     deepspeed_config: PathText | None = None
     """deepspeed: a JSON file of its own, merged over what is derived from this configuration."""
     attention: str = "auto"
-    """Attention implementation: auto, or a name that `lst doctor` lists. A missing explicit choice is an error."""
+    """Attention of the global transformer: auto (this project's kernel) or flash_attn. A missing one is an error."""
     optimizer: str = "auto"
-    """AdamW implementation: auto, torch, apex or transformer_engine."""
+    """AdamW implementation: auto (torch), torch, apex or transformer_engine."""
     norm: str = "auto"
-    """RMSNorm implementation: auto, torch, apex or transformer_engine."""
+    """RMSNorm implementation: auto (torch), torch, apex or transformer_engine."""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     """megatron, bf16: the global transformer's matrix products in fp8 while it trains, through Transformer Engine.
     `hybrid`: gradients in e5m2, weights and activations in e4m3. `e4m3`: all of them."""

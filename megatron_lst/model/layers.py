@@ -104,21 +104,21 @@ class FlashCoreAttention(IntervalCoreAttention):
         attend = accelerators.probe("attention", "flash_attn")
         assert attend is not None, "choose() gives only what is there"
         bounds, longest = documents.cu_seqlens_q, documents.max_seqlen_q
-        return attend(query, key, value, bounds, bounds, longest, longest, causal=True)
+        # Without `deterministic` its backward pass adds in another order each time.
+        return attend(query, key, value, bounds, bounds, longest, longest, causal=True, deterministic=True)
 
 
 def global_attention(choice: str, dtype: torch.dtype) -> type[IntervalCoreAttention]:
     """The core attention of the global transformer that `engine.attention` asks for.
 
     Raises:
-        UserError: flash_attn is asked for by name in float32, which it does not have.
+        UserError: flash_attn is not there, or is asked for in float32, which it does not have.
     """
-    name = accelerators.choose("attention", choice)
-    if name == "flash_attn" and dtype != torch.float32:
-        return FlashCoreAttention
-    if choice == "flash_attn":
+    if accelerators.choose("attention", choice) != "flash_attn":
+        return IntervalCoreAttention
+    if dtype == torch.float32:
         raise UserError("engine.attention=flash_attn needs training.precision=bf16; use engine.attention=auto")
-    return IntervalCoreAttention
+    return FlashCoreAttention
 
 
 def layer_spec(

@@ -1,5 +1,8 @@
 """Optional accelerators, each probed once, lazily, by the exact symbol that is used. Everything works without them.
 
+`auto` takes what has been shown to be right and to repeat bit by bit; what has never run in this project is used when
+it is asked for by name.
+
 PyPI's `apex` is another project and its `transformer-engine` a stub: only the symbol tells what is there.
 """
 
@@ -9,6 +12,7 @@ import importlib.metadata
 from typing import Any, NamedTuple
 
 from megatron_lst.errors import UserError
+from megatron_lst.gpu import gpu_is_usable
 
 
 class Accelerator(NamedTuple):
@@ -28,12 +32,13 @@ _SYMBOLS = {
     ("attention", "flash_attn"): ("flash_attn", "flash_attn_varlen_func"),
     ("fp8", "transformer_engine"): ("transformer_engine.pytorch.fp8", "FP8GlobalStateManager"),
 }
-_PREFERENCE = {
-    "optimizer": ("transformer_engine", "apex", "torch"),
-    "norm": ("transformer_engine", "apex", "torch"),
-    "attention": ("flash_attn", "lst_kernels"),
+_CHOICES = {
+    "optimizer": ("torch", "transformer_engine", "apex"),
+    "norm": ("torch", "transformer_engine", "apex"),
+    "attention": ("lst_kernels", "flash_attn"),
 }
-_BUILT_IN = {"optimizer": "torch", "norm": "torch", "attention": "lst_kernels"}
+PROVED = {"optimizer": "torch", "norm": "torch", "attention": "lst_kernels"}
+"""What `auto` takes. Another one enters with its first green `make gpu` (engine-tests with engine.PURPOSE=NAME)."""
 _FP8_RECIPES = {  # what Transformer Engine's FP8GlobalStateManager is asked of the device
     "tensorwise": "is_fp8_available",
     "blockwise": "is_fp8_block_scaling_available",
@@ -50,9 +55,7 @@ _HOW = {
 @functools.cache
 def probe(purpose: str, name: str) -> Any | None:
     """The symbol that serves `purpose` ("optimizer", "norm", "attention", "fp8"); None where it does not import."""
-    import torch
-
-    if not torch.cuda.is_available():
+    if not gpu_is_usable():
         return None
     module, symbol = _SYMBOLS[purpose, name]
     try:
@@ -71,12 +74,12 @@ def choose(purpose: str, wanted: str) -> str:
     Raises:
         UserError: an explicit choice that is unknown or missing.
     """
-    names = _PREFERENCE[purpose]
+    names = _CHOICES[purpose]
     if wanted == "auto":
-        return next(n for n in names if n == _BUILT_IN[purpose] or probe(purpose, n) is not None)
+        return PROVED[purpose]
     if wanted not in names:
         raise UserError(f"engine.{purpose}={wanted}: unknown; one of auto, {', '.join(names)}")
-    if wanted != _BUILT_IN[purpose] and probe(purpose, wanted) is None:
+    if wanted != PROVED[purpose] and probe(purpose, wanted) is None:
         module, symbol = _SYMBOLS[purpose, wanted]
         raise UserError(
             f"engine.{purpose}={wanted}: {module}.{symbol} cannot be imported here. Get it: {_HOW[wanted]}; "

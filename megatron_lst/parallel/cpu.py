@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
+from megatron_lst.gpu import gpu_is_usable
+
 _installed = False
 
 
 def on_cpu() -> bool:
-    """True where no CUDA device can be used."""
-    return not torch.cuda.is_available()
+    """True where there is no CUDA device. Raises UserError where one is there and cannot be used."""
+    return not gpu_is_usable()
 
 
 def backend() -> str:
@@ -31,6 +33,8 @@ def device() -> torch.device:
     """This process's device; on GPUs the one of LOCAL_RANK, which becomes the current one."""
     if on_cpu():
         return torch.device("cpu")
+    # The rows of a step differ in length: segments that grow leave no holes between them.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(local)
     return local
