@@ -1,10 +1,11 @@
 """Benchmarks and GPU tests, one after the other, each in a process of its own: what fails or hangs costs no other one.
 
-    python -m benchmarks.parts [PART ...] [--minutes 9.5] [--out FOLDER]
+    python -m benchmarks.parts [PART ...] [--minutes 9.5] [--out FOLDER] [--wheels FOLDER]
 
 Each part's output is shown and kept as FOLDER/PART.log, its figures as JSON beside it, and how the parts ended in
-FOLDER/summary.json, which is written anew after each of them. Runs with whatever Python and packages it is called with,
-installed or not.
+FOLDER/summary.json, which is written anew after each of them, as are FOLDER/first-light.json and first-light.md, which
+say everything on one page. Runs with whatever Python and packages it is called with, installed or not; what it lacks
+may lie in a folder of wheels.
 """
 
 import argparse
@@ -19,7 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.first_light import write_page
 from benchmarks.measured import on_gpu
+from benchmarks.wheels import unpacked
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_text
 
@@ -82,10 +85,15 @@ class Ended:
         return f"{said}, {self.seconds:.0f} s"
 
 
-def run(part: Command, log: Path, out: Path, seconds: float) -> Ended:
-    """One part, its output on the terminal and in `log`; ended with its children after `seconds`."""
+def run(part: Command, log: Path, out: Path, seconds: float, packages: Path | None = None) -> Ended:
+    """One part, its output on the terminal and in `log`; ended with its children after `seconds`.
+
+    Args:
+        packages: a folder of packages that this Python lacks.
+    """
     command = [sys.executable, *part.arguments, *(["--out", str(out)] if part.writes else [])]
     here = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "data_prep"), os.environ.get("PYTHONPATH")]
+    here += [str(packages)] if packages else []
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, here))}
     began = time.monotonic()
     with log.open("w") as file:
@@ -123,6 +131,7 @@ def main(
     parser.add_argument("parts", nargs="*", default=list(parts), metavar="PART", help=", ".join(parts))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="that all parts together may take")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels: those that this Python lacks go on the path")
     arguments = parser.parse_args(given)
     unknown = [name for name in arguments.parts if name not in parts]
     if unknown:
@@ -132,8 +141,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * arguments.minutes
     ended: dict[str, Ended] = {}
+    began, page = time.time(), out
     try:
         gpu = has_gpu()
+        packages = unpacked(arguments.wheels) if arguments.wheels else None
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -144,8 +155,12 @@ def main(
             print("needs a CUDA device")
             ended[name] = Ended(part.shows, NOTHING_DONE)
         else:
-            ended[name] = run(part, out / f"{name}.log", out, min(left, limit)) if left > 1 else Ended(part.shows)
+            ended[name] = (
+                run(part, out / f"{name}.log", out, min(left, limit), packages) if left > 1 else Ended(part.shows)
+            )
         write_text(out / "summary.json", json.dumps({n: asdict(e) for n, e in ended.items()}, indent=1) + "\n")
+        page = write_page(out, began)
+    print(f"all on one page: {page}")
     print("\n".join(f"{name:18}{parts[name].shows:48}{end}" for name, end in ended.items()))
     return int(any(end.exit_code not in (0, NOTHING_DONE) for end in ended.values()))
 
