@@ -1,4 +1,4 @@
-"""The documented ways to install, for real: beside a torch that is there, from a folder of wheels, with the newest versions.
+"""The documented ways to install, for real: beside a torch that is there, from wheels, with the newest versions.
 
 Each makes an environment of its own, in minutes; they need the package index that pip is configured for.
 """
