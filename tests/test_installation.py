@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SMOKE = """
 import torch
 from megatron_lst.config import load_config
-from megatron_lst.initialisation import *
-import deepspeed, megatron.core, streaming, lst_kernels, lst_prep, megatron_lst.model.model, megatron_lst.hf
+from megatron_lst.documents.writing import write_set
+import deepspeed, megatron.core, lst_kernels, lst_prep, megatron_lst.model.model, megatron_lst.hf
 print(torch.__version__)
 """
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -18,8 +18,8 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Accelerators of a node")] = 8,
     device: Annotated[str, typer.Option(help="Accelerator: a100, h100, h200, b200, mi300x, ...")] = "h100",
     efficiency: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="Assumed share of the peak in computation itself")
-    ] = 0.5,
+        float, typer.Option(min=0, max=1, callback=finite, help="Assumed share of the peak in large matrix products")
+    ] = 0.62,
     network: Annotated[
         float, typer.Option(min=0, callback=finite, help="Between nodes: GB/s in one direction, per accelerator")
     ] = 50.0,
@@ -164,8 +164,8 @@ def _print(result: dict[str, Any]) -> None:
     else:
         console.print(f"[red]Nothing fits[/] into {usable:.0f} GB: take more or larger accelerators.")
     console.print(
-        f"Estimates: computation at {assumed['efficiency']:.0%} of the peak before bubbles and communication, "
-        f"{assumed['network'] / 1e9:.0f} GB/s between nodes, {usable:.0f} GB usable. Weights, gradients and optimizer "
+        f"Estimates: large matrix products at {assumed['efficiency']:.0%} of the peak, {assumed['network'] / 1e9:.0f} "
+        f"GB/s between nodes for each accelerator, {usable:.0f} GB usable. Weights, gradients and optimizer "
         "are exact; time and activations are not: measure a few steps before you rely on them."
     )
     if result["fp8"] != "none":

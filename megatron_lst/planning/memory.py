@@ -213,9 +213,18 @@ def stage_memory(
         if config.engine.fp8 != "none":  # the global matrices once more by rows and once by columns, a byte a number
             layers = sum(split.layers[stage :: layout.pipeline])
             weights += 2.0 * layers * module_parameters(config)["global"] / model.layers / layout.tensor
+        if config.engine.name == "deepspeed" and config.engine.zero_stage >= 3:
+            received += _gathered_weights(config, layout, e)
         most += received + gathered
         stages.append(Memory(weights, gradients, optimizer, most, logits, max(backward - decoder, 0.0)))
     return stages
+
+
+def _gathered_weights(config: Config, layout: ParallelLayout, e: float) -> float:
+    """ZeRO-3: weights of a layer and of the next one, and the widest other module with its gradient, all whole."""
+    counts = module_parameters(config)
+    others = [count for name, count in counts.items() if name in ("embedding", "head", "text_embedding", "text_head")]
+    return e * (2 * counts["global"] / config.model.layers + 2 * max(others)) / layout.tensor
 
 
 def logits_are_chunked(config: Config, tokens: float) -> bool:

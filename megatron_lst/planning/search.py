@@ -97,17 +97,12 @@ def candidates(config: Config, cluster: Cluster) -> Iterator[Config]:
 
 
 def search(config: Config, cluster: Cluster) -> list[LayoutPlan]:
-    """Every candidate: those that fit first, the quickest first; then the others, the smallest first.
-
-    Of plans that are as quick to within 1 %, the one that leaves most memory free stands first.
-    """
+    """Every candidate: those that fit first, the quickest first; then the others, the smallest first."""
     plans = [evaluate(candidate, cluster) for candidate in candidates(config, cluster)]
-
-    best = min((plan.time.total for plan in plans if plan.fits), default=1.0)
 
     def order(plan: LayoutPlan) -> tuple[bool, float, float]:
         if plan.fits:
-            return False, float(int((plan.time.total / best - 1.0) * 100)), plan.memory.total
+            return False, plan.time.total, plan.memory.total
         return True, plan.memory.total, plan.time.total
 
     return sorted(plans, key=order)

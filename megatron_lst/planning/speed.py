@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from megatron_lst.config.schema import Config
 from megatron_lst.flops import forward_flops, module_flops
 from megatron_lst.flops.counter import TRAINING_FACTOR
+from megatron_lst.flops.work import Work, expected_work
 from megatron_lst.parallel.layout import ParallelLayout
-from megatron_lst.parallel.split import PipelineSplit, stage_work
+from megatron_lst.parallel.split import PipelineSplit
 from megatron_lst.planning.devices import Device
 from megatron_lst.planning.memory import stage_parameters
+from megatron_lst.planning.rates import FUSED, PRODUCTS, UPDATE_BYTES, Elementwise, Rates
 from megatron_lst.planning.traffic import boundary_bytes, element_bytes, tensor_traffic
 
 
@@ -17,16 +19,20 @@ class Assumptions:
     """What is assumed and not known.
 
     Attributes:
-        efficiency: share of the peak that the model's own computation reaches, before bubbles and communication.
+        efficiency: share of the peak that large matrix products reach (`planning/rates.py`).
         network: bytes/s in one direction between nodes, for each accelerator.
         per_node: accelerators of a node.
-        hidden: share of the compute time behind which gradient reduction can hide.
+        hidden: share of the compute time behind which data parallelism's collectives can hide.
+        contention: share of a hidden collective's time by which it slows the computation that hides it.
+        elementwise: what is moved beside the products.
     """
 
-    efficiency: float = 0.5
+    efficiency: float = PRODUCTS
     network: float = 50e9
     per_node: int = 8
     hidden: float = 0.6
+    contention: float = 0.4
+    elementwise: Elementwise = FUSED
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class StepTime:
         compute: the heaviest stage's work, recomputation included.
         bubble: waiting of the pipeline, and what crosses its boundaries unless an interleaved schedule hides it.
         tensor: collectives of tensor parallelism on the busiest stage, as if none were overlapped.
-        data: gradient reduction that does not hide behind compute.
+        data: gradient reduction and gathering of weights: what does not hide behind compute, and what hiding costs.
+        update: the optimizer.
         mfu: useful FLOPs over what the devices could do in that time.
     """
 
@@ -45,11 +52,12 @@ class StepTime:
     bubble: float
     tensor: float
     data: float
+    update: float
     mfu: float
 
     @property
     def total(self) -> float:
-        return self.compute + self.bubble + self.tensor + self.data
+        return self.compute + self.bubble + self.tensor + self.data + self.update
 
 
 def step_time(
@@ -57,39 +65,134 @@ def step_time(
 ) -> StepTime:
     """Estimated time of one step of the global batch on `tensor * pipeline * data` devices."""
     assumed = assumed or Assumptions()
+    rates = Rates(device, assumed.efficiency, assumed.elementwise)
     training = config.training
-    rows = training.global_batch / layout.data
-    micro_batches = rows / training.micro_batch
-    row = TRAINING_FACTOR * forward_flops(config)
-    speed = device.peak * assumed.efficiency
-    compute = rows * row * max(split.loads) / layout.tensor / speed
-    compute += rows * _recomputed(config, layout, split) / layout.tensor / speed
-    one_node = layout.tensor * layout.pipeline * layout.data <= assumed.per_node
-    between = device.link if one_node and device.link else assumed.network
+    micro_batches = training.global_batch / layout.data / training.micro_batch
+    compute = micro_batches * max(stage_seconds(config, layout, split, rates))
     tensor = 0.0
     if layout.tensor > 1:
-        wire = device.link if layout.tensor <= assumed.per_node and device.link else assumed.network
+        wire = rates.wire(layout.tensor, assumed.per_node, assumed.network)
         tensor = micro_batches * max(tensor_traffic(config, layout, split)) / wire
     bubble = (compute + tensor) * (layout.pipeline - 1) / (layout.virtual * micro_batches)
     if layout.pipeline > 1 and layout.virtual == 1:
-        bubble += 2 * micro_batches * boundary_bytes(config, layout) / between
-    data = 0.0
-    if layout.data > 1:
-        # Gradients in fp32 reduced and scattered, weights gathered; or gradients all-reduced.
-        sharded = config.engine.name != "megatron" or config.engine.distributed_optimizer
-        each = 4.0 + element_bytes(config) if sharded else 8.0
-        moved = max(stage_parameters(config, layout, split)) * each * (layout.data - 1) / layout.data
-        data = max(0.0, moved / between - assumed.hidden * compute)
-    total = compute + bubble + tensor + data
+        wire = rates.wire(layout.pipeline, assumed.per_node, assumed.network, layout.tensor * layout.data)
+        bubble += 2 * micro_batches * boundary_bytes(config, layout) / wire
+    parameters = max(stage_parameters(config, layout, split))
+    data = _data_seconds(config, layout, parameters, micro_batches, compute, rates, assumed)
+    sharded = layout.data if _optimizer_is_sharded(config) else 1
+    update = rates.move(UPDATE_BYTES * parameters / sharded)
+    total = compute + bubble + tensor + data + update
     world = layout.tensor * layout.pipeline * layout.data
-    return StepTime(compute, bubble, tensor, data, training.global_batch * row / (total * world * device.peak))
+    useful = training.global_batch * TRAINING_FACTOR * forward_flops(config)
+    return StepTime(compute, bubble, tensor, data, update, useful / (total * world * device.peak))
 
 
-def _recomputed(config: Config, layout: ParallelLayout, split: PipelineSplit) -> float:
-    """FLOPs that the heaviest stage computes a second time for one row."""
-    if config.training.recompute == "none":
+def stage_seconds(config: Config, layout: ParallelLayout, split: PipelineSplit, rates: Rates) -> list[float]:
+    """Seconds that each stage computes for one micro-batch, forward, backward and what is recomputed."""
+    training, model = config.training, config.model
+    work = expected_work(config) * training.micro_batch
+    layer = _layer_seconds(config, layout, work, rates)
+    first, last = _end_seconds(config, layout, work, rates)
+    stages = []
+    for stage in range(layout.pipeline):
+        seconds = sum(split.layers[stage :: layout.pipeline]) * layer
+        seconds += first if stage == 0 else 0.0
+        seconds += last if stage == layout.pipeline - 1 else 0.0
+        if stage == layout.pipeline - 1 > 0 and model.kind == "lst" and model.decoder_input == "encoder":
+            seconds += first  # its replica of the encoder
+        stages.append(seconds)
+    return stages
+
+
+def _layer_seconds(config: Config, layout: ParallelLayout, work: Work, rates: Rates) -> float:
+    """One global layer, both ways."""
+    model, tensor = config.model, layout.tensor
+    positions = config.training.micro_batch * config.data.units
+    flops = module_flops(config, work)
+    scores = 4 * work.global_pairs * model.hidden
+    projections = flops["global.attention"] / model.layers - scores
+    mlp = flops["global.mlp"] / model.layers
+    # Padded positions are computed too.
+    padded = positions / max(work.units, 1.0)
+    narrow = model.hidden / tensor**0.5  # half of the products have their inner dimension sharded
+    forward = {
+        "projections": rates.product(padded * projections / tensor, narrow),
+        "attention": rates.attention(scores / tensor, backward=False),
+        "mlp": rates.product(padded * mlp / tensor, narrow),
+    }
+    e = element_bytes(config)
+
+    def moved(way: tuple[float, float]) -> float:
+        d = way[0] * model.hidden / (tensor if layout.sequence else 1)
+        return rates.move(e * positions * (d + way[1] * model.global_ffn / tensor))
+
+    backward = 2 * (forward["projections"] + forward["mlp"]) + rates.attention(scores / tensor, backward=True)
+    seconds = sum(forward.values()) + backward + moved(rates.elementwise.forward) + moved(rates.elementwise.backward)
+    if config.training.recompute == "full":
+        seconds += sum(forward.values()) + moved(rates.elementwise.forward)
+    elif config.training.recompute == "selective":  # SwiGLU between its products, and attention with its rotary
+        seconds += forward["attention"] + moved(rates.elementwise.forward)
+    return seconds
+
+
+def _end_seconds(config: Config, layout: ParallelLayout, work: Work, rates: Rates) -> tuple[float, float]:
+    """What the first and the last stage have beside global layers, both ways."""
+    model, e = config.model, element_bytes(config)
+    flops = module_flops(config, work)
+    lst = model.kind == "lst"
+    positions = work.tokens if lst else config.training.micro_batch * config.data.units
+    d, f, layers = model.local_hidden, model.local_ffn_size, (model.encoder_layers, model.decoder_layers)
+    moves = (rates.elementwise.forward, rates.elementwise.backward)
+
+    def both_ways(prefix: str, pairs: float, count: int) -> float:
+        """Products and elementwise work of the local modules that begin with `prefix`."""
+        scores = 4 * pairs * d
+        total = sum(value for name, value in flops.items() if name.startswith(prefix))
+        seconds = TRAINING_FACTOR * rates.product(max(total - scores, 0.0) / layout.tensor, d)
+        seconds += rates.attention(scores / layout.tensor, backward=False)
+        seconds += rates.attention(scores / layout.tensor, backward=True)
+        # A cross-attention beside a layer moves about half as much again.
+        widths = sum(way[0] * d * 1.5 + way[1] * f for way in moves)
+        return seconds + rates.move(e * positions * count * widths / layout.tensor)
+
+    first = last = 0.0
+    if lst:
+        first = both_ways("encoder.", layers[0] * work.encoder_pairs + model.queries * work.patch_pairs, layers[0])
+        last = both_ways("decoder.", layers[1] * (work.decoder_pairs + model.queries * work.cross_pairs), layers[1])
+    for name, width in (("head", d if lst else model.hidden), ("text_head", model.hidden)):
+        if name in flops:
+            logits = flops[name] / (2 * width)
+            again = 1.0 if 0 < config.engine.loss_chunk < positions else 0.0  # each chunk's logits once more
+            last += (TRAINING_FACTOR + again) * rates.product(flops[name] / layout.tensor, width)
+            last += rates.move(logits * rates.elementwise.logit / layout.tensor)
+    first += rates.move(6 * e * positions * (d if lst else model.hidden))  # the embedding and its gradient
+    return first, last
+
+
+def _optimizer_is_sharded(config: Config) -> bool:
+    engine = config.engine
+    return engine.distributed_optimizer if engine.name == "megatron" else engine.zero_stage >= 1
+
+
+def _data_seconds(
+    config: Config,
+    layout: ParallelLayout,
+    parameters: float,
+    micro_batches: float,
+    compute: float,
+    rates: Rates,
+    assumed: Assumptions,
+) -> float:
+    """What data parallelism's collectives add to a step; `parameters`: of the fullest rank."""
+    if layout.data == 1:
         return 0.0
-    layer = stage_work(config)[2]
-    if config.training.recompute == "selective":
-        layer = module_flops(config)["global.mlp"] / config.model.layers
-    return layer * max(sum(split.layers[stage :: layout.pipeline]) for stage in range(layout.pipeline))
+    wire = rates.wire(layout.data, assumed.per_node, assumed.network, layout.tensor)
+    share = parameters * (layout.data - 1) / layout.data / wire
+    e = element_bytes(config)
+    if config.engine.name == "deepspeed" and config.engine.zero_stage >= 3:
+        # Weights gathered forward and backward and gradients scattered, in each micro-batch.
+        moved = micro_batches * share * (2 * e + 4.0)
+    else:  # gradients in fp32 reduced and scattered, weights gathered; or gradients all-reduced
+        moved = share * (4.0 + e if _optimizer_is_sharded(config) else 8.0)
+    hidden = min(moved, assumed.hidden * compute)
+    return moved - hidden + assumed.contention * hidden

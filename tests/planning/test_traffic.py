@@ -11,6 +11,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import pipeline_split
 from megatron_lst.planning import find_device, step_time
+from megatron_lst.planning.rates import NETWORK
 from megatron_lst.planning.speed import Assumptions
 from megatron_lst.planning.traffic import boundary_bytes, tensor_traffic
 
@@ -53,7 +54,7 @@ def test_time_of_the_wires() -> None:
     assert time(four).tensor > time(replace(four, sequence=False)).tensor > 0
     crossings = 2 * BASE.training.global_batch / 2 * boundary_bytes(BASE, four)
     slower = time(four, network=5e9).bubble - time(four, network=50e9).bubble
-    assert slower == pytest.approx(crossings / 5e9 - crossings / 50e9), "1F1B waits for what it sends"
+    assert slower == pytest.approx((crossings / 5e9 - crossings / 50e9) / NETWORK), "1F1B waits for what it sends"
     assert time(interleaved, network=5e9).bubble == time(interleaved).bubble, "an interleaved schedule does not"
     whole = replace(BASE, engine=replace(BASE.engine, distributed_optimizer=False))
     assert time(four, whole, hidden=0.0).data == pytest.approx(time(four, hidden=0.0).data * 8 / 6)
