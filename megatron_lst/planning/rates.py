@@ -1,11 +1,11 @@
 """What accelerators reach of their data sheets in training: a few numbers, the same for every size and layout.
 
-They are estimates. They were set for all published runs of `tests/planning/published.py` together, for none by itself, and
-within what is known of each:
+They are estimates. They were set for all published runs of `tests/planning/published.py` together, for none by itself,
+and within what is known of each:
 
 - products, 0.62 of the peak: large bf16 products of an H100 at its 700 W, hour after hour;
 - narrower products, less by width / (width + 200): a tile fills and drains its pipeline once for each inner dimension;
-- attention, 0.30 forward and 0.24 backward: FlashAttention-2 reaches 0.35 of an H100 at best (Shah et al. 2024, abstract);
+- attention, 0.30 forward and 0.24 backward: FlashAttention-2 reaches 0.35 of an H100 (Shah et al. 2024, abstract);
 - memory, 0.75 of the data sheet: 2.5 of 3.35 TB/s in elementwise kernels;
 - links 0.75 and network 0.85: what NCCL leaves of NVLink and of the adapters.
 """
