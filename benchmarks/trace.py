@@ -200,10 +200,9 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import schedules
 
-    from megatron_lst.engines.microbatches import balanced_micro_batches
     from megatron_lst.model import batch
 
-    config, state, trace = engine.config, engine.state, Trace()
+    state, trace = engine.state, Trace()
     named = {
         "tensor": state.tensor_group,
         "data": state.data_group,
@@ -211,8 +210,8 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
         "embedding": state.embedding_group,
     }
     groups = {tuple(dist.get_process_group_ranks(g)): name for name, g in reversed(named.items()) if g is not None}
-    parts = balanced_micro_batches(rows, config.training.micro_batch)
-    batches = [emptied(batch.make_batch(part, config, torch.device("cpu"))) for part in parts]
+    parts = engine.pack(rows).batches
+    batches = [emptied(batch.to_device(part, torch.device("cpu"))) for part in parts]
     known = [t for tensors in state_tensors(engine).values() for t in tensors]
     recorder = _Recorder(trace, [*known, *(t for made in batches for t in tensors_of(made))], groups)
 
@@ -222,7 +221,7 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
             chunk.zero_grad_buffer()
         parallel_state.get_global_memory_buffer().buffer.clear()  # so that the buffers of gathers are counted
         ready = iter(batches)
-        with patch.object(batch, "make_batch", lambda *_: next(ready)):
+        with patch.object(batch, "to_device", lambda *_: next(ready)):
             engine._schedule(parts[:count], engine._training_loss, forward_only=False)
 
     # In a first step Megatron-core learns in what order gradients come: only then it overlaps their reduction.

@@ -2,14 +2,16 @@
 
 from megatron_lst.config.schema import Config
 from megatron_lst.engines.base import Engine, StepResult
+from megatron_lst.parallel.layout import ParallelLayout
 
 __all__ = ["Engine", "StepResult", "build_engine"]
 
 
-def build_engine(config: Config, *, fresh: bool = True) -> Engine:
+def build_engine(config: Config, *, layout: ParallelLayout | None = None, fresh: bool = True) -> Engine:
     """The engine that `engine.name` asks for, its process groups made and its weights initialised.
 
     Args:
+        layout: of the ranks, where the caller has checked it already; None: checked here.
         fresh: draw the weights. False: they are not set at all until `load`, `load_weights` or `init_weights`, for a
             model of many billions takes minutes to draw.
 
@@ -21,7 +23,7 @@ def build_engine(config: Config, *, fresh: bool = True) -> Engine:
     if config.engine.name == "deepspeed":
         from megatron_lst.engines.deepspeed.engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(config, fresh=fresh)
+        return DeepSpeedEngine(config, layout=layout, fresh=fresh)
     from megatron_lst.engines.megatron.engine import MegatronEngine
 
-    return MegatronEngine(config, fresh=fresh)
+    return MegatronEngine(config, layout=layout, fresh=fresh)

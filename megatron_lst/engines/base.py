@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from megatron_lst.engines.microbatches import PackedStep
 from megatron_lst.initialisation import Initialiser
 from megatron_lst.patching.row import Row
 
@@ -54,12 +55,20 @@ class Engine(Protocol):
         """Draw fresh weights from `training.seed`, the same on every layout; a rank draws its own part alone."""
         ...
 
-    def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
+    def pack(self, rows: Sequence[Row]) -> PackedStep:
+        """What `step` makes of rows first, for callers that do it ahead: on any thread, without a collective.
+
+        Raises:
+            UserError: rows that this model or `training.micro_batch` cannot take.
+        """
+        ...
+
+    def step(self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False) -> StepResult:
         """One optimiser step.
 
         Args:
             rows: this data-parallel rank's rows of the global batch, in global order;
-                global_batch / data_size of them.
+                global_batch / data_size of them. Or what `pack` made of them.
             lr: learning rate of this step.
             frozen: warm-started weights stand still (`engines.freezing`); for runs with `freeze_global_steps` alone.
         """

@@ -2,9 +2,25 @@
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
+from megatron_lst.parallel.layout import ParallelLayout
+from megatron_lst.patching.host_batch import HostBatch, host_batch
 from megatron_lst.patching.row import Row
+
+
+@dataclass(frozen=True)
+class PackedStep:
+    """A rank's rows of a step in micro-batches, as the model takes them, still on the host."""
+
+    batches: list[HostBatch]
+
+    @property
+    def targets(self) -> int:
+        """Labels that count."""
+        return sum(batch.targets for batch in self.batches)
 
 
 def balanced_groups(lengths: Sequence[int], groups: int) -> list[list[int]]:
@@ -44,3 +60,28 @@ def balanced_micro_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
         raise UserError(f"{len(rows)} rows do not make micro-batches of training.micro_batch={size}")
     groups = balanced_groups([len(row.tokens) for row in rows], len(rows) // size)
     return [[rows[i] for i in group] for group in groups]
+
+
+def pack_step(rows: Sequence[Row], config: Config, layout: ParallelLayout) -> PackedStep:
+    """What a training step does with its rows before they touch a device: any thread may do it ahead of the step.
+
+    Raises:
+        UserError: no whole micro-batches, or a baseline's row with units of several tokens.
+    """
+    micro_batches = balanced_micro_batches(rows, config.training.micro_batch)
+    return PackedStep([pack_micro_batch(part, config, layout) for part in micro_batches])
+
+
+def pack_micro_batch(rows: Sequence[Row], config: Config, layout: ParallelLayout) -> HostBatch:
+    """Rows of one micro-batch, N a multiple that the layout can part.
+
+    Raises:
+        UserError: a baseline's row with units of several tokens.
+    """
+    for row in rows if config.model.kind == "baseline" else ():
+        if row.units != len(row.tokens):
+            raise UserError(
+                f"row {row.index}: a baseline takes units of one token (patching.strategy none or bpe), "
+                f"found {len(row.tokens)} tokens in {row.units} units"
+            )
+    return host_batch(rows, config, layout.tensor)

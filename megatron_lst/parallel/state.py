@@ -47,6 +47,11 @@ class ParallelState:
         return dist.get_process_group_ranks(self.pipeline_group)
 
 
+def ranks_of_run() -> int:
+    """World size: of torch.distributed where this process has joined it, else as the launcher says."""
+    return dist.get_world_size() if dist.is_initialized() else world_size()
+
+
 def start_world() -> bool:
     """Join torch.distributed: from the launcher's environment, or alone. True when this call started it.
 

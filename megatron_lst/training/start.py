@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from megatron_lst.config.load import read_yaml
 from megatron_lst.config.schema import Config
-from megatron_lst.parallel.layout import check_layout, world_size
-from megatron_lst.parallel.state import start_world
+from megatron_lst.parallel.layout import ParallelLayout, check_layout
+from megatron_lst.parallel.state import ranks_of_run, start_world
 from megatron_lst.training.checkpoint import newest_checkpoint
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.resilience import agreement
@@ -36,7 +36,7 @@ def has_begun(folder: Path) -> bool:
 
 
 @contextmanager
-def init_distributed(config: Config) -> Iterator[Ranks]:
+def init_distributed(config: Config) -> Iterator[tuple[Ranks, ParallelLayout]]:
     """Refuse an impossible layout, join torch.distributed, and make sure that all ranks run the same thing.
 
     Leaves torch.distributed at the end, if it was not joined before.
@@ -44,13 +44,13 @@ def init_distributed(config: Config) -> Iterator[Ranks]:
     Raises:
         UserError: the layout cannot work, or the ranks differ in configuration or code.
     """
-    check_layout(config, world_size())
+    layout = check_layout(config, ranks_of_run())
     joined = start_world()
     try:
         if dist.get_world_size() > 1:
             store = dist.distributed_c10d._get_default_store()
             agreement.agree(store, dist.get_rank(), dist.get_world_size(), agreement.describe_rank(config))
-        yield Ranks()
+        yield Ranks(), layout
     finally:
         if joined and dist.is_initialized():
             dist.destroy_process_group()

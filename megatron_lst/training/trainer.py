@@ -20,6 +20,7 @@ from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
+from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.patching.serialisation import save_rows
 from megatron_lst.progress import Progress
 from megatron_lst.terminal import unfailing_output
@@ -68,10 +69,10 @@ def train(config: Config, build: Callable[..., Engine] = build_engine) -> Outcom
         LstError: another rank failed; names it and its error.
     """
     config = settle_config(config)
-    with unfailing_output(), init_distributed(config) as ranks:
+    with unfailing_output(), init_distributed(config) as (ranks, layout):
         lock, generation = lock_run_folder(config, ranks)
         with lock or contextlib.nullcontext():
-            run = _Run(config, ranks, generation, build)
+            run = _Run(config, ranks, layout, generation, build)
             if lock is not None and lock.took_over is not None:
                 run.tell("lock", lock.took_over)
             with StopSignals() as signals, run.watchdog:
@@ -90,8 +91,10 @@ def train(config: Config, build: Callable[..., Engine] = build_engine) -> Outcom
 class _Run:
     """One process's part of one call of `train`."""
 
-    def __init__(self, config: Config, ranks: Ranks, generation: int, build: Callable[..., Engine]) -> None:
-        self.config, self.ranks, self.folder = config, ranks, Path(config.run.dir)
+    def __init__(
+        self, config: Config, ranks: Ranks, layout: ParallelLayout, generation: int, build: Callable[..., Engine]
+    ) -> None:
+        self.config, self.ranks, self.layout, self.folder = config, ranks, layout, Path(config.run.dir)
         self.step = 0
         self.build = build
         self.engine: Engine | None = None
@@ -147,7 +150,7 @@ class _Run:
             outcome.clear(self.folder)
         self.ranks.on_writer(lambda: check_shard_sizes(config))
         self.ranks.on_writer(self._check_provenance)
-        self.engine = self.build(config, fresh=False)
+        self.engine = self.build(config, layout=self.layout, fresh=False)
         assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
         return self._train(self.engine, signals)
 

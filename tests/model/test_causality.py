@@ -109,7 +109,7 @@ def test_documents_do_not_see_each_other() -> None:
 
 def token_gradients(engine: Any, row: Row, t: int) -> np.ndarray:
     """Norm of d(loss of token t) / d(embedding of token s), for every s; exactly 0 where nothing flows."""
-    from megatron_lst.model.batch import make_batch
+    from tests.support.single import make_batch
 
     captured: list[torch.Tensor] = []
     chunk = engine.chunks[0]

@@ -56,7 +56,7 @@ def main() -> None:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    from megatron_lst.model.batch import make_batch
+    from tests.support.single import make_batch
 
     batch = make_batch([row] * config.training.micro_batch, config, engine.device)
     keep_alive = []

@@ -16,12 +16,12 @@ from megatron_lst.config.schema import Config
 from megatron_lst.engines.base import StepResult
 from megatron_lst.engines.deepspeed.settings import merged
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
-from megatron_lst.engines.microbatches import balanced_micro_batches
+from megatron_lst.engines.microbatches import PackedStep, pack_micro_batch, pack_step
 from megatron_lst.errors import UserError
 from megatron_lst.initialisation import Initialiser
 from megatron_lst.parallel import accelerators
 from megatron_lst.parallel import state as parallel
-from megatron_lst.parallel.layout import check_layout, world_size
+from megatron_lst.parallel.layout import ParallelLayout, check_layout
 from megatron_lst.parallel.mpu import ModelParallelUnit
 from megatron_lst.parallel.split import pipeline_split
 from megatron_lst.patching.row import Row
@@ -38,8 +38,8 @@ class DeepSpeedEngine:
         UserError: DeepSpeed is not installed, the layout cannot work, or its configuration file contradicts the run's.
     """
 
-    def __init__(self, config: Config, *, fresh: bool = True) -> None:
-        layout = check_layout(config, dist.get_world_size() if dist.is_initialized() else world_size())
+    def __init__(self, config: Config, *, layout: ParallelLayout | None = None, fresh: bool = True) -> None:
+        layout = layout or check_layout(config, parallel.ranks_of_run())
         settings, self._changes = merged(config, layout.data)
         for purpose in ("attention", "norm"):
             accelerators.choose(purpose, getattr(config.engine, purpose))
@@ -114,17 +114,17 @@ class DeepSpeedEngine:
         dist.all_reduce(gradient, group=self.state.tensor_group)
         return gradient
 
-    def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
-        from megatron_lst.model.batch import make_batch
+    def pack(self, rows: Sequence[Row]) -> PackedStep:
+        return pack_step(rows, self.config, self.layout)
+
+    def step(self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False) -> StepResult:
+        from megatron_lst.model.batch import to_device
 
         engine, vocabulary = self._engine, self.config.vocabulary
         engine.train()
-        batches = [
-            make_batch(part, self.config, self.device)
-            for part in balanced_micro_batches(rows, self.config.training.micro_batch)
-        ]
-        self._check_rows(rows)
-        targets = torch.tensor(float(sum(int((row.labels >= 0).sum()) for row in rows)), device=self.device)
+        packed = rows if isinstance(rows, PackedStep) else self.pack(rows)
+        batches = [to_device(part, self.device) for part in packed.batches]
+        targets = torch.tensor(float(packed.targets), device=self.device)
         dist.all_reduce(targets, group=self.state.data_group)
         # DeepSpeed divides by the micro-batches of a step and by the data-parallel ranks: undo both.
         scale = len(batches) * self.layout.data / targets.clamp(min=1)
@@ -174,21 +174,17 @@ class DeepSpeedEngine:
         dist.all_reduce(total, group=self.state.tensor_group)
         return float(total.sqrt())
 
-    def _check_rows(self, rows: Sequence[Row]) -> None:
-        if self.config.model.kind == "baseline" and any(row.units != len(row.tokens) for row in rows):
-            raise UserError("a baseline takes units of one token (patching.strategy none or bpe)")
-
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        from megatron_lst.model.batch import make_batch
+        from megatron_lst.model.batch import to_device
 
-        self._check_rows(rows)
         self._engine.eval()
         results = []
         shards = self.layout.tensor if self.layout.sequence else 1
         with torch.no_grad():
             for row in rows:
                 copies = int(shards // np.gcd(row.units, shards))
-                losses = self._engine(make_batch([row] * copies, self.config, self.device))
+                packed = pack_micro_batch([row] * copies, self.config, self.layout)
+                losses = self._engine(to_device(packed, self.device))
                 results.append((-losses[: len(row.tokens)]).float().cpu().numpy())
         return results
 

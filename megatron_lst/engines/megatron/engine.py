@@ -12,13 +12,13 @@ from torch import Tensor
 from megatron_lst.config.schema import Config
 from megatron_lst.engines.base import StepResult
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
-from megatron_lst.engines.microbatches import balanced_micro_batches
-from megatron_lst.errors import UserError
+from megatron_lst.engines.microbatches import PackedStep, pack_micro_batch, pack_step
 from megatron_lst.initialisation import Initialiser
 from megatron_lst.parallel import accelerators
 from megatron_lst.parallel import state as parallel
-from megatron_lst.parallel.layout import check_layout, world_size
+from megatron_lst.parallel.layout import ParallelLayout, check_layout
 from megatron_lst.parallel.split import pipeline_split
+from megatron_lst.patching.host_batch import HostBatch
 from megatron_lst.patching.row import Row
 
 
@@ -27,14 +27,15 @@ class MegatronEngine:
 
     Args:
         config: the run.
+        layout: of its ranks, where the caller has checked it already; None: checked here.
         fresh: the weights are drawn; False: they are not set yet (`build_engine`).
 
     Raises:
         UserError: the layout cannot work here, or an explicit accelerator is missing.
     """
 
-    def __init__(self, config: Config, *, fresh: bool = True) -> None:
-        layout = check_layout(config, dist.get_world_size() if dist.is_initialized() else world_size())
+    def __init__(self, config: Config, *, layout: ParallelLayout | None = None, fresh: bool = True) -> None:
+        layout = layout or check_layout(config, parallel.ranks_of_run())
         for purpose in ("attention", "optimizer", "norm"):
             accelerators.choose(purpose, getattr(config.engine, purpose))
         self._fp8_recipe = accelerators.fp8_recipe(config.engine.fp8, config.engine.fp8_recipe)
@@ -94,13 +95,16 @@ class MegatronEngine:
             for i, chunk in enumerate(self.chunks)
         ]
 
-    def step(self, rows: Sequence[Row], lr: float, *, frozen: bool = False) -> StepResult:
-        micro_batches = balanced_micro_batches(rows, self.config.training.micro_batch)
+    def pack(self, rows: Sequence[Row]) -> PackedStep:
+        return pack_step(rows, self.config, self.layout)
+
+    def step(self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False) -> StepResult:
+        packed = rows if isinstance(rows, PackedStep) else self.pack(rows)
         for chunk in self._wrapped:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = self._schedule(micro_batches, self._training_loss, forward_only=False)
+        reports = self._schedule(packed.batches, self._training_loss, forward_only=False)
         sums = torch.zeros(2 * KINDS, dtype=torch.float64, device=self.device)
         for report in reports:
             sums += report
@@ -120,18 +124,17 @@ class MegatronEngine:
         results: dict[int, np.ndarray] = {}
         with torch.no_grad():
             for indices, micro_batches in self._scoring_runs(rows):
-                outputs = self._schedule(micro_batches, self._scoring_loss, forward_only=True)
+                packed = [pack_micro_batch(part, self.config, self.layout) for part in micro_batches]
+                outputs = self._schedule(packed, self._scoring_loss, forward_only=True)
                 found = self._share_scores(outputs, micro_batches)
                 results.update((i, s) for i, s in zip(indices, found, strict=False) if i >= 0)
         return [results[i] for i in range(len(rows))]
 
-    def _schedule(self, micro_batches: list[list[Row]], loss: Callable[..., Any], forward_only: bool) -> list[Any]:
+    def _schedule(self, packed: Sequence[HostBatch], loss: Callable[..., Any], forward_only: bool) -> list[Any]:
         """Run the pipeline over micro-batches of one shape; what `loss` reports, on the last stage, in order."""
-        from megatron_lst.model.batch import make_batch
+        from megatron_lst.model.batch import to_device
 
-        batches = [make_batch(rows, self.config, self.device) for rows in micro_batches]
-        if self.config.model.kind == "baseline":
-            self._check_baseline(micro_batches)
+        batches = [to_device(part, self.device) for part in packed]
 
         def forward_step(batches_left: Iterator[Any], model: Any) -> tuple[Tensor, Callable[..., Any]]:
             batch = next(batches_left)
@@ -148,14 +151,6 @@ class MegatronEngine:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
-
-    def _check_baseline(self, micro_batches: list[list[Row]]) -> None:
-        for row in (row for rows in micro_batches for row in rows):
-            if row.units != len(row.tokens):
-                raise UserError(
-                    f"row {row.index}: a baseline takes units of one token (patching.strategy none or bpe), "
-                    f"found {len(row.tokens)} tokens in {row.units} units"
-                )
 
     def _training_loss(self, losses: Tensor, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         labels = batch.labels[: losses.shape[0]]

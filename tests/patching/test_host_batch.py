@@ -1,10 +1,11 @@
-"""The tensors of a micro-batch: the direct path's axes, and the documents' bounds that fused attention takes."""
+"""A micro-batch on the host: the direct path's axes, and the bounds of documents that fused attention takes."""
 
 import numpy as np
 import pytest
 import torch
 
-from megatron_lst.model.batch import make_batch
+from megatron_lst.patching.host_batch import host_batch
+from tests.support.single import make_batch
 from tests.support.toy import toy_config, toy_rows
 
 CPU = torch.device("cpu")
@@ -71,8 +72,9 @@ def test_direct_windows_are_the_rows_windows_restricted_to_the_axis() -> None:
 
 
 def test_the_token_axis_is_a_whole_number_of_buckets() -> None:
-    for tensor in (1, 3):
-        config = toy_config(parallel__tensor=tensor)
-        batch = make_batch(toy_rows(config, 2), config, CPU)
-        assert len(batch.labels) % 256 == 0
-        assert len(batch.labels) % tensor == 0
+    config = toy_config()
+    for shards in (1, 3):
+        batch = host_batch(toy_rows(config, 2), config, shards)
+        length = batch.places["labels"][1][0]
+        assert length % 256 == 0
+        assert length % shards == 0
