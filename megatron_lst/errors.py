@@ -27,3 +27,16 @@ class TrainingFault(LstError):
     """Training cannot go on: loss not finite K times in a row, a rank that does not answer, a stalled loader."""
 
     exit_code = 4
+
+
+class PeerLost(RuntimeError):
+    """Another process of the run has ended. Its own account, where it left one, says why; so this is no LstError, and
+    a run may go on after it."""
+
+
+def of_name(name: str, message: str, otherwise: str) -> Exception:
+    """An error of another process as this one's: the same kind, or a RuntimeError that begins with `otherwise`."""
+    known = globals().get(name)
+    if isinstance(known, type) and issubclass(known, LstError | PeerLost):
+        return known(message)
+    return RuntimeError(f"{otherwise}:\n{message}")

@@ -2,12 +2,25 @@
 
 import math
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_lst.errors import UserError
 
 _CGROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def local_identity(proc: Path = Path("/proc")) -> str:
+    """What processes have in common that can reach each other by a local socket: a kernel and its network namespace.
+
+    Another for each process where the system does not say, so that nobody counts on it there.
+    """
+    try:
+        kernel = (proc / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{kernel}-{(proc / 'self/ns/net').stat().st_ino}"
+    except OSError:
+        return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def usable_cores(cgroups: Path = _CGROUPS, own_group: Path = _OWN_GROUP) -> int:

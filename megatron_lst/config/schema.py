@@ -221,7 +221,8 @@ class DataConfig:
     """N_cap, most tokens in a row; null: 3 U, and where patches have more than 4 tokens 3/4 of `patching.size`
     times U."""
     workers: Annotated[int, Range(0, 1024)] = 2
-    """Processes that build rows ahead of training, on each rank; 0 builds them in the training process."""
+    """Processes that build rows ahead of training, on each rank that builds (one a machine and data-parallel share);
+    0 builds them in the training process."""
     seed: Seed = 0
     """Key of every random draw in the data."""
     streams: Count | None = None

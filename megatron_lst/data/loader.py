@@ -220,10 +220,7 @@ class _Worker:
         if kind == "row":
             (row,) = rows_from_bytes(np.frombuffer(first, np.uint8))
             return row, second
-        known = getattr(errors, first, None)
-        if isinstance(known, type) and issubclass(known, LstError):
-            raise known(second)
-        raise RuntimeError(f"data worker {self.number} failed:\n{second}")
+        raise errors.of_name(first, second, f"data worker {self.number} failed")
 
     def _end(self) -> str:
         try:

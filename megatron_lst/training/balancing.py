@@ -17,56 +17,53 @@ from megatron_lst.patching.serialisation import row_to_bytes, rows_from_bytes
 
 
 class RowBalancer:
-    """Distributes the rows of every step over the data-parallel ranks; collective over all ranks of the job.
+    """Distributes the rows of every step over the data-parallel shares; collective over one builder of each share.
 
-    Its gloo groups are its own: rows stay on the CPU, and wait for no GPU stream.
+    Its gloo group is its own: rows stay on the CPU, and wait for no GPU stream.
     """
 
-    def __init__(self, data_rank: int, data_size: int) -> None:
-        """Args: data_rank, data_size: which share of the global batch this rank builds (`Engine`)."""
-        self._rank, self._size = data_rank, data_size
-        self._group = _peers(data_rank, data_size) if data_size > 1 else None
+    def __init__(self, share: int, builders: Sequence[int]) -> None:
+        """
+        Args:
+            share: which part of the global batch this rank builds.
+            builders: the world rank of each share's builder, this rank among them.
+        """
+        self._share, self._size = share, len(builders)
+        self._group: dist.ProcessGroup | None = None
+        if self._size > 1:
+            # Made by its members alone, without the other ranks.
+            self._group = dist.new_group(list(builders), backend="gloo", use_local_synchronization=True)
+            members = dist.get_process_group_ranks(self._group)
+            self._place = [members.index(rank) for rank in builders]  # of each share in the group
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
-        """This rank's rows of a step -> the rows that it trains on: as many, by increasing index.
+        """This share's rows of a step as built -> the rows that it trains on: as many, by increasing index.
 
-        Over all data-parallel ranks they are the same rows. Nothing moves where that would not make the heaviest rank
-        lighter (an unpatched baseline's rows are all of one length).
+        Over all shares they are the same rows. Nothing moves where that would not make the heaviest share lighter (an
+        unpatched baseline's rows are all of one length).
         """
         if self._group is None:
             return list(rows)
-        packed = [row_to_bytes(row) for row in rows]
-        # Row i of the step, counted over ranks in their order, is row i % each of rank i // each.
+        packed = [row_to_bytes(row) for row in rows]  # uint8 [bytes] each
+        # Row i of the step, counted over shares in their order, is row i % each of share i // each.
         mine = torch.tensor([[len(row.tokens), len(data)] for row, data in zip(rows, packed, strict=True)])
-        gathered = [torch.empty_like(mine) for _ in range(self._size)]  # each [rows, 2]: tokens, bytes
-        dist.all_gather(gathered, mine, group=self._group)
-        lengths, sizes = torch.cat(gathered).T.tolist()
+        parts = [torch.empty_like(mine) for _ in range(self._size)]  # by place, each [rows, 2]: tokens, bytes
+        dist.all_gather(parts, mine, group=self._group)
+        gathered = [parts[place] for place in self._place]  # by share
+        lengths, sizes = torch.cat(gathered).T.tolist()  # [rows of the step] each
         each = len(rows)
         groups = balanced_groups(lengths, self._size)
         if max(sum(lengths[i] for i in group) for group in groups) >= max(int(part[:, 0].sum()) for part in gathered):
             return list(rows)
-        goes_to = {i: rank for rank, group in enumerate(groups) for i in group}
-        # all_to_all_single takes what goes to rank 0 first, then what goes to rank 1, and so on.
-        leaving = sorted(range(each), key=lambda i: goes_to[self._rank * each + i])
-        sent, received = [0] * self._size, [0] * self._size  # bytes, by rank
+        # all_to_all_single takes what goes to place 0 first, then what goes to place 1, and so on.
+        goes_to = {i: self._place[share] for share, group in enumerate(groups) for i in group}
+        leaving = sorted(range(each), key=lambda i: goes_to[self._share * each + i])
+        sent, received = [0] * self._size, [0] * self._size  # bytes, by place
         for i in leaving:
-            sent[goes_to[self._rank * each + i]] += len(packed[i])
-        for i in groups[self._rank]:
-            received[i // each] += sizes[i]
+            sent[goes_to[self._share * each + i]] += len(packed[i])
+        for i in groups[self._share]:
+            received[self._place[i // each]] += sizes[i]
         incoming = torch.empty(sum(received), dtype=torch.uint8)
         outgoing = torch.from_numpy(np.concatenate([packed[i] for i in leaving]))
         dist.all_to_all_single(incoming, outgoing, received, sent, group=self._group)
         return sorted(rows_from_bytes(incoming.numpy()), key=lambda row: row.index)
-
-
-def _peers(data_rank: int, data_size: int) -> dist.ProcessGroup:
-    """The group that holds one rank of each data-parallel share: the k-th of each with the k-th of the others."""
-    shares = [0] * dist.get_world_size()
-    dist.all_gather_object(shares, data_rank, group=dist.new_group(backend="gloo"))
-    found: dist.ProcessGroup | None = None
-    for peers in zip(*([r for r, share in enumerate(shares) if share == d] for d in range(data_size)), strict=True):
-        group = dist.new_group(list(peers), backend="gloo")
-        if dist.get_rank() in peers:
-            found = group
-    assert found is not None, "every rank feeds a share of the global batch"
-    return found

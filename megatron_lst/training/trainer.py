@@ -4,7 +4,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import Config
-from megatron_lst.data import StepRows, open_loader
 from megatron_lst.data.mixture import check_shard_sizes
 from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
@@ -24,10 +23,10 @@ from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.patching.serialisation import save_rows
 from megatron_lst.progress import Progress
 from megatron_lst.terminal import unfailing_output
-from megatron_lst.training.balancing import RowBalancer
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.checkpoint.saving import CheckpointSaver
 from megatron_lst.training.checkpoint.verification import verify_checkpoint
+from megatron_lst.training.feed import RowFeed, StepBatch
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.init_from import check_export
 from megatron_lst.training.metrics import MetricsWriter
@@ -165,7 +164,6 @@ class _Run:
         config, steps = self.config, self.config.training.steps
         peak = job_peak(config, engine.device, self.ranks.world_size)
         recorder = StepRecorder(config, self.ranks, engine.data_rank, engine.data_size, peak)
-        balancer = RowBalancer(engine.data_rank, engine.data_size)
         start = self._resume(engine, recorder)
         config_yaml = dump_yaml(config)
         if start >= steps:
@@ -179,8 +177,8 @@ class _Run:
             engine, self.ranks, self.folder, config_yaml, config.checkpoint, self.tell, self.check_lock
         )
         with contextlib.ExitStack() as stack:
-            loader = open_loader(config, engine.data_rank, engine.data_size, self.resumed or None, start)
-            batches = iter(stack.enter_context(loader))
+            feed = stack.enter_context(RowFeed(config, self.ranks, engine, self.resumed or None, start, steps))
+            self.tell("start", f"{feed.builders} of {self.ranks.world_size} ranks build rows")
             metrics = (
                 stack.enter_context(MetricsWriter(self.folder, start, partial(self.tell, "metrics"), config_yaml))
                 if self.writer
@@ -189,7 +187,7 @@ class _Run:
             progress = stack.enter_context(Progress(f"train {self.folder.name}", steps, start))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
-                record = self._one_step(engine, recorder, balancer, batches)
+                record = self._one_step(engine, recorder, feed)
                 if held_out.due(self.step):
                     self.watchdog.beat(self.step, "evaluation")
                     measured = held_out.measure()
@@ -219,18 +217,16 @@ class _Run:
         self.tell("stop", f"saved after {stopped.name}" if stopped else "all steps are done")
         return Outcome(self.step, stopped)
 
-    def _one_step(
-        self, engine: Engine, recorder: StepRecorder, balancer: RowBalancer, batches: Iterator[StepRows]
-    ) -> dict[str, Any] | None:
+    def _one_step(self, engine: Engine, recorder: StepRecorder, feed: RowFeed) -> dict[str, Any] | None:
         """Step number `self.step` + 1: data, engine, bookkeeping. Returns its record on the writer."""
         step = self.step + 1
         began = time.perf_counter()
         self.watchdog.beat(step, "data")
-        batch = next(batches)
-        self.stragglers.add("data", time.perf_counter() - began)
+        batch = next(feed)
+        self.stragglers.add("data", batch.waited)
         self.watchdog.beat(step, "step")
         lr = learning_rate(step, self.config.training)
-        result = engine.step(balancer(batch.rows), lr, frozen=is_frozen(step, self.config.training))
+        result = engine.step(batch.packed, lr, frozen=is_frozen(step, self.config.training))
         self.step = step
         self.cursors.update(batch.cursors)
         record = recorder.record(step, lr, result, batch.rows, time.perf_counter() - began)
@@ -250,7 +246,7 @@ class _Run:
         for straggler in gathered:
             self.tell("slow", str(straggler))
 
-    def _look_for_faults(self, engine: Engine, result: StepResult, batch: StepRows) -> None:
+    def _look_for_faults(self, engine: Engine, result: StepResult, batch: StepBatch) -> None:
         """Steps that are not finite are counted, and end the run with their batch saved; spikes are told."""
         if result.skipped:
             self.tell("skip", f"loss {result.loss}, gradient norm {result.grad_norm}: nothing was updated")

@@ -9,6 +9,8 @@ from megatron_lst.engines.microbatches import balanced_groups
 from megatron_lst.patching.row import Row, RowStatistics, array_fields
 from megatron_lst.patching.serialisation import row_to_bytes, rows_from_bytes
 from megatron_lst.training.balancing import RowBalancer
+from megatron_lst.training.builders import find_builders
+from megatron_lst.training.ranks import Ranks
 from tests.support.ranks import RankPool
 
 
@@ -60,6 +62,13 @@ def test_the_heaviest_of_many_ranks_carries_little_more_than_the_mean() -> None:
     assert as_built.max() / as_built.mean() > 1.4, "control: what the ranks would train on without balancing"
 
 
+def _balancer(share: int, shares: int) -> RowBalancer:
+    """As if every rank were a machine of its own: each builds, and exchanges with one of each other share."""
+    import torch.distributed as dist
+
+    return RowBalancer(share, find_builders(Ranks(), share, shares, f"machine {dist.get_rank()}").balanced_over)
+
+
 def _balance_over_ranks(shares: list[int], lengths: list[int]) -> list[Row]:
     import torch.distributed as dist
 
@@ -67,10 +76,10 @@ def _balance_over_ranks(shares: list[int], lengths: list[int]) -> list[Row]:
     size = max(shares) + 1
     each = len(lengths) // size
     rows = [_row(i, lengths[i]) for i in range(share * each, (share + 1) * each)]
-    return RowBalancer(share, size)(rows)
+    return _balancer(share, size)(rows)
 
 
-@pytest.mark.parametrize("shares", [[0, 1], [0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 2, 3]])
+@pytest.mark.parametrize("shares", [[0, 1], [1, 0], [0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [0, 1, 2, 3]])
 def test_ranks_exchange_rows(ranks: RankPool, shares: list[int]) -> None:
     """Heavy rows first, hence all on the first rank; model-parallel peers receive the same rows."""
     lengths = [100, 90, 80, 70, 20, 20, 10, 10]
@@ -93,7 +102,7 @@ def _balance_equal(size: int) -> bool:
     import torch.distributed as dist
 
     rows = [_row(2 * dist.get_rank() + i, 7) for i in range(2)]
-    return all(a is b for a, b in zip(rows, RowBalancer(dist.get_rank(), size)(rows), strict=True))
+    return all(a is b for a, b in zip(rows, _balancer(dist.get_rank(), size)(rows), strict=True))
 
 
 def test_nothing_moves_where_it_would_not_help(ranks: RankPool) -> None:

@@ -19,9 +19,10 @@ import torch
 from megatron_lst.config.schema import Config
 from megatron_lst.data import RowStream
 from megatron_lst.engines import build_engine
+from megatron_lst.engines.microbatches import PackedStep
 from megatron_lst.errors import DamagedDataError, LstError, TrainingFault, UserError
 from megatron_lst.inference import write_export
-from megatron_lst.patching.row import Row, batch_hash
+from megatron_lst.patching.row import batch_hash
 from megatron_lst.patching.serialisation import load_rows
 from megatron_lst.reference import ReferenceModel
 from megatron_lst.training import trainer
@@ -48,16 +49,16 @@ def extend(config: Config, steps: int) -> Config:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
 
 
-def watched(before_step: Callable[[Any, list[Row]], None]) -> Callable[..., Any]:
-    """Builds the real engine; `before_step(engine, rows)` is called before each of its steps."""
+def watched(before_step: Callable[[Any, PackedStep], None]) -> Callable[..., Any]:
+    """Builds the real engine; `before_step(engine, packed)` is called before each of its steps."""
 
     def build(settings: Config, **options: Any) -> Any:
         engine = build_engine(settings, **options)
         step = engine.step
 
-        def watched_step(rows: list[Row], lr: float, **options: Any) -> Any:
-            before_step(engine, rows)
-            return step(rows, lr, **options)
+        def watched_step(packed: PackedStep, lr: float, **options: Any) -> Any:
+            before_step(engine, packed)
+            return step(packed, lr, **options)
 
         engine.step = watched_step  # type: ignore[method-assign]
         return engine
@@ -69,7 +70,7 @@ def with_signal(step: int, number: signal.Signals) -> Callable[..., Any]:
     """Builds an engine in whose step number `step` this process gets a signal."""
     numbers = itertools.count(1)
 
-    def kill(engine: Any, rows: list[Row]) -> None:
+    def kill(engine: Any, packed: PackedStep) -> None:
         if next(numbers) == step:
             os.kill(os.getpid(), number)
 
@@ -155,7 +156,7 @@ def _train_poisoned(config: Config, steps: set[int]) -> str:
     def spoil(module: Any, inputs: Any, output: Any) -> Any:
         return output * float("nan")
 
-    def poison(engine: Any, rows: list[Row]) -> None:
+    def poison(engine: Any, packed: PackedStep) -> None:
         engine.hook.remove()
         if next(numbers) in steps and engine.data_rank == 1:
             engine.hook = engine.chunks[0].embedding.register_forward_hook(spoil)
@@ -232,7 +233,9 @@ def test_held_out_measures_stand_in_the_records_of_their_steps(tiny) -> None:
 def _train_and_count(config: Config) -> list[int]:
     """Train; the tokens that this rank's engine was given in each step."""
     counts: list[int] = []
-    trainer.train(config, watched(lambda engine, rows: counts.append(sum(len(row.tokens) for row in rows))))
+    trainer.train(
+        config, watched(lambda engine, packed: counts.append(sum(sum(batch.lengths) for batch in packed.batches)))
+    )
     return counts
 
 
