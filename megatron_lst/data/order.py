@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lst.data.source import DocumentSet
+from megatron_lst.data.source import JoinedSets
 from megatron_lst.draws import number_of, permutation
 from megatron_lst.errors import UserError
 
@@ -32,7 +32,7 @@ class Ownership:
         return self.begin[blocks], self.end[blocks]
 
 
-def assign_documents(documents: DocumentSet, streams: int, seed: int, name: str) -> Ownership:
+def assign_documents(documents: JoinedSets, streams: int, seed: int, name: str) -> Ownership:
     """Cut the permuted line of shards into `streams` intervals of equal raw tokens.
 
     Every document belongs to exactly one stream, unless there are fewer documents than streams: then streams share
@@ -45,13 +45,15 @@ def assign_documents(documents: DocumentSet, streams: int, seed: int, name: str)
     count = int(offset[-1])
     if not count:
         raise UserError(f"source {name!r} has no documents")
-    running = np.concatenate([[0], np.cumsum(documents.raw_tokens, dtype=np.int64)])  # [documents + 1], as in the set
-    tokens = np.concatenate([[0], np.cumsum(running[last] - running[first])])  # [n + 1], tokens before each shard
+    tokens = np.concatenate([[0], np.cumsum(documents.shard_tokens[shards])])  # [n + 1], tokens before each shard
     cuts = np.empty(streams + 1, np.int64)  # stream s owns documents [cuts[s], cuts[s + 1]) of the line
     for stream in range(streams + 1):
         target = int(tokens[-1]) * stream // streams
         shard = min(int(np.searchsorted(tokens, target, side="right")) - 1, len(shards) - 1)
-        within = running[first[shard] : last[shard] + 1] - running[first[shard]]
+        # [documents of the shard + 1], tokens before each of them
+        within = np.concatenate(
+            [[0], np.cumsum(documents.tokens_of(int(first[shard]), int(last[shard])), dtype=np.int64)]
+        )
         # The first document whose begin is not before the target: a document goes to the stream that it begins in.
         cuts[stream] = offset[shard] + np.searchsorted(within, target - tokens[shard], side="left")
     cuts[0], cuts[-1] = 0, count

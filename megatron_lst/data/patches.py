@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_lst.config.schema import Config, PatchingConfig
 from megatron_lst.data.mixture import open_source
-from megatron_lst.data.source import DocumentSet
+from megatron_lst.data.source import DocumentSet, JoinedSets
 from megatron_lst.documents.schema import Document
 from megatron_lst.draws import number_of, permutation
 from megatron_lst.errors import UserError
@@ -90,7 +90,7 @@ def _whole(document: Document, patcher: Patcher) -> Span:
     return document_span(document, "speech", 0, len(document.speech_ids), patcher)
 
 
-def sample_documents(documents: DocumentSet, count: int, seed: int = 0, name: str = "") -> list[Document]:
+def sample_documents(documents: DocumentSet | JoinedSets, count: int, seed: int = 0, name: str = "") -> list[Document]:
     """A keyed random sample of a source, in shard order."""
     chosen = np.sort(permutation(len(documents), seed, "sample", number_of(name))[:count])
     return [documents.get(int(i)) for i in chosen]

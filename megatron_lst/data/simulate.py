@@ -149,12 +149,13 @@ def _source(config: Config, mixture: Mixture, number: int, counted: _Counted, ro
     taken = total / counted.rows * rows * wanted
     # Realised tokens of one document differ from the estimate in the index (markers, the interleaving's draw).
     ratio = float(counted.tokens[number] / counted.raw[number]) if counted.raw[number] else 1.0
-    epoch = float(documents.raw_tokens.sum()) * ratio
-    running = np.concatenate([[0], np.cumsum(documents.raw_tokens, dtype=np.int64)])
+    epoch = float(documents.shard_tokens.sum()) * ratio
     owned = mixture.ownership[number]
-    per_stream = [
-        float((running[end] - running[begin]).sum()) * ratio for begin, end in map(owned.of, range(mixture.streams))
-    ]
+    per_stream = []
+    for stream in range(mixture.streams):
+        begin, end = (bounds.tolist() for bounds in owned.of(stream))
+        per_stream.append(sum(int(documents.tokens_of(a, b).sum()) for a, b in zip(begin, end, strict=True)) * ratio)
+
     a_step = taken / rows * config.training.global_batch
 
     def step_of(tokens: float) -> int | None:

@@ -62,14 +62,20 @@ class DocumentList:
 
 
 class JoinedSets:
-    """Several document sets one after the other."""
+    """Several document sets one after the other.
+
+    Attributes:
+        shard_first, shard_bytes: as in `DocumentSet`, over all sets.
+        shard_tokens: int64 [shards], raw tokens of each. There is no table of all documents: sets have theirs mapped,
+            and one that joins them would be a copy in every process.
+    """
 
     def __init__(self, sets: Iterable[DocumentSet]) -> None:
         self.sets = list(sets)
         self._first = np.concatenate([[0], np.cumsum([len(s) for s in self.sets])]).astype(np.int64)
         firsts = [s.shard_first[:-1] + offset for s, offset in zip(self.sets, self._first, strict=False)]
         self.shard_first = np.concatenate([*firsts, self._first[-1:]]).astype(np.int64)
-        self.raw_tokens = np.concatenate([s.raw_tokens for s in self.sets]).astype(np.int64)
+        self.shard_tokens = np.concatenate([_tokens_by_shard(s) for s in self.sets])
         self.shard_bytes = np.concatenate([s.shard_bytes for s in self.sets]).astype(np.int64)
 
     @property
@@ -84,6 +90,16 @@ class JoinedSets:
         place = int(np.searchsorted(self._first, i, side="right")) - 1
         return self.sets[place], i - int(self._first[place])
 
+    def tokens_of(self, first: int, last: int) -> np.ndarray:
+        """int64 [last - first], raw tokens of documents `first` to `last` - 1, which lie in one shard."""
+        held, local = self.locate(min(first, len(self) - 1))  # a shard without documents may stand at the end
+        return held.raw_tokens[local : local + last - first]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Raw tokens of a document."""
+        return int(self.shard_tokens.sum()) / len(self)
+
     def shard_of(self, i: int) -> int:
         """Ordinal of the shard that holds document i, over all sets."""
         return int(np.searchsorted(self.shard_first, i, side="right")) - 1
@@ -91,3 +107,9 @@ class JoinedSets:
     def get(self, i: int) -> Document:
         held, local = self.locate(i)
         return held.get(local)
+
+
+def _tokens_by_shard(documents: DocumentSet) -> np.ndarray:
+    """int64 [shards], raw tokens of each. Shard by shard, so that no table of documents is copied."""
+    bounds = zip(documents.shard_first[:-1].tolist(), documents.shard_first[1:].tolist(), strict=True)
+    return np.array([documents.raw_tokens[first:last].sum() for first, last in bounds], np.int64)

@@ -80,7 +80,7 @@ class Stream:
         self._shares: list[float] = (weights / weights.sum()).tolist()
         # Between two visits a source is ahead of its share by up to a document.  Where in that cycle a stream begins
         # is drawn, so that neither the first batches nor the whole run are lopsided.
-        means = np.array([d.raw_tokens.mean() for d in mixture.documents])
+        means = np.array([d.mean_tokens for d in mixture.documents])
         self._phase: list[float] = (means * uniforms(count, self._seed, "phase", number)).tolist()
         self._orders = [
             StreamOrder(owned, number, self._seed, source.name)

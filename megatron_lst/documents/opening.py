@@ -179,8 +179,10 @@ def _check_tokenizer(where: str, value: dict[str, Any]) -> None:
     _require(where, "tokenizer.", value, {"fingerprint": str, "size": int, "bos": int, "eos": int})
 
 
-def read_index(path: str | Path, manifest: dict[str, Any], files: Files) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The entries of a set's shards, and int64 [documents, len(SIZE_COLUMNS)], both as the manifest has their hashes.
+def read_index(
+    path: str | Path, manifest: dict[str, Any], files: Files
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The entries of a set's shards, and the columns of its sizes, both as the manifest has their hashes.
 
     Raises:
         DamagedDataError: missing or altered, in a copy that was fetched again, too; names the file and the cure.
@@ -197,10 +199,9 @@ def read_index(path: str | Path, manifest: dict[str, Any], files: Files) -> tupl
         raise DamagedDataError(
             f"{path}: {INDEX} or {SIZES} is not what this program writes ({type(error).__name__}: {error})"
         ) from error
-    if not total == len(sizes) == manifest["documents"]:
-        raise DamagedDataError(
-            f"{path}: index counts {total} documents, sizes {len(sizes)}, manifest {manifest['documents']}"
-        )
+    count, documents = len(sizes["raw_tokens"]), manifest["documents"]
+    if not total == count == documents:
+        raise DamagedDataError(f"{path}: index counts {total} documents, sizes {count}, manifest {documents}")
     return index, sizes
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from megatron_lst.documents.codec import codec_of
-from megatron_lst.documents.format import HASH, SIZES, TokenizerInfo, decode, document_sizes
+from megatron_lst.documents.format import HASH, SIZE_COLUMNS, SIZES, TokenizerInfo, decode, document_sizes
 from megatron_lst.documents.mds import decompress, read_sample
 from megatron_lst.documents.opening import Files, LocalFiles, cache_faults, patiently, read_index, read_manifest
 from megatron_lst.documents.schema import Document
@@ -44,7 +44,8 @@ class ShardSet:
         manifest: the manifest as read.
         kind: `speech`, `text` or `chat`.
         tokenizer, codec: what made the documents (codec None in sets without speech).
-        raw_tokens, frames, pieces, words: int64 [len(self)], one entry per document, known without opening shards.
+        raw_tokens, frames, pieces, words: int64 [len(self)], one entry per document, known without opening shards;
+            mapped from the set's file, so that they take no memory of this process.
         shard_first: int64 [shards + 1], index of each shard's first document, then len(self).
         shard_bytes: int64 [shards], size of each shard's file as stored.
     """
@@ -54,7 +55,7 @@ class ShardSet:
         path: Path | str,
         manifest: dict[str, Any],
         index: list[dict[str, Any]],
-        sizes: np.ndarray,
+        sizes: Mapping[str, np.ndarray],
         cache: Path | None,
         files: Files,
     ) -> None:
@@ -63,7 +64,7 @@ class ShardSet:
         self.kind: str = manifest["kind"]
         self.tokenizer = TokenizerInfo(**manifest["tokenizer"])
         self.codec = codec_of(manifest)
-        self.raw_tokens, self.frames, self.pieces, self.words = sizes.T.copy()
+        self.raw_tokens, self.frames, self.pieces, self.words = (sizes[name] for name in SIZE_COLUMNS)
         self._index = index
         self.shard_first = np.concatenate([[0], np.cumsum([s["samples"] for s in index])]).astype(np.int64)
         self.shard_bytes = np.array([(s["zip_data"] or s["raw_data"])["bytes"] for s in index], np.int64)

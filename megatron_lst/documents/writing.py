@@ -137,7 +137,7 @@ def merge_parts(
                 if shard[key]:
                     shard[key]["basename"] = f"{part}/{shard[key]['basename']}"
             shards.append(shard)
-        sizes.append(load_sizes(root / part / SIZES))
+        sizes.append(np.stack(list(load_sizes(root / part / SIZES).values()), axis=1))  # [documents, columns]
     table = np.concatenate(sizes) if sizes else np.zeros((0, len(SIZE_COLUMNS)), np.int64)
     if not len(table):
         raise UserError(f"shard set {root}: no document at all, every input was rejected (see the report)")
