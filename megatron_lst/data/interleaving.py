@@ -78,13 +78,13 @@ def _alternating(
         frames, tokens: int32 [n, 2], spans of the document's words or segments.
         bounds, speech: what `word_spans` returned.
     """
-    begin, end = bounds[:-1], bounds[1:]
-    first_frame = np.append(frames[:, 0], len(document.speech_ids))
-    first_frame[0] = 0
-    first_piece = np.append(tokens[:, 0], len(document.token_ids))
+    begin, end = bounds[:-1], bounds[1:]  # [k] each, in words
+    first_frame = np.append(frames[:, 0], len(document.speech_ids))  # [n + 1], where each word begins, and the end
+    first_frame[0] = 0  # silence before the first word belongs to it
+    first_piece = np.append(tokens[:, 0], len(document.token_ids))  # [n + 1]
     spans = np.empty((len(begin), 3), np.int64)
     spans[:, 0] = np.where(speech, SPEECH, TEXT)
-    spans[:, 1] = np.where(speech, first_frame[begin], first_piece[begin])
+    spans[:, 1] = np.where(speech, first_frame[begin], first_piece[begin])  # speech counts in frames, text in pieces
     spans[:, 2] = np.where(speech, first_frame[end], first_piece[end])
     return spans
 
@@ -121,7 +121,7 @@ def segment_example(document: Document, spans: SpanConfig, config: SegmentConfig
 
 def draws_needed(words: int, config: SpanConfig) -> int:
     """Enough draws for any example of so many words: two for the start, one for each span."""
-    shortest = config.speech_min if config.kind == "log_uniform" else config.text_min / config.text_ratio
+    shortest = config.speech_min if config.kind == "log_uniform" else config.text_min / config.text_ratio  # words heard
     return 4 + math.ceil(words / max(1.0, min(shortest, shortest * config.text_ratio)))
 
 
@@ -133,14 +133,14 @@ def word_spans(words: int, config: SpanConfig, draws: np.ndarray) -> tuple[np.nd
         speech: bool [k], which spans are speech.
     """
     draws = draws[: draws_needed(words, config)]
-    speech = np.arange(len(draws) - 2) % 2 == (0 if draws[0] < config.speech_first else 1)
-    lengths = _lengths(draws[2:], speech, config)
+    speech = np.arange(len(draws) - 2) % 2 == (0 if draws[0] < config.speech_first else 1)  # alternating from draw 0
+    lengths = _lengths(draws[2:], speech, config)  # [draws - 2], words of each span; more spans than needed
     # The first span is met somewhere within, so that not every document changes modality at the same places.
     lengths[0] = math.ceil(lengths[0] * (1.0 - draws[1]))
-    ends = np.cumsum(lengths)
-    count = int(np.searchsorted(ends, words, side="left")) + 1
+    ends = np.cumsum(lengths)  # words up to the end of each span
+    count = int(np.searchsorted(ends, words, side="left")) + 1  # spans until the words are used up
     bounds = np.concatenate([[0], ends[:count]])
-    bounds[-1] = words
+    bounds[-1] = words  # the last span ends with the document
     return bounds, speech[:count]
 
 
@@ -149,9 +149,9 @@ def _lengths(draws: np.ndarray, speech: np.ndarray, config: SpanConfig) -> np.nd
     ratio = config.text_ratio
     if config.kind == "uniform":
         text = config.text_min + np.floor(draws * (config.text_max + 1 - config.text_min))
-        lengths = np.where(speech, np.floor(text / ratio + 0.5), text)
+        lengths = np.where(speech, np.floor(text / ratio + 0.5), text)  # rounded half up
     else:
         low, high = math.log(config.speech_min), math.log(config.speech_max + 1)
-        heard = np.exp(low + draws * (high - low))
+        heard = np.exp(low + draws * (high - low))  # log-uniform in [speech_min, speech_max + 1)
         lengths = np.floor(np.where(speech, heard, heard * ratio))
     return np.maximum(lengths, 1).astype(np.int64)

@@ -48,12 +48,10 @@ def assign_documents(documents: JoinedSets, streams: int, seed: int, name: str) 
     tokens = np.concatenate([[0], np.cumsum(documents.shard_tokens[shards])])  # [n + 1], tokens before each shard
     cuts = np.empty(streams + 1, np.int64)  # stream s owns documents [cuts[s], cuts[s + 1]) of the line
     for stream in range(streams + 1):
-        target = int(tokens[-1]) * stream // streams
+        target = int(tokens[-1]) * stream // streams  # raw tokens of the line that lie before stream `stream`
         shard = min(int(np.searchsorted(tokens, target, side="right")) - 1, len(shards) - 1)
-        # [documents of the shard + 1], tokens before each of them
-        within = np.concatenate(
-            [[0], np.cumsum(documents.tokens_of(int(first[shard]), int(last[shard])), dtype=np.int64)]
-        )
+        sizes = documents.tokens_of(int(first[shard]), int(last[shard]))  # [documents of the shard]
+        within = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])  # [.. + 1], tokens before each of them
         # The first document whose begin is not before the target: a document goes to the stream that it begins in.
         cuts[stream] = offset[shard] + np.searchsorted(within, target - tokens[shard], side="left")
     cuts[0], cuts[-1] = 0, count
@@ -70,11 +68,11 @@ def assign_documents(documents: JoinedSets, streams: int, seed: int, name: str) 
     # Intervals of the line -> blocks: the part of each shard that an interval covers, counted as in the set.
     begins, finishes, blocks = [], [], [0]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        low = int(np.searchsorted(offset, start, side="right")) - 1
-        high = int(np.searchsorted(offset, end, side="left"))
-        a = np.maximum(offset[low:high], start) - offset[low:high] + first[low:high]
-        b = np.minimum(offset[low + 1 : high + 1], end) - offset[low:high] + first[low:high]
-        begins.append(a[b > a])
+        low = int(np.searchsorted(offset, start, side="right")) - 1  # the shard that holds the first document
+        high = int(np.searchsorted(offset, end, side="left"))  # and the one behind its last
+        a = np.maximum(offset[low:high], start) - offset[low:high] + first[low:high]  # [shards], begin in each
+        b = np.minimum(offset[low + 1 : high + 1], end) - offset[low:high] + first[low:high]  # [shards], end
+        begins.append(a[b > a])  # shards without documents give no block
         finishes.append(b[b > a])
         blocks.append(blocks[-1] + len(begins[-1]))
     return Ownership(np.concatenate(begins), np.concatenate(finishes), np.array(blocks, np.int64))
@@ -99,14 +97,14 @@ class StreamOrder:
         seed, stream, source = self._key
         if epoch != self._epoch:
             self._order = permutation(len(self._begin), seed, "blocks", source, stream, epoch)
-            sizes = (self._end - self._begin)[self._order]
+            sizes = (self._end - self._begin)[self._order]  # [blocks], documents, in the order of this epoch
             self._starts = np.concatenate([[0], np.cumsum(sizes)])
             self._epoch, self._block = epoch, -1
-        turn = int(np.searchsorted(self._starts, position, side="right")) - 1
+        turn = int(np.searchsorted(self._starts, position, side="right")) - 1  # which block of the epoch
         block = int(self._order[turn])
         if block != self._block:
             count = int(self._end[block] - self._begin[block])
             keyed = int(self._begin[block]) + (stream << 40)  # a draw has three indices: block and stream share one
             self._within = permutation(count, seed, "documents", source, keyed, epoch)
             self._block = block
-        return int(self._begin[block] + self._within[position - int(self._starts[turn])])
+        return int(self._begin[block] + self._within[position - int(self._starts[turn])])  # its place within the block

@@ -94,19 +94,19 @@ def pack_example(
         builder.learning = tokens
         if kind == SPEECH:
             builder.speech(document.speech_ids[begin : begin + count // depth], patches)
-            frames += count // depth
+            frames += count // depth  # count tokens are count / Q frames
             clipped += int(np.count_nonzero(patches.clipped))
         else:
             builder.text(document.token_ids[begin : begin + count])
 
     def packed(rest: Position | None) -> PackedChunk:
         chunk = builder.build(document.id)
-        raw_tokens = len(chunk.tokens) - frames * (depth - 1)
+        raw_tokens = len(chunk.tokens) - frames * (depth - 1)  # a frame of Q tokens counts as one
         return PackedChunk(chunk, rest, frames > 0, frames > 0 and patcher.method == ALIGNED, clipped, raw_tokens)
 
     for number in range(start.span, last + 1):
         kind, begin, end = (int(x) for x in example.spans[number])
-        begin = start.at if number == start.span else begin
+        begin = start.at if number == start.span else begin  # only the first span may have begun in an earlier row
         if kind == SPEECH:
             words = patcher.segments(document, begin, end)  # in frames, as begin and end
             patches = patcher.cut((end - begin) * depth, None if words is None else words * depth)
@@ -114,22 +114,26 @@ def pack_example(
             # Of a text, more than the row can hold need not be built.
             patches = single_patches(min(end - begin, free().units + 1))
         step = depth if kind == SPEECH else 1  # tokens of what positions count
-        marker, eos = int(kind != PLAIN), int(example.eos and number == last)
+        marker, eos = int(kind != PLAIN), int(example.eos and number == last)  # units, and tokens, of one each
         count = int(patches.length.sum())
+        # The whole span, and EOS where it is the last one.
         if free().holds(len(patches.length) + marker + eos, count + marker + eos):
             add(number, kind, begin, patches)
             continue
         if example.whole:
             return None
+        # Only a part of it: as many words as fit behind its marker.
         room = free().less(marker, marker)
         count = _cut_at_word(example, kind, begin, end, patches, room)
         if count:
             add(number, kind, begin, patches.head(count))
             return packed(Position(number, begin + count // step))
+        # Not one word: the chunk ends with the span before, and the next row begins with this one.
         if number > start.span:
             return packed(Position(number, begin))
         if not row_is_empty:
             return None
+        # A word that is longer than an empty row is cut within, or no row would ever hold it.
         count = _cut_at_unit(patches, (end - begin) * step, step, room)
         if not count:
             raise UserError(
@@ -154,11 +158,11 @@ def _cut_at_word(example: Example, kind: int, begin: int, end: int, patches: Pat
     if not len(spans):
         if kind == SPEECH:
             return _cut_at_unit(patches, (end - begin) * step, step, room)
-        return max(0, min(end - begin - 1, room.units))
-    words = spans[:, 0]
-    low, high = np.searchsorted(words, [begin + 1, end], side="left")
+        return max(0, min(end - begin - 1, room.units))  # not the last piece: it would be all of the span
+    words = spans[:, 0]  # [all words], where each begins
+    low, high = np.searchsorted(words, [begin + 1, end], side="left")  # those that begin within, not at its begin
     tokens = (words[low:high] - begin) * step  # [w], tokens before each word's first one
-    tokens = tokens[tokens <= int(patches.length.sum())]
+    tokens = tokens[tokens <= int(patches.length.sum())]  # of a text, only the head has patches
     starts = np.cumsum(patches.length) - patches.length  # [m]
     units = np.searchsorted(starts, tokens, side="left")  # [w], patches that these tokens touch
     # Both counts grow with the word, so the words that fit are the first ones.

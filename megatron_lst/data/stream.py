@@ -76,11 +76,11 @@ class Stream:
         self._seed = config.data.seed
         self._schedule = PatchingSchedule(config.patching, *config.curriculum_rows)
         count = len(mixture.sources)
-        weights = np.array([s.weight for s in mixture.sources])
+        weights = np.array([s.weight for s in mixture.sources])  # [sources]
         self._shares: list[float] = (weights / weights.sum()).tolist()
         # Between two visits a source is ahead of its share by up to a document.  Where in that cycle a stream begins
         # is drawn, so that neither the first batches nor the whole run are lopsided.
-        means = np.array([d.mean_tokens for d in mixture.documents])
+        means = np.array([d.mean_tokens for d in mixture.documents])  # [sources], raw tokens of a document
         self._phase: list[float] = (means * uniforms(count, self._seed, "phase", number)).tolist()
         self._orders = [
             StreamOrder(owned, number, self._seed, source.name)
@@ -158,11 +158,11 @@ class Stream:
                 fits into a row.
         """
         data, vocabulary = self._mixture.config.data, self._mixture.config.vocabulary
-        index = self.rows * self._mixture.streams + self.number
-        capacity = Capacity(data.units, self._mixture.config.token_cap - data.units)
+        index = self.rows * self._mixture.streams + self.number  # row r of stream s is row r * S + s of the run
+        capacity = Capacity(data.units, self._mixture.config.token_cap - data.units)  # U, and N_cap - U
         chunks: list[Chunk] = []
         self.origins = []
-        counts = dict.fromkeys((s.name for s in self._mixture.sources), 0)
+        counts = dict.fromkeys((s.name for s in self._mixture.sources), 0)  # raw tokens
         aligned = speech = clipped = skipped = 0
         while capacity.units > 0:
             while self._open is None:
@@ -189,12 +189,13 @@ class Stream:
             chunks.append(packed.chunk)
             name = self._mixture.sources[current.source].name
             self.origins.append(ChunkOrigin(name, current.example, current.position, patcher.method))
-            units, tokens = len(packed.chunk.patch_length), len(packed.chunk.tokens)
+            units, tokens = len(packed.chunk.patch_length), len(packed.chunk.tokens)  # m and n of the chunk
             capacity = capacity.less(units, tokens)
             counts[name] += packed.raw_tokens
             self._realised[current.source] += packed.raw_tokens
             speech, aligned, clipped = speech + packed.speech, aligned + packed.aligned, clipped + packed.clipped
             self._open = None
+            # Cut: the rest does not fit, and the next row begins with it.
             if packed.rest is not None:
                 self._open = replace(current, position=packed.rest)
                 break
@@ -284,7 +285,7 @@ class Stream:
         if source.kind != "interleaved":
             return task_example(read, source.kind)
         data = self._mixture.config.data
-        key = (number_of(source.name), document, (epoch << 32) + self.number)
+        key = (number_of(source.name), document, (epoch << 32) + self.number)  # a draw has three indices
         if len(read.word_frames):
             count = draws_needed(len(read.word_frames), data.spans)
             return interleaved_example(read, data.spans, uniforms(count, self._seed, "spans", *key))
@@ -335,7 +336,7 @@ class Share:
 
     def rows(self, step: int) -> np.ndarray:
         """int64, increasing: this rank's global rows of step `step` (from 0)."""
-        i = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)
+        i = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)  # the step's rows
         return i[(i % self._common) // (self._common // self.data_size) == self.data_rank]
 
     def owned_streams(self) -> np.ndarray:
@@ -354,7 +355,7 @@ def stream_states(
     """
     chosen: dict[int, Cursor | None] = {}
     for stream in streams:
-        rows = (first_row - stream + total - 1) // total
+        rows = (first_row - stream + total - 1) // total  # of this stream before `first_row`: rounded up
         cursor = (state or {}).get(str(stream))
         found = int(cursor["rows"]) if cursor else 0
         if found != rows:

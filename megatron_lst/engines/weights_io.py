@@ -31,9 +31,10 @@ def initial_shards(
     """
 
     def shard(spec: ShardSpec) -> Tensor:
+        # Of each canonical weight the rows and columns that this rank holds.
         blocks = spec.blocks([shapes[name] for name in spec.names], state.tensor_rank, state.layout.tensor)
         drawn = [initialiser.part(name, shapes[name], rows, columns) for name, rows, columns in blocks]
-        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)  # q, k and v, or gate and up, lie in one parameter
 
     return shard
 
@@ -57,11 +58,11 @@ def set_weights(
         masters: see `optimizer_state.master_parts`.
     """
     for _, parameter, spec in local_parameters(chunks, config):
-        value = shard(spec)
+        value = shard(spec)  # fp32, in the shape of the parameter
         parameter.copy_(value)
         if parameter in masters:
             master, mine = masters[parameter]
-            master.copy_(value.reshape(-1)[mine])
+            master.copy_(value.reshape(-1)[mine])  # the distributed optimizer holds a slice of the flat parameter
 
 
 @torch.no_grad()
@@ -83,13 +84,13 @@ def collect_weights(
     for _, parameter, spec in local_parameters(chunks, config):
         if getattr(parameter, "shared", False):
             continue  # the last stage's copy of embedding and encoder: the first stage gives them
-        value = masters[parameter].contiguous()
+        value = masters[parameter].contiguous()  # fp32, this rank's shard
         shards = [value]
         if state.layout.tensor > 1 and spec.kind != "whole":
             shards = [torch.empty_like(value) for _ in range(state.layout.tensor)]
-            dist.all_gather(shards, value, group=state.tensor_group)
+            dist.all_gather(shards, value, group=state.tensor_group)  # in the order of tensor-parallel ranks
         if state.tensor_rank == 0:
-            full = spec.join(shards, [shapes[n] for n in spec.names])
+            full = spec.join(shards, [shapes[n] for n in spec.names])  # one canonical weight for each of its names
             mine.update({n: w.cpu().clone() for n, w in zip(spec.names, full, strict=True)})
     if state.tensor_rank != 0:
         return None
@@ -102,7 +103,7 @@ def _gather_stages(
     """The weights of all stages on the first one; the pipeline group of tensor-parallel rank 0 takes part."""
     stages = state.layout.pipeline
     if stages > 1:
-        names: list[list[str] | None] = [None] * stages
+        names: list[list[str] | None] = [None] * stages  # canonical, by stage
         dist.all_gather_object(names, list(mine), group=state.pipeline_group)
         for stage in range(1, stages):
             for name in names[stage] or ():

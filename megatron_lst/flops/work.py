@@ -49,8 +49,8 @@ def row_work(config: Config, row: Row) -> Work:
     """Exact work of one row: every pair that a mask lets through, PAD units left out."""
     model, vocabulary = config.model, config.vocabulary
     packed = pack_rows([row], model.window, model.decoder_window_units, vocabulary.pad, multiple=1)
-    real = packed.tokens != vocabulary.pad
-    real_unit = real[packed.patch_start]
+    real = packed.tokens != vocabulary.pad  # [N]
+    real_unit = real[packed.patch_start]  # [U]
     common = {
         "tokens": float(real.sum()),
         "units": float(real_unit.sum()),

@@ -51,8 +51,8 @@ class Span:
 def speech_span(ids: Sequence[int] | np.ndarray, segments: Sequence[Sequence[int]] | np.ndarray | None = None) -> Span:
     """Args: ids: int [F], or [F, Q]. segments: int [s, 2], in frames."""
     given = np.asarray(ids, np.int32)
-    depth = 1 if given.ndim == 1 else given.shape[1]
-    found = None if segments is None else np.asarray(segments, np.int64).reshape(-1, 2) * depth
+    depth = 1 if given.ndim == 1 else given.shape[1]  # Q
+    found = None if segments is None else np.asarray(segments, np.int64).reshape(-1, 2) * depth  # frames -> tokens
     return Span("speech", given.reshape(-1), found)
 
 
@@ -109,13 +109,13 @@ class ChunkBuilder:
         Args:
             ids: int [F] or [F, Q], as many in all as the sum of the patches' lengths.
         """
-        self._add(ids.reshape(-1).astype(np.int32) + self.vocabulary.text_size, patches)
+        self._add(ids.reshape(-1).astype(np.int32) + self.vocabulary.text_size, patches)  # [F, Q] -> [F*Q]
 
     def build(self, document_id: str = "") -> Chunk:
         length, late = (np.concatenate([getattr(p, name) for p in self._patches]) for name in ("length", "late"))
         learnt = None
         if not all(self._learnt):
-            learnt = np.repeat(self._learnt, [len(part) for part in self._tokens])
+            learnt = np.repeat(self._learnt, [len(part) for part in self._tokens])  # bool [n], from one a part
             learnt[0] = False  # nothing predicts BOS
         return Chunk(np.concatenate(self._tokens), length, late, document_id, learnt)
 
@@ -147,12 +147,13 @@ def chunk_of_spans(
             modality = spans[first].modality
             builder.marker(modality)
         last = first + 1
+        # Spans `first` to `last` - 1 are one maximal span of a modality.
         while last < len(spans) and spans[last].modality == modality:
             last += 1
         group = spans[first:last]
         ids = np.concatenate([span.ids for span in group])
         sizes = [len(span.ids) for span in group]
-        begins[first:last] = builder.tokens + np.cumsum([0, *sizes[:-1]])
+        begins[first:last] = builder.tokens + np.cumsum([0, *sizes[:-1]])  # each span's first token in the chunk
         if modality == "text":
             builder.text(ids)
         elif len(ids):

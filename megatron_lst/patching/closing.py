@@ -28,8 +28,8 @@ def closed_units(patch_length: np.ndarray, closes_late: np.ndarray) -> np.ndarra
     Returns:
         int32 [N], index of the newest unit that is closed at each token; -1 where none is.
     """
-    close = np.cumsum(patch_length) - 1 + closes_late
+    close = np.cumsum(patch_length) - 1 + closes_late  # [U], close(j); the last one may lie behind the sequence
     tokens = int(patch_length.sum())
     # close is non-decreasing, for every unit has a token: count the units that closed up to each token.
-    closed_per_token = np.bincount(close[close < tokens], minlength=tokens)
+    closed_per_token = np.bincount(close[close < tokens], minlength=tokens)  # [N], units that close at each token
     return (np.cumsum(closed_per_token) - 1).astype(np.int32)

@@ -134,7 +134,7 @@ class _Axis:
         """The local window [2, size] in this axis's own numbering."""
         own = np.arange(self.size, dtype=np.int32)
         start, end = own.copy(), own + 1  # the last key is the token itself; padding sees nothing else
-        start[: len(self.index)] = self.before(packed.token_start[self.index])
+        start[: len(self.index)] = self.before(packed.token_start[self.index])  # the same first key, counted here
         return np.stack((start, end))
 
 
@@ -145,13 +145,13 @@ def _direct_axes(
     tokens, pad, slots = packed.tokens, vocabulary.pad, len(packed.tokens)
     speech = vocabulary.is_speech(tokens)  # [N]
     spoken = speech | (tokens == vocabulary.speech_marker)  # [N], positions of speech mode
-    encoder, decoder = _Axis(speech, multiple), _Axis(spoken, multiple)
-    text = _Axis(~spoken & (packed.labels != IGNORE), BUCKET)
+    encoder, decoder = _Axis(speech, multiple), _Axis(spoken, multiple)  # n_e, n_d
+    text = _Axis(~spoken & (packed.labels != IGNORE), BUCKET)  # n_t, what the text head predicts
     units = len(packed.patch_start)
     unit_speech = speech[packed.patch_start]  # [P]
     patches = _Axis(unit_speech, BUCKET)  # chosen of the P units, unlike the other axes
-    here = np.arange(slots, dtype=np.int32)
-    last = units - 1
+    here = np.arange(slots, dtype=np.int32)  # [N]
+    last = units - 1  # padding reads the last unit
     source = np.where(speech, encoder.before(here), -1)  # [N]
     axes = {
         "encoder_tokens": encoder.take(tokens, pad),
@@ -172,7 +172,7 @@ def _direct_axes(
         "unit_patch": np.where(unit_speech, np.cumsum(unit_speech) - 1, -1),  # its number among the patches
         "decoder_source": decoder.take(source, -1),
         "decoder_labels": decoder.take(packed.labels, IGNORE),
-        "decoder_slot": decoder.take(here, slots),
+        "decoder_slot": decoder.take(here, slots),  # where its loss goes on the axis of N; padding: thrown away
         "text_unit": text.take(packed.unit, last),
         "text_labels": text.take(packed.labels, IGNORE),
         "text_slot": text.take(here, slots),

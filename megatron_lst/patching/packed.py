@@ -52,7 +52,7 @@ class PackedRows:
 
 def first_of_run(ids: np.ndarray) -> np.ndarray:
     """For each position the first position of its run of equal ids. int [n] -> int32 [n]."""
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))  # [runs]
     return np.repeat(starts, np.diff(np.append(starts, len(ids)))).astype(np.int32)
 
 
@@ -68,12 +68,12 @@ def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, mul
     """
     units = rows[0].units
     assert all(r.units == units for r in rows), "rows of one micro-batch have the same number of units"
-    lengths = np.array([len(r.tokens) for r in rows])
+    lengths = np.array([len(r.tokens) for r in rows])  # [b]
     real = int(lengths.sum())
-    padded = -(-real // multiple) * multiple
-    extra = np.arange(real, padded, dtype=np.int32)
+    padded = -(-real // multiple) * multiple  # N: rounded up
+    extra = np.arange(real, padded, dtype=np.int32)  # positions of padding
     row_of_token = np.repeat(np.arange(len(rows)), lengths)  # [N]
-    token_offset = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    token_offset = np.concatenate([[0], np.cumsum(lengths)[:-1]])  # [b], each row's first token
 
     # Documents are numbered over the whole axis, so that a run of equal numbers is one document of one row.
     documents = max(int(r.document[-1]) + 1 for r in rows)
@@ -81,7 +81,7 @@ def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, mul
     stride = {"unit": units, "document": documents, None: 0}
 
     def join(declared: ArrayField) -> np.ndarray:
-        values = np.concatenate([getattr(r, declared.name) for r in rows])
+        values = np.concatenate([getattr(r, declared.name) for r in rows])  # [tokens] or [b*U]
         return (values + row_of[declared.axis] * stride[declared.counts]).astype(np.int32)
 
     def padded_with(values: np.ndarray, fill: np.ndarray | int) -> np.ndarray:
@@ -92,8 +92,8 @@ def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, mul
     index = np.arange(real, dtype=np.int32)
     unit_index = np.arange(len(rows) * units, dtype=np.int32)
     unit_start = first_of_run(joined["unit_document"])  # [b*U], the first unit of each unit's document
-    cross_start = np.maximum(unit_start[unit], closed - window_units + 1)
-    patch_end = np.cumsum(patch_length, dtype=np.int32)
+    cross_start = np.maximum(unit_start[unit], closed - window_units + 1)  # [tokens], the last W_u closed units
+    patch_end = np.cumsum(patch_length, dtype=np.int32)  # [b*U]: patches lie end to end
     last_unit = len(rows) * units - 1
     return PackedRows(
         tokens=padded_with(joined["tokens"], pad),

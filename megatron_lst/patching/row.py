@@ -128,7 +128,7 @@ class Row:
                 raise DamagedDataError(
                     f"row {self.index}: {declared.name} has {found} entries for {n} tokens in {self.units} units"
                 )
-        step = np.diff(u, prepend=-1)
+        step = np.diff(u, prepend=-1)  # [N], units begun at each token
         if (bad := (step < 0) | (step > 1)).any() or u[0] != 0:
             refuse("the unit map must rise by steps of 0 or 1 from 0", first(bad))
         if u[-1] != self.units - 1 or not np.array_equal(np.bincount(u, minlength=self.units), self.patch_length):
@@ -137,8 +137,8 @@ class Row:
             refuse("the closing map must not decrease", first(bad))
         if (bad := self.closed > u).any():
             refuse("reads a unit that is not closed: c(t) > u(t)", first(bad))
-        starts = np.flatnonzero(np.diff(self.document, prepend=-1))
-        first_unit = np.repeat(u[starts], np.diff(np.append(starts, n)))
+        starts = np.flatnonzero(np.diff(self.document, prepend=-1))  # [documents], first token of each
+        first_unit = np.repeat(u[starts], np.diff(np.append(starts, n)))  # [N], of the token's document
         if (bad := self.closed < first_unit).any():
             refuse(
                 "no closed unit within its own document (a chunk must begin with a non-speech token)",
@@ -234,14 +234,14 @@ def assemble_row(
             *chunks,
             Chunk(np.full(pad, vocabulary.pad, np.int32), np.ones(pad, np.int32), np.zeros(pad, bool), ""),
         ]
-    tokens = np.concatenate([c.tokens for c in chunks]).astype(np.int32)
-    patch_length = np.concatenate([c.patch_length for c in chunks]).astype(np.int32)
-    late = np.concatenate([c.closes_late for c in chunks])
+    tokens = np.concatenate([c.tokens for c in chunks]).astype(np.int32)  # [N]
+    patch_length = np.concatenate([c.patch_length for c in chunks]).astype(np.int32)  # [U]
+    late = np.concatenate([c.closes_late for c in chunks])  # [U]
     ordinal = np.arange(len(chunks), dtype=np.int32)
-    document = np.repeat(ordinal, [len(c.tokens) for c in chunks])
+    document = np.repeat(ordinal, [len(c.tokens) for c in chunks])  # [N]
     labels = np.empty_like(tokens)
-    labels[:-1], labels[-1] = tokens[1:], IGNORE
-    labels[:-1][document[1:] != document[:-1]] = IGNORE
+    labels[:-1], labels[-1] = tokens[1:], IGNORE  # the next token
+    labels[:-1][document[1:] != document[:-1]] = IGNORE  # nothing predicts the next document's BOS
     labels[tokens == vocabulary.pad] = IGNORE
     start = 0
     for chunk in chunks:
@@ -251,11 +251,11 @@ def assemble_row(
         start = end
     row = Row(
         tokens=tokens,
-        unit=np.repeat(np.arange(units, dtype=np.int32), patch_length),
+        unit=np.repeat(np.arange(units, dtype=np.int32), patch_length),  # [N]
         closed=closed_units(patch_length, late),
         labels=labels,
         document=document,
-        unit_document=np.repeat(ordinal, [len(c.patch_length) for c in chunks]),
+        unit_document=np.repeat(ordinal, [len(c.patch_length) for c in chunks]),  # [U]
         patch_length=patch_length,
         index=index,
         document_ids=tuple(c.document_id for c in chunks),

@@ -46,12 +46,12 @@ def rows_from_bytes(data: np.ndarray, row_type: type[Row] = Row) -> list[Row]:
         nonlocal start
         size = count * np.dtype(dtype).itemsize
         part = data[start : start + size].view(dtype)
-        start += -(-size // _ALIGNMENT) * _ALIGNMENT
+        start += -(-size // _ALIGNMENT) * _ALIGNMENT  # rounded up
         return part
 
     while start < len(data):
         begin = start
-        tokens, units, length, digest = take(np.int64, 4)
+        tokens, units, length, digest = take(np.int64, 4)  # N, U, bytes of JSON, hash
         size = {"token": int(tokens), "unit": int(units)}
         arrays: dict[str, Any] = {d.name: take(d.dtype, size[d.axis]) for d in array_fields(row_type)}
         row = row_type(**arrays, **_from_json(json.loads(take(np.uint8, int(length)).tobytes()), row_type))

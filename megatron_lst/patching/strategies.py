@@ -41,10 +41,10 @@ class Patches:
         Args:
             frames: 1..n.
         """
-        ends = np.cumsum(self.length)
-        count = int(np.searchsorted(ends, frames, side="left")) + 1
+        ends = np.cumsum(self.length)  # [m], frames up to the end of each patch
+        count = int(np.searchsorted(ends, frames, side="left")) + 1  # patches that begin before the cut
         length, late = self.length[:count].copy(), self.late[:count].copy()
-        over = int(ends[count - 1]) - frames
+        over = int(ends[count - 1]) - frames  # of the last one, beyond the cut
         if over:
             length[-1] -= over
             late[-1] = True
@@ -59,9 +59,9 @@ def single_patches(frames: int) -> Patches:
 
 def static_patches(frames: int, size: int) -> Patches:
     """Patches of `size` frames from the span's start; a shorter last one closes late (SPEC 4)."""
-    count = -(-frames // size)
+    count = -(-frames // size)  # rounded up
     length = np.full(count, size, np.int32)
-    length[-1] = frames - (count - 1) * size
+    length[-1] = frames - (count - 1) * size  # what is left for the last one: 1..size
     none = np.zeros(count, bool)
     return Patches(length, length < size, none, ~none)
 
@@ -81,25 +81,25 @@ def aligned_patches(
             `max_length` tokens, which any reader of the prefix can count.
     """
     if silence == "separate":
-        cuts = np.concatenate([[0], segments.ravel(), [frames]])
+        cuts = np.concatenate([[0], segments.ravel(), [frames]])  # [2s + 2]: gap, word, gap, word, ..., gap
         spoken = np.zeros(len(cuts) - 1, bool)
-        spoken[1::2] = True
+        spoken[1::2] = True  # every second interval is a word
     else:
-        cuts = np.concatenate([[0], segments[1:, 0], [frames]])
+        cuts = np.concatenate([[0], segments[1:, 0], [frames]])  # [s + 1]: a word and the gap behind it
         spoken = np.full(len(cuts) - 1, len(segments) > 0)
     whole = np.diff(cuts)
-    keep = whole > 0
+    keep = whole > 0  # words that touch have an empty gap between them
     whole, spoken = whole[keep], spoken[keep]
-    pieces = -(-whole // max_length)
+    pieces = -(-whole // max_length)  # [intervals], patches of each: rounded up
     if pieces.max(initial=1) == 1:
         length, clipped, word = whole, np.zeros(len(whole), bool), spoken
     else:
-        last = np.cumsum(pieces) - 1
+        last = np.cumsum(pieces) - 1  # [intervals], index of each one's last patch
         length = np.full(int(last[-1]) + 1, max_length, np.int64)
-        length[last] = whole - (pieces - 1) * max_length
+        length[last] = whole - (pieces - 1) * max_length  # the rest, behind full patches
         clipped = np.zeros(len(length), bool)
-        clipped[(last - pieces + 1)[pieces > 1]] = True
-        word = np.repeat(spoken, pieces)
+        clipped[(last - pieces + 1)[pieces > 1]] = True  # the first patch of each interval that is split
+        word = np.repeat(spoken, pieces)  # [m]
     late = length < max_length if lag else np.zeros(len(length), bool)
     return Patches(length.astype(np.int32), late, clipped, word)
 
@@ -126,8 +126,8 @@ def segments_of(document: Document, granularity: str, begin: int, end: int) -> n
         )
     if granularity == "bpe":
         spans = spans[spans[:, 1] > spans[:, 0]]
-    first = int(np.searchsorted(spans[:, 1], begin, side="right"))
-    last = int(np.searchsorted(spans[:, 0], end, side="left"))
+    first = int(np.searchsorted(spans[:, 1], begin, side="right"))  # the first segment that ends behind `begin`
+    last = int(np.searchsorted(spans[:, 0], end, side="left"))  # the first that begins at `end` or later
     return np.clip(spans[first:last], begin, end) - begin
 
 
@@ -147,11 +147,11 @@ def patch_sequence(speech: np.ndarray, cut: Callable[[int, int], Patches]) -> Pa
         speech: bool [n], which tokens are speech.
         cut: (begin, end) of a maximal speech span -> its patches.
     """
-    edges = np.flatnonzero(np.diff(speech.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    edges = np.flatnonzero(np.diff(speech.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)  # [spans, 2]
     parts: list[Patches] = []
     done = 0
     for begin, end in edges.tolist():
-        parts += [single_patches(begin - done), cut(begin, end)]
+        parts += [single_patches(begin - done), cut(begin, end)]  # what is between two spans, then the span
         done = end
     parts.append(single_patches(len(speech) - done))
     return join_patches(parts)

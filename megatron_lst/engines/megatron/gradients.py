@@ -27,6 +27,7 @@ def gradient_finaliser(state: ParallelState) -> Callable[..., None]:
             for gradient in replicated_gradients(model):
                 dist.all_reduce(gradient, group=state.embedding_group)
         assert num_tokens is not None, "the loss is summed over targets: their number is always known"
+        # Only the last stage has counted targets, each data-parallel rank its own.
         dist.broadcast(num_tokens, src=state.stage_ranks[-1], group=state.pipeline_group)
         dist.all_reduce(num_tokens, group=state.data_group)
         scale = 1.0 / num_tokens.clamp(min=1).float()
@@ -43,4 +44,5 @@ def replicated_gradients(model: list[nn.Module]) -> list[torch.Tensor]:
         for name, parameter in chunk.named_parameters():
             if getattr(parameter, "shared_embedding", False):
                 found.append((name, parameter.main_grad))  # type: ignore[attr-defined]
+    # Both stages walk the same order: each gradient meets its twin.
     return [gradient for _, gradient in sorted(found, key=lambda pair: pair[0])]
