@@ -27,7 +27,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 RUN_TESTS := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels demo test test-all test-slurm test-image bench gpu study lint types imports format docs clean
+.PHONY: help venv wheels demo test test-all test-slurm test-image test-pages bench gpu study lint types imports format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ test-slurm: venv  ## The tests that need SLURM, on a cluster that they start on 
 
 test-image: venv  ## The Dockerfile really built, with buildah on a Debian base, and run (Debian, root)
 	$(RUN_TESTS) -m slow tests/launching/test_docker.py $(PYTEST)
+
+test-pages: venv  ## The HTML pages in a real browser, headless Chromium (Debian, root, or Chromium installed)
+	$(RUN_TESTS) -m slow tests/pages $(PYTEST)
 
 bench: venv  ## Benchmarks, each after its correctness gate: kernels (needs a GPU), data, step, generation
 	@$(BIN)/python -m benchmarks.parts kernels data step generation

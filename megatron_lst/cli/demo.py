@@ -78,7 +78,6 @@ def _stages(run: Path, baseline: Path) -> list[DemoStage]:
         ),
         DemoStage("train the LST", lambda: _finished(run), ["train", LST]),
         DemoStage("train its unpatched baseline", lambda: _finished(baseline), ["train", BASELINE]),
-        DemoStage("draw the curves", plots / "curves.png", ["report", str(run), str(baseline)]),
         evaluation("evaluate the LST", run, run / "eval"),
         evaluation("evaluate the baseline", baseline, baseline / "eval"),
         evaluation("evaluate the untrained LST", run, run / "eval-untrained", "--untrained"),
@@ -89,6 +88,7 @@ def _stages(run: Path, baseline: Path) -> list[DemoStage]:
         ),
         DemoStage("continue speech", samples / "speech.wav", speech_sample),
         DemoStage("continue text", samples / "text.txt", ["generate", str(exported), *text_sample]),
+        DemoStage("a page of all this", run / "report.html", ["report", str(run), str(baseline)]),
     ]
 
 
@@ -147,7 +147,8 @@ def _summary(run: Path, baseline: Path, times: dict[str, float]) -> None:
     write_text(run / "demo.md", page)
     console.print(Markdown(page))
     for what, path in (
-        ("loss curves", run / "plots/curves.png"),
+        ("a page to look at and listen to", run / "report.html"),
+        ("the same of the preparation", DATA / "report.html"),
         ("one row: units, words, patches", run / "plots/row.png"),
         ("speech, continued by the model", run / "samples/speech.wav"),
         ("text, continued by the model", run / "samples/text.txt"),

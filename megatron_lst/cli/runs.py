@@ -64,21 +64,26 @@ def verify_checkpoints(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="One run folder or several, drawn side by side")],
-    out: Annotated[Path | None, typer.Option(help="The picture; default: plots/curves.png in the first run")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="A run folder; further ones are drawn beside it")],
+    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first run")] = None,
 ) -> None:
-    """Curves and a table of one run or several."""
+    """A table, and a page to look at and listen to: curves, results, samples, a row, events; of unfinished runs too."""
     from rich.console import Console
 
     from megatron_lst.cli.tables import narrow_table
-    from megatron_lst.training.plots import draw_curves, summarise, vocabulary_of
+    from megatron_lst.training.metrics import read_metrics
+    from megatron_lst.training.report import summarise, write_report
+    from megatron_lst.training.report.tables import vocabulary_of
 
-    rows = [summarise(run) for run in runs]
-    columns = (key.replace("_", " ") for key in rows[0])
-    table = narrow_table("runs (losses: mean of the last tenth)", columns, left=["run"])
-    for row in rows:
-        table.add_row(*("-" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)
+    page = write_report(runs, out)
+    rows = [summarise(run) for run in runs if read_metrics(run)]
+    if rows:
+        columns = (key.replace("_", " ") for key in rows[0])
+        table = narrow_table("runs (losses: mean of the last tenth)", columns, left=["run"])
+        for row in rows:
+            cells = ("-" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values())
+            table.add_row(*cells)
+        Console().print(table)
     for run in runs:
-        print(f"{run}: {vocabulary_of(run)}")
-    print(draw_curves(runs, out or runs[0] / "plots" / "curves.png"))
+        print(f"{run}: {vocabulary_of(run)}" if read_metrics(run) else f"{run}: no step is finished")
+    print(page)

@@ -20,6 +20,7 @@ def speech_player(
     rate: Fraction,
     patchers: Mapping[str, Patcher],
     sound: Sound | str,
+    depth: int = 1,
 ) -> Player:
     """The first seconds of a piece of speech.
 
@@ -29,13 +30,14 @@ def speech_player(
         rate: frames a second.
         patchers: name -> strategy, a time line each. Aligned ones need words.
         sound: what is heard, or why there is nothing to hear.
+        depth: Q, speech tokens of a frame: strategies cut tokens.
     """
     shown = min(frames, int(LONGEST * rate))
     count = int(np.searchsorted(words[:, 0], shown)) if len(words) else 0
     spans = np.minimum(words[:count], shown)
     labels = [text[a:b] for a, b in chars[:count]]
     tracks = [
-        Track(name, _patches(patcher, shown, spans, labels, rate))
+        Track(name, _patches(patcher, shown * depth, spans * depth, labels, rate * depth))
         for name, patcher in patchers.items()
         if patcher.method != ALIGNED or count
     ]
@@ -57,9 +59,10 @@ def _time(frame: int, rate: Fraction) -> float:
     return round(int(frame) / float(rate), 3)
 
 
-def _patches(patcher: Patcher, frames: int, spans: np.ndarray, labels: list[str], rate: Fraction) -> list[Span]:
+def _patches(patcher: Patcher, tokens: int, spans: np.ndarray, labels: list[str], rate: Fraction) -> list[Span]:
+    """`spans` in tokens, `rate` tokens a second."""
     aligned = patcher.method == ALIGNED
-    cut = patcher.cut(frames, spans if aligned else None)
+    cut = patcher.cut(tokens, spans if aligned else None)
     ends = np.cumsum(cut.length)
     begins = ends - cut.length
     label_at = dict(zip(spans[:, 0].tolist(), labels, strict=True)) if aligned else {}

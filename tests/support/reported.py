@@ -1,13 +1,21 @@
-"""A small preparation whose texts are hostile and which rejects some of its pieces: what its page has to show."""
+"""What pages have to show: a small preparation that rejects some of its pieces, and a run that was cut off.
+
+The texts of both are hostile.
+"""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from lst_prep.config import AlignConfig, JobConfig, PrepConfig, TextSource, UnitsConfig
-from lst_prep.pipeline import run
+from lst_prep.pipeline import run as run_preparation
+from megatron_lst.evaluation.report import write_results
+from megatron_lst.training.metrics import MetricsWriter
+from megatron_lst.training.resilience.events import EventLog
+from tests.training.tiny import write_run
 
 CORPUS = Path(__file__).parents[2] / "data_prep" / "corpus"
 SCRIPT = "<script>alert(document.title)</script>"
@@ -39,5 +47,37 @@ def prepared(folder: Path) -> PrepConfig:
         align=AlignConfig(pronunciations=(str(CORPUS / "pronunciations.txt"),), flite=False),
         jobs=JobConfig(workers=1, item_pieces=2),
     )
-    run(config, quiet=True)
+    run_preparation(config, quiet=True)
     return config
+
+
+def run_folder(folder: Path) -> Path:
+    """A run as training leaves it, cut off in the middle: texts are hostile here, too."""
+    config = write_run(folder, training={"steps": 40}, evaluation={"every": 10})
+    run = folder / "run"
+    run.mkdir(parents=True)
+    shutil.copyfile(config, run / "config.yaml")
+    with MetricsWriter(run, 0) as metrics:
+        for step in range(1, 31):
+            loss = 5 / step**0.5
+            record = {"step": step, "loss": loss, "loss_speech": loss + 1, "loss_text": loss - 1, "grad_norm": 1.0}
+            record |= {"lr": 1e-3, "units": 256, "tokens": 900, "seconds": 0.5, "units_per_second": 512.0}
+            if step % 10 == 0:
+                record |= {"heldout_speech_loss": loss, "heldout_speech_loss_speech": loss + 1.1}
+                record |= {"heldout_choice_S->S": 0.5 + step / 100}
+            metrics.write(record)
+    log = EventLog(run / "events.log")
+    log.write("engine", f"attention: {SCRIPT}", 0)
+    log.write("checkpoint_failed", "No space left on device", 20)
+    samples = run / "samples"
+    samples.mkdir()
+    tone = 0.3 * np.sin(np.arange(16000) * 0.2)
+    soundfile.write(samples / "speech.wav", tone, 16000)
+    (samples / "speech.txt").write_text(f"[0] units 3 17 {SCRIPT}")
+    (samples / "text.txt").write_text(f"In the beginning {IMAGE}")
+    (samples / "broken.wav").write_bytes(b"RIFF")
+    measure = {"mean": 0.6, "low": 0.5, "high": 0.7, "count": 40}
+    task = {"task": "heldout_continuation", "direction": "S->S", "items": 40, "refused": [], "ties": {}, "chance": 0.5}
+    task |= {"accuracy": {"mean": measure, "sum": measure, "per_character": None}, "published": {}, "scores": []}
+    write_results(run / "eval", {"name": "run"}, [task], {"speech_loss": 4.5, "text_loss_speech": float("nan")})
+    return run

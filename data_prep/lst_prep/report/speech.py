@@ -158,4 +158,4 @@ def _silent_player(document: Document, rate: Fraction) -> Player:
     about, frames = _about(document.speaker, document.source), len(document.speech_ids)
     why = "No sound: it is not in shards."
     text = document.text[:400]
-    return speech_player(document.id, about, text, words, chars, frames, rate, _PATCHERS, why)
+    return speech_player(document.id, about, text, words, chars, frames, rate, _PATCHERS, why, document.depth)
