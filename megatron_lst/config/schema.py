@@ -398,7 +398,7 @@ class RunConfig:
     """Where everything of a run is written."""
 
     dir: PathText = "runs/default"
-    """The run folder: config.yaml, metrics.jsonl, events.log, checkpoints/, tensorboard/, plots/, logs/."""
+    """The run folder: config.yaml, metrics.jsonl, events.log, report.html, checkpoints/, samples/, tensorboard/..."""
     stale_seconds: Seconds = 300.0
     """A run on another machine that has given no sign of life for this long has lost its folder."""
 

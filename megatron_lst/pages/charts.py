@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 44
 _MOST = 400
 """Points of a line; more are averaged."""
+SHAPES = ("dot", "ring", "square", "diamond")
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class Series:
         colour: 0, 1, ...
         points: (x, y) each.
         faint: the same before it was smoothed.
-        dots: points alone, which are not joined.
+        shape: of points that are not joined, one of SHAPES; empty: a line.
     """
 
     name: str
     colour: int
     points: Sequence[tuple[float, float]]
     faint: Sequence[tuple[float, float]] = ()
-    dots: bool = False
+    shape: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def page_of(text: str) -> Page:
     spans = [Span(0, 0.5, text), Span(0.5, 1, text, "silence")]
     player = Player(text, text, text, text, SOUND, spans, [Track(text, spans)], 1.0, (0.5, 1.0))
     silent = Player(text, text, text, text)
-    chart = Chart(text, text, text, [Series(text, 0, [(0, 1), (1, 2)]), Series(text, 1, [(0, 1)], dots=True)])
+    chart = Chart(text, text, text, [Series(text, 0, [(0, 1), (1, 2)]), Series(text, 1, [(0, 1)], shape="ring")])
     marked = Chart(text, text, bars=[(0, 1, 2)], mark=(0.5, text))
     blocks = [
         Paragraph(text, warning=True), Table([text], [[text]], text), Listing(text, text), Charts([chart, marked]),

@@ -8,6 +8,7 @@ from typing import Any
 from megatron_lst.errors import UserError
 from megatron_lst.pages import Chart, Charts, Series, Table
 from megatron_lst.pages.blocks import Block
+from megatron_lst.pages.charts import SHAPES
 from megatron_lst.training.metrics import read_metrics
 
 PANELS: tuple[tuple[str, str, str], ...] = (
@@ -79,7 +80,8 @@ def curves(runs: Sequence[Path]) -> list[Block]:
     """A chart a panel over the units that the runs have seen; held-out measures are points of their own."""
     series: dict[str, list[Series]] = {key: [] for key, *_ in PANELS}
     names = [run.name for run in runs] if len({run.name for run in runs}) == len(runs) else list(map(str, runs))
-    for run, name in zip(runs, names, strict=True):
+    shapes: dict[str, str] = {}  # a source looks the same in every chart and run
+    for colour, (run, name) in enumerate(zip(runs, names, strict=True)):
         records = read_metrics(run)
         units = list(accumulate(r["units"] for r in records))
         for key, found in series.items():
@@ -88,16 +90,16 @@ def curves(runs: Sequence[Path]) -> list[Block]:
                 smoothed = smooth(values, max(1, len(records) // 40))
                 points = [(u, v) for u, v in zip(units, smoothed, strict=True) if v == v]
                 faint = [(u, v) for u, v in zip(units, values, strict=True) if v is not None]
-                found.append(Series(name, len(found), points, faint))
-    for run, name in zip(runs, names, strict=True):
+                found.append(Series(name, colour, points, faint))
+    for colour, (run, name) in enumerate(zip(runs, names, strict=True)):
         records = read_metrics(run)
         units = list(accumulate(r["units"] for r in records))
         for field in _held_out_fields(records):
             panel, source = _panel(field)
             if panel in series:
                 points = [(u, r[field]) for u, r in zip(units, records, strict=True) if r.get(field) is not None]
-                label = f"{name}, held out: {source}"
-                series[panel].append(Series(label, len(series[panel]), points, dots=True))
+                shape = shapes.setdefault(source, SHAPES[len(shapes) % len(SHAPES)])
+                series[panel].append(Series(f"{name}, held out: {source}", colour, points, shape=shape))
     charts = [Chart(title, "units seen", unit, series[key]) for key, title, unit in PANELS if series[key]]
     return [Charts(charts)] if charts else []
 
