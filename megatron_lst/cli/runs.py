@@ -71,12 +71,11 @@ def report(
     from rich.console import Console
 
     from megatron_lst.cli.tables import narrow_table
-    from megatron_lst.training.metrics import read_metrics
-    from megatron_lst.training.report import summarise, write_report
+    from megatron_lst.training.report import histories, summarise, write_report
     from megatron_lst.training.report.tables import vocabulary_of
 
-    page = write_report(runs, out)
-    rows = [summarise(run) for run in runs if read_metrics(run)]
+    page, steps = write_report(runs, out), histories(runs)
+    rows = [summarise(name, records) for name, records in steps.items() if records]
     if rows:
         columns = (key.replace("_", " ") for key in rows[0])
         table = narrow_table("runs (losses: mean of the last tenth)", columns, left=["run"])
@@ -84,6 +83,6 @@ def report(
             cells = ("-" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values())
             table.add_row(*cells)
         Console().print(table)
-    for run in runs:
-        print(f"{run}: {vocabulary_of(run)}" if read_metrics(run) else f"{run}: no step is finished")
+    for run, records in zip(runs, steps.values(), strict=False):
+        print(f"{run}: {vocabulary_of(run)}" if records else f"{run}: no step is finished")
     print(page)

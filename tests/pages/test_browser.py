@@ -89,6 +89,9 @@ def test_a_page_is_whole(browser: Browser, pages: dict[str, Path], name: str, wi
     browser.open(pages[name])
     browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert spoilt(browser) == []
+    seek(browser, 0.8)
+    assert now(browser)
+    assert spoilt(browser) == []
     assert browser.run("innerWidth") == width
     assert browser.run("matchMedia('(prefers-color-scheme: dark)').matches") is dark
     paper = browser.run("getComputedStyle(document.body).backgroundColor")

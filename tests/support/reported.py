@@ -12,9 +12,11 @@ import soundfile
 
 from lst_prep.config import AlignConfig, JobConfig, PrepConfig, TextSource, UnitsConfig
 from lst_prep.pipeline import run as run_preparation
+from lst_prep.units import Codebook
 from megatron_lst.evaluation.report import write_results
 from megatron_lst.training.metrics import MetricsWriter
 from megatron_lst.training.resilience.events import EventLog
+from tests.data.toy import SPEECH
 from tests.training.tiny import write_run
 
 CORPUS = Path(__file__).parents[2] / "data_prep" / "corpus"
@@ -53,7 +55,16 @@ def prepared(folder: Path) -> PrepConfig:
 
 def run_folder(folder: Path) -> Path:
     """A run as training leaves it, cut off in the middle: texts are hostile here, too."""
-    config = write_run(folder, training={"steps": 40}, evaluation={"every": 10})
+    write_run(folder)
+    shutil.copytree(folder / "sets" / "speech", folder / "sets" / "held-out")
+    held_out = [{"name": "speech", "kind": "interleaved", "shards": [str(folder / "sets" / "held-out")]}]
+    config = write_run(
+        folder,
+        training={"steps": 40},
+        evaluation={"every": 10},
+        patching={"strategy": "curriculum"},
+        data={"validation": held_out},
+    )
     run = folder / "run"
     run.mkdir(parents=True)
     shutil.copyfile(config, run / "config.yaml")
@@ -66,6 +77,9 @@ def run_folder(folder: Path) -> Path:
                 record |= {"heldout_speech_loss": loss, "heldout_speech_loss_speech": loss + 1.1}
                 record |= {"heldout_choice_S->S": 0.5 + step / 100}
             metrics.write(record)
+    centres = np.random.default_rng(0).standard_normal((SPEECH, 39))
+    (run / "provenance").mkdir()
+    Codebook(centres, "mfcc", "toy").save(run / "provenance" / "codebook.safetensors")
     log = EventLog(run / "events.log")
     log.write("engine", f"attention: {SCRIPT}", 0)
     log.write("checkpoint_failed", "No space left on device", 20)

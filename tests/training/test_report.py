@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from megatron_lst.cli.app import app
 from megatron_lst.errors import UserError
 from megatron_lst.training.report import write_report
-from megatron_lst.training.report.curves import curves, smooth
+from megatron_lst.training.report.curves import curves, histories, smooth
 from megatron_lst.training.resilience import outcome
 from tests.support.reported import IMAGE, SCRIPT, run_folder
 
@@ -29,7 +29,8 @@ def run(made: Path, tmp_path: Path) -> Path:
 def test_a_run_that_goes_on_is_shown_as_far_as_it_is(made: Path) -> None:
     page = write_report([made]).read_text()
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
-        "Curves", "Evaluation", "Samples", "A row", "Configuration and data", "Checkpoints", "Events",
+        "Curves", "Evaluation", "Samples", "Held-out speech and its patches", "A row", "Configuration and data",
+        "Checkpoints", "Events",
     ]  # fmt: skip
     for what in (
         "The run goes on, or was killed without a word: step 30 of 40.",
@@ -42,14 +43,19 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_is(made: Path) -> None:
         'class="k-speech"',
     ):
         assert what in page, what
-    assert page.count('src="data:audio/ogg;base64,') == 1
+    # A sample, and a held-out document that the codebook makes sound of, cut in the two ways of a curriculum.
+    assert page.count('src="data:audio/ogg;base64,') == 2
+    assert [
+        page.count(f">{name}</div>") for name in ("aligned patches: words and pauses", "static patches: 4 tokens")
+    ] == [1, 1]
+    assert len(re.findall(r'<button type="button" class="word"', page)) > 5
     assert SCRIPT not in page
     assert IMAGE not in page
     assert "&lt;script&gt;alert" in page
 
 
 def test_held_out_points_lie_in_the_chart_of_their_loss(made: Path) -> None:
-    (block,) = curves([made])
+    (block,) = curves(histories([made]))
     charts = {chart.title: chart for chart in block.charts}
     assert list(charts) == [
         "Loss", "Loss on speech tokens", "Loss on text pieces", "Held-out choice", "Gradient norm", "Learning rate",

@@ -7,13 +7,12 @@ from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import LstError, UserError
 from megatron_lst.pages import Page, Section, Sounds, write_page
-from megatron_lst.training.metrics import read_metrics
-from megatron_lst.training.report.curves import comparison, curves, held_out_table, summarise
+from megatron_lst.training.report.curves import Records, comparison, curves, held_out_table, histories, summarise
 from megatron_lst.training.report.data import held_out_speech, row_picture
 from megatron_lst.training.report.tables import checkpoints, configuration, evaluations, events, facts, samples
 from megatron_lst.training.resilience import outcome
 
-__all__ = ["summarise", "write_report"]
+__all__ = ["histories", "summarise", "write_report"]
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -28,10 +27,10 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     for folder in runs:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: not a run folder (no config.yaml)")
-    run, sounds = runs[0], Sounds()
-    config = _config(run)
+    run, sounds, steps = runs[0], Sounds(), histories(runs)
+    mine, config = next(iter(steps.values())), _config(run)
     sections = [
-        Section("Curves", [*comparison(runs), *curves(runs), *held_out_table(run)]),
+        Section("Curves", [*comparison(steps), *curves(steps), *held_out_table(mine)]),
         Section("Evaluation", evaluations(runs)),
         Section("Samples", samples(run, sounds)),
         Section("Held-out speech and its patches", held_out_speech(run, config, sounds)),
@@ -42,7 +41,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     ]
     beside = f", beside {', '.join(str(other) for other in runs[1:])}" if len(runs) > 1 else ""
     shown = [section for section in sections if section.blocks]
-    page = Page("Training run", f"{run}{beside}", facts(run), _missing(run, config), shown, sounds.limit())
+    page = Page("Training run", f"{run}{beside}", facts(mine), _missing(run, mine, config), shown, sounds.limit())
     return write_page(out or run / "report.html", page)
 
 
@@ -54,9 +53,9 @@ def _config(run: Path) -> Config | str:
         return str(error)
 
 
-def _missing(run: Path, config: Config | str) -> list[str]:
+def _missing(run: Path, records: Records, config: Config | str) -> list[str]:
     """What a reader of the page has to know that the run lacks."""
-    found, records, said = [], read_metrics(run), outcome.read(run)
+    found, said = list[str](), outcome.read(run)
     if isinstance(config, str):
         found.append(f"The configuration cannot be read: {config}")
     step = records[-1]["step"] if records else 0

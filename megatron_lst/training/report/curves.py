@@ -1,16 +1,17 @@
 """Curves of one or several runs with the held-out points of their evaluations, from metrics.jsonl."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from megatron_lst.errors import UserError
 from megatron_lst.pages import Chart, Charts, Series, Table
 from megatron_lst.pages.blocks import Block
 from megatron_lst.pages.charts import SHAPES
 from megatron_lst.training.metrics import read_metrics
 
+Records = Sequence[dict[str, Any]]
+"""Lines of metrics.jsonl."""
 PANELS: tuple[tuple[str, str, str], ...] = (
     ("loss", "Loss", "nats a token"),
     ("loss_speech", "Loss on speech tokens", "nats a token"),
@@ -35,15 +36,18 @@ def smooth(values: Sequence[float | None], window: int) -> list[float]:
     return result
 
 
-def summarise(run: Path) -> dict[str, Any]:
+def histories(runs: Sequence[Path]) -> dict[str, Records]:
+    """What to call a run, its folder's name where that tells them apart -> its steps, read once."""
+    apart = len({run.name for run in runs}) == len(runs)
+    return {run.name if apart else str(run): read_metrics(run) for run in runs}
+
+
+def summarise(name: str, records: Records) -> dict[str, Any]:
     """The figures of a run that a table shows: last losses (mean of the last tenth), speed (median), steps.
 
-    Raises:
-        UserError: no step is finished.
+    Args:
+        records: at least one step.
     """
-    records = read_metrics(run)
-    if not records:
-        raise UserError(f"{run}: no metrics.jsonl with a finished step")
     last = records[-max(1, len(records) // 10) :]
 
     def mean(key: str) -> float | None:
@@ -52,7 +56,7 @@ def summarise(run: Path) -> dict[str, Any]:
 
     speeds = sorted(r["units_per_second"] for r in records)
     return {
-        "run": run.name,
+        "run": name,
         "steps": records[-1]["step"],
         "units": sum(r["units"] for r in records),
         "tokens": sum(r["tokens"] for r in records),
@@ -65,9 +69,9 @@ def summarise(run: Path) -> dict[str, Any]:
     }
 
 
-def comparison(runs: Sequence[Path]) -> list[Block]:
+def comparison(runs: Mapping[str, Records]) -> list[Block]:
     """One row a run that has steps, where there are several."""
-    found = [summarise(run) for run in runs if read_metrics(run)]
+    found = [summarise(name, records) for name, records in runs.items() if records]
     if len(runs) < 2 or not found:
         return []
     rows = [["-" if v is None else f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
@@ -76,13 +80,11 @@ def comparison(runs: Sequence[Path]) -> list[Block]:
     return [Table(head, rows, "Losses are means of the last tenth of the steps, the speed is the median")]
 
 
-def curves(runs: Sequence[Path]) -> list[Block]:
+def curves(runs: Mapping[str, Records]) -> list[Block]:
     """A chart a panel over the units that the runs have seen; held-out measures are points of their own."""
     series: dict[str, list[Series]] = {key: [] for key, *_ in PANELS}
-    names = [run.name for run in runs] if len({run.name for run in runs}) == len(runs) else list(map(str, runs))
     shapes: dict[str, str] = {}  # a source looks the same in every chart and run
-    for colour, (run, name) in enumerate(zip(runs, names, strict=True)):
-        records = read_metrics(run)
+    for colour, (name, records) in enumerate(runs.items()):
         units = list(accumulate(r["units"] for r in records))
         for key, found in series.items():
             values = [r.get(key) for r in records]
@@ -91,8 +93,7 @@ def curves(runs: Sequence[Path]) -> list[Block]:
                 points = [(u, v) for u, v in zip(units, smoothed, strict=True) if v == v]
                 faint = [(u, v) for u, v in zip(units, values, strict=True) if v is not None]
                 found.append(Series(name, colour, points, faint))
-    for colour, (run, name) in enumerate(zip(runs, names, strict=True)):
-        records = read_metrics(run)
+    for colour, (name, records) in enumerate(runs.items()):
         units = list(accumulate(r["units"] for r in records))
         for field in _held_out_fields(records):
             panel, source = _panel(field)
@@ -104,7 +105,7 @@ def curves(runs: Sequence[Path]) -> list[Block]:
     return [Charts(charts)] if charts else []
 
 
-def _held_out_fields(records: Sequence[dict[str, Any]]) -> list[str]:
+def _held_out_fields(records: Records) -> list[str]:
     """Fields of held-out measures that some step has."""
     return list({key: None for r in records for key, v in r.items() if key.startswith("heldout_") and v is not None})
 
@@ -118,9 +119,8 @@ def _panel(field: str) -> tuple[str, str]:
     return f"loss{kind}", source
 
 
-def held_out_table(run: Path) -> list[Block]:
+def held_out_table(records: Records) -> list[Block]:
     """All held-out measures, a row a step."""
-    records = read_metrics(run)
     fields = _held_out_fields(records)
     rows = [
         [f"{r['step']:,}", *("-" if r.get(field) is None else f"{r[field]:.4f}" for field in fields)]

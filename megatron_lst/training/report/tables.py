@@ -13,9 +13,8 @@ from megatron_lst.files import read_json
 from megatron_lst.pages import Listing, Paragraph, Player, Players, Sound, Sounds, Table
 from megatron_lst.pages.blocks import Block
 from megatron_lst.training.checkpoint import complete_checkpoints
-from megatron_lst.training.metrics import read_metrics
 from megatron_lst.training.provenance import FILE, FOLDER
-from megatron_lst.training.report.curves import summarise
+from megatron_lst.training.report.curves import Records, summarise
 from megatron_lst.training.resilience.events import read_events
 from megatron_lst.vocabulary import Vocabulary
 
@@ -25,11 +24,11 @@ _SAMPLES = 24
 _SOUNDS = (".wav", ".ogg", ".flac", ".mp3")
 
 
-def facts(run: Path) -> list[tuple[str, str]]:
+def facts(records: Records) -> list[tuple[str, str]]:
     """The large numbers at the top."""
-    if not read_metrics(run):
+    if not records:
         return []
-    found = summarise(run)
+    found = summarise("", records)
     minutes, seconds = divmod(round(found["seconds"]), 60)
     shown = [
         (f"{found['steps']:,}", "steps"),
