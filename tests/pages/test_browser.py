@@ -157,6 +157,7 @@ def test_the_playing_position_moves_over_words_and_patches(browser: Browser, pag
         assert all(part["begin"] <= (begin + end) / 2 < part["end"] for part in marked)
         assert [part["text"] for part in marked[:2]] == [text, text]
         assert marked[2]["kind"].startswith("span patch")
+        assert browser.run("[...document.querySelectorAll('[aria-current=true]')].map((e) => e.textContent)") == [text]
         places.append(browser.run(f"parseFloat({FIRST.format('.playhead')}.style.left)"))
     assert places == sorted(set(places))
     length = browser.run(f"{FIRST.format('audio')}.duration")

@@ -22,8 +22,8 @@ def write_report(out: str | Path) -> Path:
         UserError: the folder holds no preparation.
     """
     state, sounds = read_state(out), Sounds()
+    rejected = rejected_pieces(state, sounds)  # first: few, and there may be no room for all of the speech
     speech = speech_sections(state, sounds)
-    rejected = rejected_pieces(state, sounds)
     listening = [Players("Rejected pieces, to listen to", rejected)] if rejected else []
     sections = [
         Section("Shard sets", sets(state)),

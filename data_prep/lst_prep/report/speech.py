@@ -22,8 +22,8 @@ from megatron_lst.patching.strategies import ALIGNED, STATIC, Patcher
 
 _SAMPLE = 2000
 """Documents of each set that histograms and examples are drawn from."""
-_EXAMPLES = 3
-"""Aligned pieces shown of each source."""
+_EXAMPLES, _PLAYERS = 3, 24
+"""Aligned pieces shown of each source, and of all of them, but one of each at least."""
 _ITEMS = 64
 """Items of work that they are looked for in."""
 _LONGEST = 40
@@ -132,7 +132,8 @@ def aligned_pieces(state: State) -> dict[tuple[str, str], list[tuple[AlignedPiec
                 if piece is not None:
                     name = "speech" if piece.entry.split == "train" else "heldout-speech"
                     found.setdefault((name, piece.entry.source), []).append((piece, rate))
-    return {key: pieces[:: max(len(pieces) // _EXAMPLES, 1)][:_EXAMPLES] for key, pieces in sorted(found.items())}
+    each = max(1, min(_EXAMPLES, _PLAYERS // max(len(found), 1)))
+    return {key: pieces[:: max(len(pieces) // each, 1)][:each] for key, pieces in sorted(found.items())}
 
 
 _PATCHERS = {

@@ -15,7 +15,9 @@ for (const player of players) {
     for (const [part, begin, end] of spans) {
       const inside = begin <= now && now < end;
       part.classList.toggle("now", inside);
-      if (part.matches("button")) part.toggleAttribute("aria-current", inside);
+      if (!part.matches("button")) continue;
+      if (inside) part.setAttribute("aria-current", "true");
+      else part.removeAttribute("aria-current");
     }
     if (!head) return;
     head.hidden = false;
