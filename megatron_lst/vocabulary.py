@@ -27,7 +27,9 @@ class Vocabulary:
     """Sizes and special ids of one joint vocabulary.
 
     Args:
-        text_size: T, the tokenizer's number of pieces.
+        text_size: T, rows of the tables for text: the tokenizer's number of pieces, or more where a language model's
+            tables are longer than its tokenizer (Qwen).
+        tokenizer_size: the tokenizer's number of pieces where it is not T.
         speech_size: S, entries of all codebooks together (501; 1,000 or so for unit BPE).
         bos, eos: the tokenizer's own begin and end of document, both inside [0, T).
         multiple: the embedding table's rows are rounded up to a multiple of this.
@@ -44,12 +46,17 @@ class Vocabulary:
     codebooks: tuple[Count, ...] = ()
     frame_rate: Rate = 25.0
     codec: str = ""
+    tokenizer_size: Count | None = None
 
     def __post_init__(self) -> None:
         if self.text_size < 1 or self.speech_size < 1 or self.multiple < 1:
             raise UserError(
                 f"vocabulary.text_size={self.text_size}, vocabulary.speech_size={self.speech_size} and "
                 f"vocabulary.multiple={self.multiple} must be at least 1"
+            )
+        if self.pieces > self.text_size:
+            raise UserError(
+                f"vocabulary.tokenizer_size={self.pieces} pieces do not fit into vocabulary.text_size={self.text_size}"
             )
         for name in ("bos", "eos"):
             if not 0 <= getattr(self, name) < self.text_size:
@@ -63,6 +70,11 @@ class Vocabulary:
                 f"vocabulary.speech_size={self.speech_size}; they sum to {sum(self.codebooks)}"
             )
         parse_rate(self.frame_rate, "vocabulary.frame_rate")
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of the tokenizer; text ids from here to T never occur."""
+        return self.tokenizer_size or self.text_size
 
     @property
     def rate(self) -> Fraction:

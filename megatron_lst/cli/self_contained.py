@@ -156,8 +156,9 @@ def write_transformers_tokenizer(source: Path, folder: Path, vocabulary: Vocabul
     if not right:
         return f"converted, {source.name} would give other ids"
     fast = right[0]
-    if fast.get_vocab_size() != vocabulary.text_size:
-        return f"{source.name} has {fast.get_vocab_size()} pieces, the vocabulary {vocabulary.text_size}"
+    if fast.get_vocab_size() != vocabulary.pieces:
+        return f"{source.name} has {fast.get_vocab_size()} pieces, the vocabulary {vocabulary.pieces}"
+    fast.add_tokens([AddedToken(f"<|unused_{i}|>") for i in range(vocabulary.pieces, vocabulary.text_size)])
     fast.add_tokens([AddedToken(f"<|unit_{i}|>", normalized=False) for i in range(vocabulary.speech_size)])
     fast.add_special_tokens([AddedToken(f"<|{n}|>", normalized=False) for n in ("text", "speech", "pad")])
     bos, eos = fast.id_to_token(vocabulary.bos), fast.id_to_token(vocabulary.eos)

@@ -108,18 +108,21 @@ def check_shard_sizes(config: Config) -> None:
 
 def _fits_vocabulary(config: Config, source: SourceConfig, path: str, shards: ShardSet) -> None:
     vocabulary, tokenizer, codec = config.vocabulary, shards.tokenizer, shards.codec
-    found: dict[str, object] = {"text_size": tokenizer.size, "bos": tokenizer.bos, "eos": tokenizer.eos}
+    found: dict[str, object] = {"tokenizer_size": tokenizer.size, "bos": tokenizer.bos, "eos": tokenizer.eos}
     if codec is not None:
         found |= {"speech_size": codec.size, "codebooks": list(codec.codebooks), "frame_rate": rate_text(codec.rate)}
         if vocabulary.codec:
             found["codec"] = codec.fingerprint
     wanted: dict[str, object] = {
+        "tokenizer_size": vocabulary.pieces,
         "codebooks": list(vocabulary.codebook_sizes),
         "frame_rate": rate_text(vocabulary.rate),
     }
     for name, value in found.items():
         expected = wanted.get(name, getattr(vocabulary, name))
         if value != expected:
+            if name == "tokenizer_size" and vocabulary.tokenizer_size is None:
+                name = "text_size"
             raise UserError(
                 f"source {source.name!r}: {path} was made with {name}={value}, the configuration says "
                 f"vocabulary.{name}={expected}"

@@ -123,7 +123,7 @@ def allowed_tokens(vocabulary: Vocabulary, modality: str) -> np.ndarray:
     """bool [padded_size]: what may be sampled; BOS, PAD and unused ids never."""
     allowed = np.zeros(vocabulary.padded_size, bool)
     if modality in ("text", "any"):
-        allowed[: vocabulary.text_size] = True
+        allowed[: vocabulary.pieces] = True
     if modality in ("speech", "any"):
         allowed[vocabulary.text_size : vocabulary.text_size + vocabulary.speech_size] = True
     if modality == "any":

@@ -89,7 +89,7 @@ def warm_start(
         DamagedDataError: files that are missing or cannot be read, values that are not finite.
     """
     folder = Path(folder)
-    theirs = _read_json(folder / "config.json", "of a Hugging Face checkpoint")
+    theirs = read_object(folder / "config.json")
     if wrong := differences(theirs, config, vocabulary, context):
         raise UserError(f"{folder}: another model than the configured one:\n  " + "\n  ".join(wrong))
     stored = _stored_tensors(folder)
@@ -115,11 +115,17 @@ class _Stored:
     dtype: str
 
 
-def _read_json(path: Path, what: str) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a Hugging Face checkpoint.
+
+    Raises:
+        UserError: it is not there.
+        DamagedDataError: it holds no JSON object.
+    """
     try:
         content = json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"{path.parent}: no {path.name} {what} ({error.strerror})") from None
+        raise UserError(f"{path.parent}: no {path.name} of a Hugging Face checkpoint ({error.strerror})") from None
     except ValueError as error:
         raise DamagedDataError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
@@ -131,7 +137,7 @@ def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        named = _read_json(index, "").get("weight_map")
+        named = read_object(index).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(n, str) and Path(n).name == n for n in named.values()):
             raise DamagedDataError(f"{index}: its weight_map does not name files of this folder")
         names = sorted(set(named.values()))
