@@ -37,6 +37,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for results; default: TARGET/eval")] = None,
     task: Annotated[list[Path] | None, typer.Option(help="A prepared task's folder; may be repeated")] = None,
     documents: Annotated[list[Path] | None, typer.Option(help="Held-out shard set; may be repeated")] = None,
+    original: Annotated[
+        Path | None, typer.Option(help="The language model of a warm start: its loss on the same held-out text")
+    ] = None,
+    text_pieces: Annotated[int, typer.Option(min=1, help="Pieces of held-out text that are scored")] = 32768,
     direction: Annotated[list[str] | None, typer.Option(help="S->S, T->T, S->T, T->S; default: all there are")] = None,
     items: Annotated[int, typer.Option(min=1, help="Choice items made from held-out documents, each direction")] = 500,
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of their prompts")] = 20,
@@ -76,7 +80,11 @@ def run(
         patcher = opened.patcher(aligned)
         tasks = _prepared_tasks(opened, task or [], direction, patcher)
         held_out: dict[str, Any] = _held_out_losses(opened)
-        speech, frames_of = _speech_documents(opened, documents or [])
+        speech, texts, frames_of = _documents(opened, documents or [])
+        if original is not None and not texts:
+            raise UserError(f"--original {original}: there is no held-out text to compare on")
+        if texts:
+            held_out |= _text_losses(opened, texts, text_pieces, original, device)
         if speech:
             tasks += _held_out_choices(
                 opened, speech, direction, items, prompt_words, continuation_words, patcher, skipped
@@ -173,8 +181,30 @@ def _held_out_losses(scorer: "Scorer") -> dict[str, Any]:
     return found
 
 
-def _speech_documents(scorer: "Scorer", folders: list[Path]) -> tuple[list[Any], Any]:
-    """Documents of held-out speech sets, fingerprints compared, and for unit BPE the frames of each piece."""
+def _text_losses(
+    scorer: "Scorer", sets: list[Any], pieces: int, original: Path | None, device: str | None
+) -> dict[str, Any]:
+    """Loss and perplexity on held-out text, and the language model's beside them."""
+    from itertools import chain
+
+    from megatron_lst.evaluation.text import Original, text_loss, text_windows
+
+    windows = text_windows(chain.from_iterable(sets), scorer.units, pieces)
+    if not windows:
+        return {}
+    mine = text_loss(
+        windows, scorer.score, scorer.vocabulary, scorer.units, _progress("held-out text", scorer.is_writer)
+    )
+    found = {"text_loss": mine.loss, "text_perplexity": mine.perplexity, "text_pieces": mine.pieces}
+    if original is not None and scorer.is_writer:
+        model = Original(original, scorer.vocabulary, scorer.units, device or "cpu")
+        theirs = model.loss(windows, progress=_progress("the original"))
+        found |= {"original_text_loss": theirs.loss, "original_text_perplexity": theirs.perplexity}
+    return found
+
+
+def _documents(scorer: "Scorer", folders: list[Path]) -> tuple[list[Any], list[Any], Any]:
+    """Held-out documents with speech, sets of text, and for unit BPE the frames of each piece."""
     import numpy as np
 
     from megatron_lst.documents.shards import ShardSet
@@ -182,24 +212,27 @@ def _speech_documents(scorer: "Scorer", folders: list[Path]) -> tuple[list[Any],
 
     paths = [str(f) for f in folders]
     if not paths and scorer.config is not None:
-        paths = [p for s in scorer.config.data.validation if s.kind == "interleaved" for p in s.shards]
+        paths = [p for s in scorer.config.data.validation if s.kind in ("interleaved", "text") for p in s.shards]
     found: list[Any] = []
+    texts: list[Any] = []
     frames_of = None
     for path in paths:
         tokenizer, codebook = ((scorer.metadata.get(k) or {}).get("fingerprint") for k in ("tokenizer", "codebook"))
         shards = ShardSet.open(path, tokenizer=tokenizer, codebook=codebook)
+        if shards.kind == "text":
+            texts.append(shards)
+            continue
         spoken = [d for d in shards if d.has_speech]
         if folders and not spoken:
             raise UserError(
-                f"--documents {path}: none of its {len(shards)} documents has speech. Held-out text is measured on a "
-                "run's data.validation"
+                f"--documents {path}: none of its {len(shards)} documents has speech, and it is no text set"
             )
         found.extend(spoken)
         if "unit_bpe" in shards.manifest:
             if "lengths" not in shards.manifest["unit_bpe"]:
                 raise UserError(f"{path}: does not say how long its pieces are; write it again with `lst prep bpe`")
             frames_of = np.array(shards.manifest["unit_bpe"]["lengths"])
-    return found, frames_of
+    return found, texts, frames_of
 
 
 def _held_out_choices(

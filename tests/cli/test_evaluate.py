@@ -25,7 +25,7 @@ from megatron_lst.errors import UserError
 from megatron_lst.evaluation.benchmarks import PreparedItem, PreparedTask, write_prepared
 from megatron_lst.evaluation.benchmarks.prepared import Side
 from megatron_lst.inference import LatentSpeechTextModel, load_export, write_export
-from megatron_lst.patching.row import Row
+from megatron_lst.patching.row import Chunk, Row, assemble_row
 from megatron_lst.patching.strategies import ALIGNED, STATIC
 from megatron_lst.reference import ReferenceModel
 from tests.support.tokenizers import character_tokenizer
@@ -204,11 +204,38 @@ def test_another_codebook_is_refused(exported: Path, tmp_path: Path) -> None:
         lst("eval", exported, "--documents", tmp_path / "set")
 
 
-def test_documents_without_speech_are_refused_by_name(exported: Path, tmp_path: Path) -> None:
+def test_documents_without_speech_give_a_text_loss(exported: Path, tmp_path: Path) -> None:
+    """As the model scores them, each window after BOS; of so many pieces."""
+    ids = np.arange(3, 53, dtype=np.int32)
+    written = [
+        Document(id=f"t{i}", source="s", text="abcd", token_ids=np.roll(ids, i), license="CC0") for i in range(3)
+    ]
+    write_set(tmp_path / "written", written, "text", TOKENIZER)
+    lst("eval", exported, "--documents", tmp_path / "written", "--text-pieces", 110, "--out", tmp_path / "r")
+    found = json.loads((tmp_path / "r" / "results.json").read_text())["held_out"]
+    model, v = load_export(exported).model(), CONFIG.vocabulary
+    total = 0.0
+    for document, kept in zip(written, (50, 50, 10), strict=True):
+        for begin in range(0, kept, 31):
+            tokens = np.array([v.bos, *document.token_ids[begin : min(begin + 31, kept)]], np.int32)
+            row = assemble_row([Chunk(tokens, np.ones_like(tokens), np.zeros(len(tokens), bool))], len(tokens), v)
+            logs = model.row_logits(row).log_softmax(-1)
+            total -= float(logs[np.arange(len(tokens) - 1), tokens[1:].astype(np.int64)].sum())
+    assert found["text_pieces"] == 110
+    assert found["text_loss"] == pytest.approx(total / 110, rel=1e-5)
+    assert found["text_perplexity"] == pytest.approx(np.exp(total / 110), rel=1e-5)
+
+
+def test_documents_of_neither_kind_are_refused_by_name(exported: Path, tmp_path: Path) -> None:
     written = Document(id="t", source="s", text="abcd", token_ids=np.arange(3, 9, dtype=np.int32), license="CC0")
-    write_set(tmp_path / "written", [written], "text", TOKENIZER)
-    with pytest.raises(UserError, match=r"written: none of its 1 documents has speech"):
+    write_set(tmp_path / "written", [written], "speech", TOKENIZER, CODEBOOK)
+    with pytest.raises(UserError, match=r"written: none of its 1 documents has speech, and it is no text set"):
         lst("eval", exported, "--documents", tmp_path / "written")
+
+
+def test_the_original_without_text_is_refused(exported: Path, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--original .*: there is no held-out text"):
+        lst("eval", exported, "--documents", shards, "--original", tmp_path)
 
 
 def test_recognises_and_speaks(tmp_path: Path) -> None:
