@@ -187,6 +187,8 @@ def _text_losses(
     """Loss and perplexity on held-out text, and the language model's beside them."""
     from itertools import chain
 
+    import torch
+
     from megatron_lst.evaluation.text import Original, text_loss, text_windows
 
     windows = text_windows(chain.from_iterable(sets), scorer.units, pieces)
@@ -197,7 +199,8 @@ def _text_losses(
     )
     found = {"text_loss": mine.loss, "text_perplexity": mine.perplexity, "text_pieces": mine.pieces}
     if original is not None and scorer.is_writer:
-        model = Original(original, scorer.vocabulary, scorer.units, device or "cpu")
+        free = scorer.config is None and torch.cuda.is_available()  # an engine leaves no room beside it
+        model = Original(original, scorer.vocabulary, scorer.units, device or ("cuda" if free else "cpu"))
         theirs = model.loss(windows, progress=_progress("the original"))
         found |= {"original_text_loss": theirs.loss, "original_text_perplexity": theirs.perplexity}
     return found

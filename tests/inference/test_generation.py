@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_lst.config.schema import ModelConfig
+from megatron_lst.config.schema import ModelConfig, RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.inference import GenerationSettings, LatentSpeechTextModel, generate
 from megatron_lst.inference.generation import Sampler, allowed_tokens
@@ -54,7 +54,11 @@ def dense_continuation(oracle: ReferenceModel, size: int, prompt: list[int], ste
 
 VARIANTS: list[dict[str, object]] = [
     {}, {"text_path": "direct"}, {"kind": "baseline"}, {"decoder_window_units": 3}, {"pooling": "mean"},
-    {"cross_rope": True, "decoder_input": "embedding"}, {"kv_heads": 1, "qk_norm": True},
+    {"cross_rope": True, "decoder_input": "embedding"},
+    {
+        "kv_heads": 1, "qk_norm": True, "qkv_bias": True, "head_size": 10, "no_rope_every": 2,
+        "rope_scaling": RopeScalingConfig("llama3", factor=4.0, context=16),
+    },
 ]  # fmt: skip
 
 

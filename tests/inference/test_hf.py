@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 import megatron_lst.hf
-from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig
+from megatron_lst.config.schema import Config, ModelConfig, PatchingConfig, RopeScalingConfig
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.inference import LatentSpeechTextModel, load_export, write_export
 from megatron_lst.inference.cache import Cache
@@ -28,7 +28,8 @@ from megatron_lst.vocabulary import Vocabulary
 V = Vocabulary(text_size=24, speech_size=9, multiple=8)
 TINY = ModelConfig(
     hidden=16, layers=2, heads=4, kv_heads=2, ffn=24, local_hidden=8, local_heads=2, local_ffn=12, decoder_layers=1,
-    init_std=0.3, rope_theta=10000.0, norm_eps=1e-6,
+    init_std=0.3, rope_theta=10000.0, norm_eps=1e-6, head_size=6, qkv_bias=True, no_rope_every=2,
+    rope_scaling=RopeScalingConfig("llama3", factor=4.0, context=16),
 )  # fmt: skip
 PROMPTS = [[V.bos, V.speech_marker, 25, 26, 27, 28, 29], [V.bos, 5, 6]]
 
