@@ -66,6 +66,15 @@ def test_same_curve_as_megatron(ranks: RankPool, name: str) -> None:
         torch.testing.assert_close(weights[key], weight, rtol=2e-2, atol=2e-4, msg=key)
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_same_curve_with_biases_and_wide_heads(ranks: RankPool, stage: int) -> None:
+    """Biases are sharded with the rows of their matrices, and count so in the gradient's norm."""
+    changes = {"model__qkv_bias": True, "model__head_size": 24, "model__kv_heads": 2, "model__no_rope_every": 3}
+    expected = ranks.run(train, 1, toy_config(**changes))[0]
+    for result in ranks.run(train, 2, zero(stage, **TP2, **changes)):
+        agree(result, expected)
+
+
 PAIRS: dict[str, tuple[tuple[int, Config], tuple[int, Config]]] = {
     "ZeRO 1, 2 -> 4 ranks": ((2, zero(1)), (4, zero(1))),
     "ZeRO 1, 2 -> 1 rank": ((2, zero(1)), (1, zero(1))),
