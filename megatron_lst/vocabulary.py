@@ -55,9 +55,7 @@ class Vocabulary:
                 f"vocabulary.multiple={self.multiple} must be at least 1"
             )
         if self.pieces > self.text_size:
-            raise UserError(
-                f"vocabulary.tokenizer_size={self.pieces} pieces do not fit into vocabulary.text_size={self.text_size}"
-            )
+            raise UserError(f"vocabulary.text_size={self.text_size} must hold vocabulary.tokenizer_size={self.pieces}")
         for name in ("bos", "eos"):
             if not 0 <= getattr(self, name) < self.text_size:
                 raise UserError(

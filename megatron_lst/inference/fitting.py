@@ -65,7 +65,7 @@ def fitting_sections(theirs: Mapping[str, Any], tokenizer: TextTokenizer | None)
 
 def _model(trunk: Mapping[str, Any]) -> dict[str, Any]:
     """The trunk as it is, and local modules in the proportions of `configs/sizes`."""
-    found = {"text_path": "direct"}
+    found: dict[str, Any] = {"text_path": "direct"}
     default = ModelConfig()
     for key, value in trunk.items():
         if key == "kv_heads" and value == trunk["heads"]:
