@@ -83,8 +83,9 @@ format: venv  ## Apply the style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: venv  ## Write docs/configuration.md from the schema
-	@$(BIN)/python -m megatron_lst.config.document docs/configuration.md
+docs: venv  ## Write the pages of all keys from the schemas
+	@$(BIN)/lst config keys run > docs/configuration.md
+	@$(BIN)/lst config keys prep > docs/preparation.md
 
 clean:  ## Remove caches and build outputs, not runs and not the virtual environment
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

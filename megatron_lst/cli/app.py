@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from megatron_lst import __version__
+from megatron_lst.cli.configuration import config_app
 from megatron_lst.cli.data import data_app
 from megatron_lst.cli.demo import demo
 from megatron_lst.cli.doctor import doctor
@@ -26,10 +27,26 @@ from megatron_lst.terminal import unfailing_output
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,  # lst --install-completion
     pretty_exceptions_enable=False,
     help=f"megatron-lst {__version__}: pretrain the Latent Speech-Text Transformer.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"megatron-lst {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="The version, and nothing else")
+    ] = False,
+) -> None:
+    pass
+
 
 CONFIG = Annotated[str, typer.Argument(help="A YAML file, such as configs/demo.yaml")]
 OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key=value, such as parallel.tensor=2")]
@@ -52,6 +69,7 @@ def train(config: CONFIG, overrides: OVERRIDES = None) -> None:
 for command in (demo, report, generate, export, warm_start, flops, plan, doctor):
     app.command()(command)
 GROUPS = {
+    "config": config_app,
     "prep": prep_app,
     "data": data_app,
     "eval": eval_app,

@@ -1,4 +1,4 @@
-"""docs/configuration.md, written from the schema: `python -m megatron_lst.config.document docs/configuration.md`.
+"""Pages of all keys, and JSON Schemas for editors, written from the dataclasses (`lst config keys|schema`).
 
 Types and defaults come from the dataclasses, meanings from the text after each field.
 """
@@ -6,21 +6,21 @@ Types and defaults come from the dataclasses, meanings from the text after each 
 import ast
 import dataclasses
 import inspect
+import math
 import re
-import sys
 import types
 import typing
-from pathlib import Path
 from typing import Any
 
 from megatron_lst.config.load import to_plain
 from megatron_lst.config.schema import Config
-from megatron_lst.values import Place
+from megatron_lst.values import Place, Range
 
 HEADER = """# Configuration
 
 Every key of a run, with its type, its default and its meaning. This page is written from
-`megatron_lst/config/schema.py` by `make docs`; a test holds the two together.
+`megatron_lst/config/schema.py` by `make docs`; a test holds the two together. `lst config show CONFIG` prints every key
+of a configuration with the file and line that set it; `lst config schema run` is a JSON Schema for editors.
 
 ```
 lst train configs/lst-1b.yaml training.steps=1000 run.dir=runs/try parallel.tensor=2
@@ -100,8 +100,10 @@ def default_text(field: Any) -> str:
     else:
         return "required"
     plain = to_plain(value)
-    if isinstance(plain, dict):
+    if dataclasses.is_dataclass(value):
         return "see below"
+    if plain == "":
+        return "empty"
     if isinstance(plain, float):
         return f"`{plain:g}`"
     if plain is None or isinstance(plain, bool):
@@ -109,18 +111,77 @@ def default_text(field: Any) -> str:
     return f"`{plain}`"
 
 
-def to_markdown() -> str:
-    """The whole page."""
-    parts = [HEADER]
-    for name, cls in sections(Config):
+def to_markdown(root: type = Config, header: str = HEADER, level: int = 2) -> str:
+    """Every key of a file that becomes a `root`: its own ones first, then each mapping's.
+
+    Args:
+        header: what stands above the tables.
+        level: of the headings.
+    """
+    parts = [header]
+    own = [f for f, k in zip(dataclasses.fields(root), _hints(root), strict=True) if not _is_mapping(k)]
+    for name, cls in [*([("", root)] if own else []), *sections(root)]:
+        title = f"`{name}`" if name else "At the top of the file"
         summary = (inspect.getdoc(cls) or "").split("\n")[0]
-        parts.append(f"\n## `{name}`\n\n{summary}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
-        texts = field_texts(cls)
+        parts.append(f"\n{'#' * level} {title}\n\n{summary}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
+        texts, prefix = field_texts(cls), f"{name}." if name else ""
         for field, kind in zip(dataclasses.fields(cls), _hints(cls), strict=True):
+            if not name and _is_mapping(kind):
+                continue
             meaning = texts[field.name].replace("|", "\\|")
-            parts.append(f"| `{name}.{field.name}` | {type_name(kind)} | {default_text(field)} | {meaning} |\n")
+            parts.append(f"| `{prefix}{field.name}` | {type_name(kind)} | {default_text(field)} | {meaning} |\n")
     return "".join(parts)
 
 
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(to_markdown(), encoding="utf-8")
+def _is_mapping(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind)
+
+
+def to_json_schema(root: type, title: str) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a file that becomes a `root`, for editors: types, ranges, defaults, meanings."""
+    schema = _object(root)
+    files = {"type": "string"}
+    schema["properties"]["base"] = {
+        "description": "Files below this one, relative to it; later ones win.",
+        "anyOf": [files, {"type": "array", "items": files}],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}
+
+
+def _object(cls: type) -> dict[str, Any]:
+    texts = field_texts(cls)
+    properties: dict[str, Any] = {}
+    for field, kind in zip(dataclasses.fields(cls), _hints(cls), strict=True):
+        default = field.default
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        described = {"description": texts.get(field.name, ""), **_type(kind)}
+        if default is not dataclasses.MISSING and not dataclasses.is_dataclass(default):
+            described["default"] = to_plain(default)
+        properties[field.name] = described
+    # Not `required`: a file may leave to another one, or to the command line, what it does not say.
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _type(kind: Any) -> dict[str, Any]:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        found = _type(args[0])
+        for rule in args[1:]:
+            if isinstance(rule, Range):
+                found["exclusiveMinimum" if rule.above else "minimum"] = rule.least
+                if rule.most != math.inf:
+                    found["exclusiveMaximum" if rule.below else "maximum"] = rule.most
+        return found
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_type(inner) for inner in args]}
+    if origin is typing.Literal:
+        return {"enum": list(args)}
+    if origin is tuple:
+        return {"type": "array", "items": _type(args[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _type(args[1])}
+    if dataclasses.is_dataclass(kind):
+        return _object(kind)  # type: ignore[arg-type]
+    names = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
+    return {"type": names[kind]} if kind in names else {}

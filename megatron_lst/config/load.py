@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 
+from megatron_lst.config.hints import hint
 from megatron_lst.errors import UserError
 
 T = TypeVar("T")
@@ -215,9 +216,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", place: str =
     places = _places(values)
     for key in values:
         if key not in fields:
-            close = difflib.get_close_matches(str(key), sorted(fields), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(fields))}"
-            raise _mistake(places.get(key, place), f"{prefix}{key}: unknown key; {hint}")
+            raise _mistake(places.get(key, place), f"{prefix}{key}: unknown key; {hint(key, prefix, fields)}")
     converted = {
         key: _convert(hints[key], value, f"{prefix}{key}", places.get(key, place)) for key, value in values.items()
     }
@@ -247,13 +246,13 @@ def telling_places(cls: type, values: Mapping[str, Any], prefix: str = "") -> It
     except UserError as error:
         found = dict.fromkeys(re.findall(r"\b\w+(?:\.\w+)+", str(error)))
         named = [key.removeprefix(prefix) for key in found if key.startswith(prefix)]
-        places = {key: place for key in named if (place := _set_at(cls, values, key))}
+        places = {key: place for key in named if (place := set_at(cls, values, key))}
         raise UserError(
             "\n".join([str(error), *(f"  {prefix}{key}: {place}" for key, place in places.items())])
         ) from None
 
 
-def _set_at(cls: Any, values: Mapping[str, Any], key: str) -> str:
+def set_at(cls: Any, values: Mapping[str, Any], key: str) -> str:
     """Where `a.b` was set; empty: it is not a key of `cls`, or the values do not know."""
     place = ""
     for part in key.split("."):
@@ -338,8 +337,10 @@ def to_plain(config: Any) -> Any:
     return config
 
 
-def dump_yaml(config: Any) -> str:
-    return yaml.dump(to_plain(config), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
+def dump_yaml(config: Any, flow: bool = False) -> str:
+    """YAML that the strict loader reads back; `flow`: on one line."""
+    style = {"default_flow_style": True, "width": math.inf} if flow else {}
+    return str(yaml.dump(to_plain(config), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, **style))
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), over: Iterable[str | Path] = ()) -> Any:

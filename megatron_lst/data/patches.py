@@ -14,8 +14,9 @@ from megatron_lst.data.source import DocumentSet, JoinedSets
 from megatron_lst.documents.schema import Document
 from megatron_lst.draws import number_of, permutation
 from megatron_lst.errors import UserError
-from megatron_lst.patching.chunks import Span, document_span
-from megatron_lst.patching.strategies import ALIGNED, STATIC, Patcher
+from megatron_lst.patching.chunks import Span, chunk_of_spans, document_span
+from megatron_lst.patching.row import Chunk
+from megatron_lst.patching.strategies import ALIGNED, STATIC, Patcher, evaluation_patcher
 from megatron_lst.vocabulary import rate_text
 
 
@@ -88,6 +89,31 @@ def measure_patches(documents: Sequence[Document], config: PatchingConfig) -> li
 
 def _whole(document: Document, patcher: Patcher) -> Span:
     return document_span(document, "speech", 0, len(document.speech_ids), patcher)
+
+
+def patch_document(document: Document, config: Config, strategy: str | None = None) -> Chunk:
+    """A whole document as its modality alone makes it: speech cut into patches, or text; BOS first (SPEC 6, 7).
+
+    Args:
+        strategy: static or aligned; None: what the configuration's strategy evaluates with.
+
+    Returns:
+        Tokens of the joint vocabulary, and the length of each unit.
+
+    Raises:
+        UserError: a strategy that is neither, a conversation, or aligned patches of a document without word times.
+    """
+    if len(document.turn_spans):
+        raise UserError(f"document {document.id}: a conversation has turns in both; look at its row: lst data inspect")
+    patcher = evaluation_patcher(config.model, config.patching)
+    if strategy is not None:
+        if strategy not in (STATIC, ALIGNED):
+            raise UserError(f"patch_document: strategy={strategy!r}: expected {STATIC} or {ALIGNED}")
+        patcher = Patcher(strategy, config.patching)
+    spoken = document.has_speech
+    count = len(document.speech_ids) if spoken else len(document.token_ids)
+    span = document_span(document, "speech" if spoken else "text", 0, count, patcher)
+    return chunk_of_spans([span], config.vocabulary, patcher, document.id)[0]
 
 
 def sample_documents(documents: DocumentSet | JoinedSets, count: int, seed: int = 0, name: str = "") -> list[Document]:

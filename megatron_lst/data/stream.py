@@ -373,8 +373,8 @@ class RowStream:
     def __init__(
         self,
         config: Config,
-        data_rank: int,
-        data_size: int,
+        data_rank: int = 0,
+        data_size: int = 1,
         state: Mapping[str, Any] | None = None,
         start_step: int = 0,
         mixture: Mixture | None = None,
@@ -382,6 +382,7 @@ class RowStream:
     ) -> None:
         """
         Args:
+            data_rank, data_size: whose rows; without them those of the whole batch.
             state: cursors of all streams after step `start_step` - 1, as merged from `StepRows.cursors`.
             start_step: the first step to give, from 0.
             mixture: opened sources; None opens those of the configuration.

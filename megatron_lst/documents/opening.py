@@ -111,6 +111,22 @@ def cache_faults(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _why_no_set(path: Path) -> str:
+    """What is wrong with a path that holds no manifest, for people; an address is only said to have none."""
+    if "://" in str(path) or ":/" in str(path):
+        return f"no {MANIFEST}: not a shard set, or its preparation did not finish"
+    if not path.exists():
+        return "there is no such folder"
+    if not path.is_dir():
+        return "a file; a shard set is a folder"
+    inside = sorted(found.parent.name for found in path.glob(f"*/{MANIFEST}"))
+    if inside:
+        return f"a folder of shard sets; name those that you want: {', '.join(f'{path}/{name}' for name in inside)}"
+    if any(path.iterdir()):
+        return f"no {MANIFEST}: not a shard set, or its preparation did not finish (run the same command again)"
+    return "an empty folder"
+
+
 def read_manifest(path: str | Path, files: Files) -> dict[str, Any]:
     """A set's manifest, checked.
 
@@ -122,7 +138,7 @@ def read_manifest(path: str | Path, files: Files) -> dict[str, Any]:
     try:
         content = patiently(lambda: files.fetch(MANIFEST).read_bytes(), files.first_pause)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: no {MANIFEST}: not a shard set, or its preparation did not finish") from error
+        raise UserError(f"{path}: {_why_no_set(Path(path))}") from error
     except OSError as error:
         raise UserError(
             f"{where}: cannot be read ({error.strerror}); is it readable for you, its store there?"

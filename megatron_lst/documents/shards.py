@@ -37,7 +37,7 @@ MAPPED_BUDGET = 1 << 32
 
 
 class ShardSet:
-    """Random access to the documents of a shard set.
+    """Random access to the documents of a shard set: `ShardSet("data/demo/speech")[0]`.
 
     Attributes:
         path: the set's folder or address.
@@ -52,29 +52,6 @@ class ShardSet:
 
     def __init__(
         self,
-        path: Path | str,
-        manifest: dict[str, Any],
-        index: list[dict[str, Any]],
-        sizes: Mapping[str, np.ndarray],
-        cache: Path | None,
-        files: Files,
-    ) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.kind: str = manifest["kind"]
-        self.tokenizer = TokenizerInfo(**manifest["tokenizer"])
-        self.codec = codec_of(manifest)
-        self.raw_tokens, self.frames, self.pieces, self.words = (sizes[name] for name in SIZE_COLUMNS)
-        self._index = index
-        self.shard_first = np.concatenate([[0], np.cumsum([s["samples"] for s in index])]).astype(np.int64)
-        self.shard_bytes = np.array([(s["zip_data"] or s["raw_data"])["bytes"] for s in index], np.int64)
-        self._cache = cache
-        self._files = files
-        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    @classmethod
-    def open(
-        cls,
         path: str | Path,
         *,
         kind: str | None = None,
@@ -82,7 +59,7 @@ class ShardSet:
         codebook: str | None = None,
         cache: str | Path | None = None,
         files: Files | None = None,
-    ) -> "ShardSet":
+    ) -> None:
         """Open a set and check what it is; no shard is read yet.
 
         Args:
@@ -106,9 +83,23 @@ class ShardSet:
             if expected is not None and found is not None and expected != found:
                 raise UserError(f"{path}: its {name} is {found}, expected {expected}")
         index, sizes = read_index(path, manifest, files)
-        return cls(
-            path if "://" in str(path) else Path(path), manifest, index, sizes, Path(cache) if cache else None, files
-        )
+        self.path = path if "://" in str(path) else Path(path)
+        self.manifest = manifest
+        self.kind: str = manifest["kind"]
+        self.tokenizer = TokenizerInfo(**manifest["tokenizer"])
+        self.codec = codec_of(manifest)
+        self.raw_tokens, self.frames, self.pieces, self.words = (sizes[name] for name in SIZE_COLUMNS)
+        self._index = index
+        self.shard_first = np.concatenate([[0], np.cumsum([s["samples"] for s in index])]).astype(np.int64)
+        self.shard_bytes = np.array([(s["zip_data"] or s["raw_data"])["bytes"] for s in index], np.int64)
+        self._cache = Path(cache) if cache else None
+        self._files = files
+        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path, **expected: Any) -> "ShardSet":
+        """`ShardSet(path, ...)`."""
+        return cls(path, **expected)
 
     def __len__(self) -> int:
         return int(self.shard_first[-1])

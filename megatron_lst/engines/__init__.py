@@ -1,10 +1,13 @@
 """Engines train and score a model that is spread over ranks; `build_engine` makes the configured one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from megatron_lst.config.schema import Config
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.parallel.layout import ParallelLayout
 
-__all__ = ["Engine", "StepResult", "build_engine"]
+__all__ = ["Engine", "StepResult", "build_engine", "open_engine"]
 
 
 def build_engine(config: Config, *, layout: ParallelLayout | None = None, fresh: bool = True) -> Engine:
@@ -27,3 +30,13 @@ def build_engine(config: Config, *, layout: ParallelLayout | None = None, fresh:
     from megatron_lst.engines.megatron.engine import MegatronEngine
 
     return MegatronEngine(config, layout=layout, fresh=fresh)
+
+
+@contextmanager
+def open_engine(config: Config, *, fresh: bool = True) -> Iterator[Engine]:
+    """`build_engine` for a `with` statement: the engine is closed at its end, its process groups with it."""
+    engine = build_engine(config, fresh=fresh)
+    try:
+        yield engine
+    finally:
+        engine.close()

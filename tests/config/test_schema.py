@@ -4,6 +4,11 @@ import ast
 import dataclasses
 from pathlib import Path
 
+import pytest
+
+from lst_prep.config import PrepConfig
+from lst_prep.importing.config import ImportConfig
+from megatron_lst.cli.configuration import preparation_page
 from megatron_lst.config.document import field_texts, sections, to_markdown
 from megatron_lst.config.schema import Config
 from megatron_lst.vocabulary import Vocabulary
@@ -15,8 +20,10 @@ def keys() -> list[tuple[str, type, str]]:
     return [(name, cls, field.name) for name, cls in sections(Config) for field in dataclasses.fields(cls)]
 
 
-def test_every_key_has_a_meaning() -> None:
-    silent = [f"{name}.{field}" for name, cls, field in keys() if not field_texts(cls).get(field)]
+@pytest.mark.parametrize("root", [Config, PrepConfig, ImportConfig])
+def test_every_key_has_a_meaning(root: type) -> None:
+    found = [(name, cls, field.name) for name, cls in sections(root) for field in dataclasses.fields(cls)]
+    silent = [f"{name}.{field}" for name, cls, field in found if not field_texts(cls).get(field)]
     assert not silent
 
 
@@ -28,6 +35,8 @@ def test_meanings_are_found_in_both_styles() -> None:
 def test_the_page_is_current() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert page == to_markdown(), "docs/configuration.md is out of date: run `make docs`"
+    page = (ROOT / "docs" / "preparation.md").read_text()
+    assert page == preparation_page(), "docs/preparation.md is out of date: run `make docs`"
 
 
 def test_defaults_are_written_as_yaml_reads_them() -> None:

@@ -156,3 +156,20 @@ def test_a_set_made_of_nothing_that_this_program_writes(folder: Path) -> None:
 def test_the_documents_are_what_was_written(folder: Path) -> None:
     assert [document.id for document in ShardSet.open(folder)] == [d.id for d in SPEECH_DOCUMENTS[:8]]
     assert isinstance(ShardSet.open(folder).get(0), Document)
+
+
+def test_what_is_no_shard_set_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "prepared" / "speech").mkdir(parents=True)
+    (tmp_path / "prepared" / "speech" / "manifest.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half" / "part-00000").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name, said in {
+        "nothing": "there is no such folder",
+        "prepared": f"name those that you want: {tmp_path}/prepared/speech",
+        "empty": "an empty folder",
+        "half": "did not finish",
+        "file": "a file; a shard set is a folder",
+    }.items():
+        with pytest.raises(UserError, match=f"{name}: .*{said}"):
+            ShardSet(tmp_path / name)

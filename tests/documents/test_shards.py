@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ShardSet.open(tmp_path / "set", codebook="other")
     with pytest.raises(UserError, match="kind"):
         ShardSet.open(tmp_path / "set", kind="text")
-    with pytest.raises(UserError, match="did not finish"):
+    with pytest.raises(UserError, match="a folder of shard sets"):
         ShardSet.open(tmp_path)
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
     (tmp_path / "set" / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))

@@ -1,0 +1,114 @@
+"""`lst config`: what a configuration comes to, where each value is from, and which keys there are."""
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from megatron_lst.errors import UserError
+
+config_app = typer.Typer(no_args_is_help=True, help="Show a configuration with its origins; list all keys.")
+
+
+class Of(StrEnum):
+    """What a file configures."""
+
+    run = "run"
+    prep = "prep"
+    imports = "import"
+
+
+KIND = Annotated[Of, typer.Argument(help="run: lst train. prep: lst prep run. import: lst prep import")]
+
+
+def _class(of: Of) -> type:
+    if of == Of.run:
+        from megatron_lst.config.schema import Config
+
+        return Config
+    try:
+        from lst_prep.config import PrepConfig
+        from lst_prep.importing.config import ImportConfig
+    except ModuleNotFoundError as error:
+        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
+    return PrepConfig if of == Of.prep else ImportConfig
+
+
+def _kind(values: Mapping[str, Any], path: str) -> Of:
+    """What a file configures, by the keys at its top."""
+    import dataclasses
+
+    found = [of for of in Of if set(values) <= {field.name for field in dataclasses.fields(_class(of))}]
+    if not found:
+        raise UserError(
+            f"{path}: its keys ({', '.join(map(str, values))}) are those of no run, preparation or import together; "
+            "say which it is by --of, and the key that is wrong is named"
+        )
+    return found[0]
+
+
+@config_app.command()
+def show(
+    config: Annotated[str, typer.Argument(help="A YAML file, such as configs/demo.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    of: Annotated[Of | None, typer.Option(help="What it configures; default: found by its keys")] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what is no default")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
+) -> None:
+    """The configuration as it is used, with the file and line that each value is from."""
+    from megatron_lst.config.load import build, merge, parse_overrides, read_yaml, telling_places
+    from megatron_lst.config.origins import DEFAULT, as_yaml, origins
+
+    values = read_yaml(config)
+    kind = of or _kind(values, config)
+    cls = _class(kind)
+    values = merge(values, parse_overrides(overrides or (), cls))
+    resolved = build(cls, values)
+    if kind == Of.run:
+        from megatron_lst.config.checks import check
+
+        with telling_places(cls, values):
+            check(resolved)
+    found = [origin for origin in origins(resolved, values) if not (changed and origin.place == DEFAULT)]
+    if as_json:
+        print(json.dumps({origin.key: {"value": origin.value, "from": origin.place} for origin in found}))
+    else:
+        print(as_yaml(found), end="")
+
+
+@config_app.command()
+def schema(of: KIND = Of.run) -> None:
+    """JSON Schema for editors. In VS Code: `# yaml-language-server: $schema=FILE` at the top of a YAML file."""
+    from megatron_lst.config.document import to_json_schema
+
+    print(json.dumps(to_json_schema(_class(of), f"megatron-lst: {of.value}"), indent=1))
+
+
+@config_app.command()
+def keys(of: KIND = Of.run) -> None:
+    """Every key with type, default and meaning, as Markdown: docs/configuration.md, docs/preparation.md."""
+    from megatron_lst.config.document import to_markdown
+
+    if of == Of.run:
+        print(to_markdown(), end="")
+        return
+    print(preparation_page(), end="")
+
+
+PREPARATION = """# Keys of a preparation
+
+Written from `data_prep/lst_prep/config.py` and `data_prep/lst_prep/importing/config.py` by `make docs`; a test holds
+them together. How to write values, `base:`, `~` and `$NAME`: [configuration.md](configuration.md). What the keys are
+for: [data-prep.md](data-prep.md), [your-tokens.md](your-tokens.md).
+
+## `lst prep run`
+"""
+
+
+def preparation_page() -> str:
+    """Markdown of the keys of both, a preparation and an import."""
+    from megatron_lst.config.document import to_markdown
+
+    return to_markdown(_class(Of.prep), PREPARATION, 3) + to_markdown(_class(Of.imports), "\n## `lst prep import`\n", 3)
