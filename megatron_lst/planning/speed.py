@@ -109,7 +109,7 @@ def _layer_seconds(config: Config, layout: ParallelLayout, work: Work, rates: Ra
     model, tensor = config.model, layout.tensor
     positions = config.training.micro_batch * config.data.units
     flops = module_flops(config, work)
-    scores = 4 * work.global_pairs * model.hidden
+    scores = 4 * work.global_pairs * model.heads * model.global_head_size
     projections = flops["global.attention"] / model.layers - scores
     mlp = flops["global.mlp"] / model.layers
     # Padded positions are computed too.
