@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,11 @@ def create(venv: Path, python: Path, moved: bool, keep: bool = False) -> None:
     options = [*(["--clear"] if moved else []), *(["--system-site-packages"] if keep else [])]
     for module in ("venv", "virtualenv"):
         if subprocess.run([base, "-m", module, *options, venv]).returncode == 0:
+            if keep and sys.prefix != sys.base_prefix:
+                # This Python is an environment itself, whose packages the new one does not see by itself.
+                inside = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+                site = subprocess.run(inside, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+                Path(site, "kept.pth").write_text(sysconfig.get_path("purelib") + "\n")
             return
     raise SetupError("cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv")
 
@@ -140,12 +146,12 @@ def kept(python: Path) -> tuple[list[str], str]:
     asked = subprocess.run([python, REQUIREMENTS / "pins.py"], stdout=subprocess.PIPE, text=True, check=True)
     lines = asked.stdout.splitlines()
     torch = next((line for line in lines if line.startswith("torch==")), None)
-    oldest = re.search(r'"torch(>=[^"]*)"', (ROOT / "pyproject.toml").read_text())
+    oldest = re.search(r'"torch>=([0-9.]+)', (ROOT / "pyproject.toml").read_text())
     assert oldest is not None, "pyproject.toml bounds torch"
     if torch is None:
         raise SetupError(f"--keep: {python} has no torch to keep; leave --keep (KEEP=1) out to install one")
-    if not pins.allows(oldest[1], torch.removeprefix("torch==")):
-        raise SetupError(f"--keep: {torch} is here, and this project needs torch{oldest[1]}; leave --keep (KEEP=1) out")
+    if pins.release(torch.removeprefix("torch==")) < pins.release(oldest[1]):
+        raise SetupError(f"--keep: {torch} is here, and this project needs {oldest[1]}; leave --keep (KEEP=1) out")
     return lines, torch
 
 
@@ -163,7 +169,7 @@ def install(python: Path, source: Source) -> None:
         lines, torch = kept(python)
         constraints = python.parents[1] / "kept.txt"
         constraints.write_text("\n".join(lines) + "\n")
-        say(f"keeping {torch} and {sum('==' in line for line in lines)} pins, in {constraints}")
+        say(f"keeping {torch}; all pins: {constraints}")
     say("installing (minutes the first time)")
     sets = requirements([name for name in SETS if name != "torch.txt"])
     run(*pip, torch, *sets, *index, "-c", constraints)
