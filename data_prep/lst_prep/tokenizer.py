@@ -8,9 +8,10 @@ tokenised as it stands, line breaks included.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from lst_prep.rejection import Rejection
+from megatron_lst.chat import MARKERS, ChatFormat
 from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.words import normalise_text
 from megatron_lst.errors import UserError
@@ -38,6 +40,13 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids."""
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Tokens that are not text, by name."""
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of `text` in which names of special tokens are these tokens; for chat templates."""
 
 
 def _fingerprint(content: bytes) -> str:
@@ -103,6 +112,18 @@ class SentencePieceTokenizer:
     def decode(self, ids: list[int]) -> str:
         return str(self._model.decode(ids))
 
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        model = self._model
+        return {model.id_to_piece(i): i for i in range(self.info.size) if model.is_control(i)}
+
+    def encode_marked(self, text: str) -> list[int]:
+        """SentencePiece reads control pieces as text, so the text is divided at them."""
+        special, ids = self.special_tokens, list[int]()
+        for run in re.split(f"({'|'.join(map(re.escape, special))})", text):
+            ids += [special[run]] if run in special else self._model.encode(run)
+        return ids
+
 
 class HuggingFaceTokenizer:
     """A `tokenizer.json` of the `tokenizers` library (Llama 3, GPT-2 and most others).
@@ -157,6 +178,53 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return str(self._model.decode(ids))
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        return {token.content: i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
+
+    def encode_marked(self, text: str) -> list[int]:
+        self._model.encode_special_tokens = False
+        try:
+            return list(self._model.encode(text, add_special_tokens=False).ids)
+        finally:
+            self._model.encode_special_tokens = True
+
+
+def chat_format(tokenizer: Tokenizer, template: str = "tokenizer", end_of_turn: str = "") -> ChatFormat:
+    """How conversations are written for a tokenizer.
+
+    Args:
+        template: `tokenizer`: the chat template beside the tokenizer's file (chat_template.jinja, or in its
+            tokenizer_config.json); `markers`: roles as text, EOS after each turn; else the path of a template.
+        end_of_turn: a special token; empty: found, see `ChatTemplate`.
+
+    Raises:
+        UserError: there is no such template.
+    """
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    folder = Path(tokenizer.path).parent
+    config = read_json(folder / "tokenizer_config.json") or {}
+    if template == "markers":
+        text = MARKERS
+    elif template != "tokenizer" or (folder / "chat_template.jinja").is_file():
+        path = folder / "chat_template.jinja" if template == "tokenizer" else Path(template)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"chat template {path}: cannot be read ({error})") from None
+    else:
+        text = config.get("chat_template") or ""
+        if isinstance(text, list):  # several, by name
+            text = next((one.get("template") for one in text if one.get("name") == "default"), "")
+        if not text:
+            raise UserError(
+                f"tokenizer {tokenizer.path}: no chat template beside it; name the file of one as `template`, or "
+                f"`markers` for roles as plain text"
+            )
+    eos = config.get("eos_token") or names.get(tokenizer.info.eos, "")
+    eos = eos.get("content", "") if isinstance(eos, dict) else eos
+    return ChatFormat(text, end_of_turn, names.get(tokenizer.info.bos, ""), eos)
 
 
 @lru_cache(maxsize=4)
