@@ -13,11 +13,17 @@ class Parts:
     """The parts of several sets that one item writes; all are renamed into place together at the end."""
 
     def __init__(
-        self, layout: Layout, options: ShardConfig, item: int, codec: Codec | None = None, segments: bool = False
+        self,
+        layout: Layout,
+        options: ShardConfig,
+        item: int,
+        codec: Codec | None = None,
+        segments: bool = False,
+        turns: bool = False,
     ) -> None:
-        """Args: codec, segments: see `PartWriter`."""
+        """Args: codec, segments, turns: see `PartWriter`."""
         self._layout, self._options, self._item = layout, options, item
-        self._codec, self._segments = codec, segments
+        self._codec, self._segments, self._turns = codec, segments, turns
         self._writers: dict[str, PartWriter] = {}
         self.counts: dict[str, int] = {}
 
@@ -27,7 +33,7 @@ class Parts:
             folder.parent.mkdir(parents=True, exist_ok=True)
             options = self._options
             self._writers[name] = PartWriter(
-                folder, options.size_limit, options.compression, self._codec, self._segments
+                folder, options.size_limit, options.compression, self._codec, self._segments, self._turns
             )
         self._writers[name].add(document, speech_size, text_size)
 

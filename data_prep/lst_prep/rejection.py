@@ -39,6 +39,12 @@ REASONS: dict[str, str] = {
     "bad_times": "times of words or segments that go backwards or lie outside the record",
     "unknown_split": "a split that is neither training nor held out by its name",
     "tokenizer": "the tokenizer gives no piece for a word",
+    "bad_conversation": "messages that are not of the form of docs/chat.md",
+    "ends_with_user": "a conversation without an answer at its end",
+    "special_token": "a text that holds a special token of the tokenizer",
+    "no_such_span": "a span of a document or frames that are not there",
+    "missing_modality": "the style asks for speech or text that a turn does not have",
+    "longer_than_a_row": "a conversation of more units or tokens than a row has",
 }
 """Every reason, and what it means; the report prints both."""
 

@@ -92,6 +92,7 @@ class ChatTemplate:
                 f"chat template: end of turn {self.form.end_of_turn!r} is no special token of the tokenizer"
             )
         self.end_of_turn = end
+        self.stretches([Turn("user", (Text("a"),)), Turn("assistant", (Said(),))])  # refuses before any conversation
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -216,7 +217,7 @@ def _compiled(template: str) -> Any:
     class Generation(Extension):
         """`{% generation %}` marks the assistant's part for others; here it is passed through."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

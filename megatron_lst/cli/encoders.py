@@ -10,7 +10,6 @@ import numpy as np
 from megatron_lst.errors import UserError
 
 if TYPE_CHECKING:
-    from lst_prep.units import Codebook, Extractor
     from megatron_lst.inference import Export
 
 
@@ -93,6 +92,7 @@ def audio_encoder(codebook: Path, model: str = "") -> tuple[Callable[[Path], np.
     from lst_prep.config import AudioConfig
     from lst_prep.rejection import Rejection
     from lst_prep.units import Codebook
+    from lst_prep.units.opening import extractor_of
 
     book = Codebook.load(codebook)
     extractor = extractor_of(book, model)
@@ -106,36 +106,6 @@ def audio_encoder(codebook: Path, model: str = "") -> tuple[Callable[[Path], np.
         return book.units(extractor, [audio.samples])[0]
 
     return encode, {"fingerprint": book.fingerprint}
-
-
-def extractor_of(book: "Codebook", model: str, **options: str) -> "Extractor":
-    """The extractor of a codebook's features, in the settings that its file says.
-
-    Args:
-        model: as for `audio_encoder`.
-        options: more of `UnitsConfig`, such as the device.
-
-    Raises:
-        UserError: no model, or another one than the codebook's.
-    """
-    from lst_prep.config import UnitsConfig
-    from lst_prep.units import make_extractor
-    from lst_prep.units.whisper import is_embedded
-
-    if not model and (book.extractor == "hubert" or (book.extractor == "whisper" and not is_embedded(book))):
-        raise UserError(
-            f"the codebook is of {book.extractor} features: give the folder of their model (--units-model); an export "
-            f"that was made with it holds it"
-        )
-    config = UnitsConfig(extractor=book.extractor, model=model, rate=str(book.rate), **book.settings, **options)  # type: ignore[arg-type]
-    extractor = make_extractor(config)
-    try:
-        book.require(extractor)
-    except UserError as error:
-        older = "; its file, of an older version, does not say its layer, so the default was taken"
-        hint = older if extractor.settings and not book.settings else ""
-        raise UserError(f"units model {model or 'of the repository'}: {error}{hint}") from None
-    return extractor
 
 
 def codebook_of(export: "Export", given: Path | None) -> Path | None:

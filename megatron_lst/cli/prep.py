@@ -236,6 +236,23 @@ def import_tokens(config: ConfigPath, overrides: Overrides = None, items: Items 
 
 
 @prep_app.command()
+def chat(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Conversations to shards: JSONL messages of text and speech, by the tokenizer's chat template or markers."""
+    try:
+        from lst_prep.chat.config import ChatConfig
+    except ModuleNotFoundError as error:
+        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
+    from lst_prep.chat.pipeline import run_chat
+    from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
+
+    prepared = build(ChatConfig, merge(read_yaml(config), parse_overrides(overrides or [], ChatConfig)), "")
+    with _going_on():
+        summary = run_chat(prepared, quiet)
+    typer.echo(_table(summary))
+    typer.echo(f"shards, chat.json and train.yaml: {prepared.out}")
+
+
+@prep_app.command()
 def verify(
     sets: Annotated[list[Path], typer.Argument(help="Shard sets, or a preparation's output folder.")],
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,

@@ -103,7 +103,7 @@ def find_companions(
 def _check_units_model(folder: Path, codebook: Path | None) -> None:
     """Refuse a model that does not make the units of this codebook, or whose files would not all go along."""
     from lst_prep.units import Codebook
-    from megatron_lst.cli.encoders import extractor_of
+    from lst_prep.units.opening import extractor_of
 
     if codebook is None:
         raise UserError(f"--units-model {folder}: the run has no codebook of units that a model makes")

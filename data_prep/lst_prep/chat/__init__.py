@@ -1,0 +1,4 @@
+"""Conversations -> shard sets: `lst prep chat`.
+
+JSONL -> messages -> style -> speech of each turn -> chat template -> Document -> shards
+"""
