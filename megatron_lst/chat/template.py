@@ -143,6 +143,10 @@ class ChatTemplate:
             raise UserError(f"chat template: leaves out, repeats or moves speech of turns of {_roles(turns)}")
         return text.removeprefix(self.form.bos) if self.form.bos else text
 
+    def place_of_last(self, turns: Sequence[Turn]) -> str:
+        """The private character that stands for the last part of `turns`, which is not text."""
+        return chr(_PLACE + sum(not isinstance(part, Text) for turn in turns for part in turn.parts) - 1)
+
     def _check_plain(self, text: str, number: int) -> None:
         if found := self._special.search(text) or _PRIVATE.search(text):
             raise BadConversation("special_token", f"message {number}: its text holds the special token {found[0]!r}")

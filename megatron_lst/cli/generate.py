@@ -1,6 +1,5 @@
 """`lst generate`: continue a prompt of text or speech with text or speech."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -9,11 +8,7 @@ import typer
 from megatron_lst.cli.options import finite
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from megatron_lst.inference.vocoder import Vocoder
     from megatron_lst.patching.chunks import Modality
-    from megatron_lst.vocabulary import Vocabulary
 
 FIXED_SHAPES = Annotated[
     bool | None, typer.Option(help="Decode in fixed shapes, as CUDA graphs on a GPU; default: on a GPU")
@@ -57,11 +52,22 @@ def generate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: CUDA where there is one")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16; default: as stored")] = None,
     fixed_shapes: FIXED_SHAPES = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="A conversation: turns from the terminal, or of --turns; --save writes JSONL")
+    ] = False,
+    turns: Annotated[
+        Path | None, typer.Option(help="--chat: JSONL of conversations without answers, as for `lst prep chat`")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="--chat: what the system says first")] = None,
+    chat_format: Annotated[
+        Path | None, typer.Option(help="--chat: the chat.json of `lst prep chat`; default: the export's own")
+    ] = None,
 ) -> None:
     """Patch by patch: the global transformer runs once a patch. Prints text or codebook ids, and what it cost."""
     import numpy as np
 
     from megatron_lst.cli.encoders import audio_encoder, codebook_of, text_decoder, text_encoder, tokenizer_of
+    from megatron_lst.cli.speech_io import open_vocoder, read_codes, speak, write_codes
     from megatron_lst.errors import UserError
     from megatron_lst.files import require_writable
     from megatron_lst.gpu import gpu_is_usable
@@ -77,6 +83,23 @@ def generate(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     codebook = codebook_of(opened, codebook)
+    if not chat and (turns or system or chat_format):
+        raise UserError("--turns, --system and --chat-format are of conversations: add --chat")
+    if chat and (text or audio or units):
+        raise UserError("--chat takes its turns from the terminal or from --turns, not from --text, --audio or --units")
+    if chat:
+        from megatron_lst.cli.chat import Ears, Mouth, converse, open_template
+
+        place = device or ("cuda" if gpu_is_usable() else "cpu")
+        template, decode = open_template(opened, tokenizer, chat_format)
+        settings = GenerationSettings(
+            max_tokens=max_tokens or v.speech_tokens(10), temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        ears = Ears(v, codebook, str(units_model or opened.units_model or ""))
+        mouth = Mouth(v, decode, codebook, vocoder, out)
+        model = opened.model(DTYPES[dtype] if dtype else None, place)
+        converse(model, template, settings, ears, mouth, to, turns, system, save)
+        return
     spec = tokenizer_of(opened, tokenizer) if text or tokenizer else opened.tokenizer
     spoken: list[np.ndarray] = []  # each [F], or [F, Q]
     for path in audio or []:
@@ -151,77 +174,3 @@ def generate(
         f"after {timing.first_token * 1000:.0f} ms; caches {cache / 1e6:.2f} MB, of which global "
         f"{timing.cache_bytes['global'] / 1e6:.2f} MB"
     )
-
-
-def read_codes(given: str, vocabulary: "Vocabulary") -> "np.ndarray":
-    """Codes of a prompt, numbers frame after frame or a .npy file, as speech ids: int64 [F, Q].
-
-    Raises:
-        UserError: not that; says what was expected.
-    """
-    import numpy as np
-
-    from megatron_lst.errors import UserError
-
-    depth, sizes = vocabulary.depth, vocabulary.codebook_sizes
-    if given.endswith(".npy"):
-        try:
-            found = np.load(given, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--units {given}: cannot be read ({error})") from None
-        if found.dtype.kind not in "iu" or found.ndim > 2 or (found.ndim == 2 and found.shape[1] != depth):
-            raise UserError(f"--units {given}: {found.dtype} {list(found.shape)}; expected whole numbers [F, {depth}]")
-    else:
-        if not all(u.isdigit() for u in given.split()):
-            raise UserError(f"--units {given!r}: expected whole numbers, such as '3 17 17 4'")
-        found = np.array([int(u) for u in given.split()], np.int64)
-    if not found.size or found.size % depth:
-        raise UserError(f"--units {given!r}: {found.size} codes; expected frames of {depth}")
-    codes = found.reshape(-1, depth).astype(np.int64)
-    if ((codes < 0) | (codes >= sizes)).any():
-        frame, book = (int(x) for x in np.argwhere((codes < 0) | (codes >= sizes))[0])
-        raise UserError(
-            f"--units {given!r}: code {int(codes[frame, book])} in frame {frame}: codebook {book} has numbers in "
-            f"[0, {sizes[book]})"
-        )
-    return codes + vocabulary.offsets
-
-
-def write_codes(out: Path, speech_ids: "np.ndarray", vocabulary: "Vocabulary") -> Path:
-    """Speech ids [F x Q] as codes, int64 [F, Q], in a .npy file beside where sound was asked for; its path."""
-    import numpy as np
-
-    from megatron_lst.files import replacing
-
-    path = out.with_suffix(".npy")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, "wb") as file:
-        np.save(file, speech_ids.reshape(-1, vocabulary.depth) - vocabulary.offsets)
-    return path
-
-
-def speak(voice: "Vocoder", speech_ids: "np.ndarray", out: Path, before: "Sequence[int] | np.ndarray" = ()) -> None:
-    """The response's speech tokens as sound, after the prompt's own where it was speech."""
-    import numpy as np
-
-    from megatron_lst.inference.vocoder import write_wav
-
-    write_wav(out, voice(np.array([*before, *speech_ids])), voice.rate)
-
-
-def open_vocoder(vocabulary: "Vocabulary", codebook: Path | None, vocoder: Path | None) -> "Vocoder":
-    """HiFi-GAN where a folder is given, else the codebook's spectral inversion. Raises UserError without either."""
-    from megatron_lst.errors import UserError
-    from megatron_lst.inference.hifigan import HifiGanVocoder
-    from megatron_lst.inference.vocoder import SpectralVocoder
-
-    if vocabulary.depth > 1:
-        raise UserError(
-            f"sound of {vocabulary.depth} codebooks: the vocoders here are of one; `lst generate --out FILE.npy` "
-            "writes the codes, for the codec's own decoder"
-        )
-    if vocoder is not None:
-        return HifiGanVocoder(vocoder, vocabulary.speech_size, frame_rate=vocabulary.rate)
-    if codebook is None:
-        raise UserError("sound needs --codebook (spectral inversion) or --vocoder (HiFi-GAN over the codebook's ids)")
-    return SpectralVocoder.from_codebook(codebook)

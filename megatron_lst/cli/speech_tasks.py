@@ -41,7 +41,7 @@ def _transcriber(
     recogniser: str | None, vocabulary: Any, codebook: Path | None, vocoder: Path | None, device: str
 ) -> Any:
     """Speech ids -> text through a vocoder and a recogniser; None without a recogniser."""
-    from megatron_lst.cli.generate import open_vocoder
+    from megatron_lst.cli.speech_io import open_vocoder
     from megatron_lst.evaluation.recogniser import of_speech_ids, open_recogniser
 
     if recogniser is None:
@@ -94,7 +94,7 @@ def tts(
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
     from megatron_lst.cli.encoders import codebook_of
-    from megatron_lst.cli.generate import open_vocoder, speak, write_codes
+    from megatron_lst.cli.speech_io import open_vocoder, speak, write_codes
     from megatron_lst.evaluation.paper import SPEECH
     from megatron_lst.evaluation.speech_tasks import synthesise
     from megatron_lst.files import require_writable

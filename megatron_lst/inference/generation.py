@@ -24,7 +24,7 @@ from megatron_lst.inference.inputs import EMPTY, PatchCounter
 from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.vocabulary import Vocabulary
 
-Finish = Literal["eos", "marker", "length"]
+Finish = Literal["eos", "stop", "marker", "length"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class GenerationSettings:
         top_p: smallest set of tokens whose probability reaches this; 1 keeps all.
         top_k: at most this many tokens; 0 keeps all.
         stop_at_marker: modality `any`: stop at the first `<t>` or `<s>`.
+        stop: tokens beside EOS that end a response, such as the end of a turn; they may be sampled in any modality.
         context: most tokens of prompt and response together; None: no limit.
         log_probabilities: also say how likely the model found each token. That takes the logits of the whole
             vocabulary, where speech alone can be drawn from its own few hundred.
@@ -56,6 +57,7 @@ class GenerationSettings:
     top_p: float = 1.0
     top_k: int = 0
     stop_at_marker: bool = False
+    stop: tuple[int, ...] = ()
     context: int | None = None
     log_probabilities: bool = False
     close_together: bool = True
@@ -84,7 +86,7 @@ class Generated:
     """The continuation of one prompt.
 
     Attributes:
-        tokens: sampled ids, the stopping EOS or marker left out.
+        tokens: sampled ids, the stopping EOS, marker or `stop` left out.
         log_probabilities: of each of `tokens` under the unrestricted, untempered model, nats, where asked for.
         finish: what ended it.
         prompt_units, units: units that went through the global transformer for the prompt and for the response.
@@ -133,8 +135,26 @@ def allowed_tokens(vocabulary: Vocabulary, modality: str) -> np.ndarray:
     return allowed
 
 
-def check_prompt(prompt: Sequence[int], vocabulary: Vocabulary, settings: GenerationSettings, index: int) -> None:
+@dataclass
+class Held:
+    """What earlier calls read and said: the next one goes on from there."""
+
+    cache: Cache
+    counters: list[PatchCounter]
+
+    @classmethod
+    def of(cls, model: LatentSpeechTextModel, count: int) -> "Held":
+        """Of `count` sequences that have not begun."""
+        return cls(Cache(model.config, count), model.counters(count))
+
+
+def check_prompt(
+    prompt: Sequence[int], vocabulary: Vocabulary, settings: GenerationSettings, index: int, before: int = 0
+) -> None:
     """Refuse a prompt that the model cannot continue as asked.
+
+    Args:
+        before: tokens of the sequence that the model holds already.
 
     Raises:
         UserError: names the prompt.
@@ -145,13 +165,13 @@ def check_prompt(prompt: Sequence[int], vocabulary: Vocabulary, settings: Genera
     ids = np.asarray(prompt)
     if ((ids < 0) | (ids >= vocabulary.used_size)).any():
         raise UserError(f"{where}: token ids outside the vocabulary of {vocabulary.used_size}")
-    if vocabulary.is_speech(ids[:1])[0]:
+    if vocabulary.is_speech(ids[:1])[0] and not before:
         raise UserError(f"{where} begins with speech; begin with BOS and <s>")
     if (fault := vocabulary.frame_fault(ids)) is not None:
         raise UserError(f"{where}, token {fault[0]}: {fault[1]}")
-    if settings.context is not None and len(prompt) >= settings.context:
-        raise UserError(f"{where} has {len(prompt)} tokens, the context is {settings.context}")
-    if settings.modality == "speech" and _room_for(prompt, 0, settings) < vocabulary.depth:
+    if settings.context is not None and before + len(prompt) >= settings.context:
+        raise UserError(f"{where} has {before + len(prompt)} tokens, the context is {settings.context}")
+    if settings.modality == "speech" and _room_for(before + len(prompt), 0, settings) < vocabulary.depth:
         raise UserError(
             f"{where}: max_tokens={settings.max_tokens} and context={settings.context} leave no room for a frame of "
             f"{vocabulary.depth} tokens"
@@ -163,10 +183,10 @@ def check_prompt(prompt: Sequence[int], vocabulary: Vocabulary, settings: Genera
         raise UserError(f"{where} ends in speech mode; end with <t> to ask for text")
 
 
-def _room_for(prompt: Sequence[int], done: int, settings: GenerationSettings) -> int:
-    """Tokens that may still follow `done` tokens of a response."""
+def _room_for(before: int, done: int, settings: GenerationSettings) -> int:
+    """Tokens that may still follow `done` tokens of a response, before which stand `before`."""
     room = settings.max_tokens - done
-    return room if settings.context is None else min(room, settings.context - len(prompt) - done)
+    return room if settings.context is None else min(room, settings.context - before - done)
 
 
 class Sampler:
@@ -178,8 +198,10 @@ class Sampler:
 
     def __init__(self, settings: GenerationSettings, vocabulary: Vocabulary, device: torch.device) -> None:
         self.settings = settings
-        ids = np.flatnonzero(allowed_tokens(vocabulary, settings.modality))
-        closing = np.isin(ids, [vocabulary.eos, vocabulary.text_marker, vocabulary.speech_marker])
+        allowed = allowed_tokens(vocabulary, settings.modality)
+        allowed[list(settings.stop)] = True
+        ids = np.flatnonzero(allowed)
+        closing = np.isin(ids, [vocabulary.eos, vocabulary.text_marker, vocabulary.speech_marker, *settings.stop])
         self.ids, self.closing = torch.from_numpy(ids).to(device), torch.from_numpy(closing).to(device)
         # bool [Q, A]: inside a frame the next codebook alone, between frames all but the codebooks after the first.
         speech, book = vocabulary.is_speech(ids), vocabulary.codebook_of(ids)
@@ -242,18 +264,27 @@ def stream(
     settings: GenerationSettings,
     results: list[Generated],
     timing: Timing,
+    held: Held | None = None,
 ) -> Iterator[dict[int, int]]:
-    """Generate, yielding {sequence: token} after every step; `results` and `timing` are filled in as it goes."""
+    """Generate, yielding {sequence: token} after every step; `results` and `timing` are filled in as it goes.
+
+    Args:
+        held: what the model holds of each sequence, to which the prompts are added; it is kept for the next call, so
+            fixed shapes, which take the caches over, are not used. None: the sequences begin here.
+    """
     vocabulary, count = model.vocabulary, len(prompts)
+    state = held or Held.of(model, count)
+    cache, counters = state.cache, state.counters
+    lengths = [cache.tokens[i] + len(prompt) for i, prompt in enumerate(prompts)]
     for index, prompt in enumerate(prompts):
-        check_prompt(prompt, vocabulary, settings, index)
+        check_prompt(prompt, vocabulary, settings, index, cache.tokens[index])
     began = time.perf_counter()
     sampler = Sampler(settings, vocabulary, model.device)
-    cache, counters = Cache(model.config, count), model.counters(count)
     results[:] = [Generated() for _ in range(count)]
     pending: list[Sequence[int]] = list(prompts)
     active = list(range(count))
     fixed = model.device.type == "cuda" if settings.fixed_shapes is None else settings.fixed_shapes
+    fixed = fixed and held is None
     decoder: FixedDecoder | None = None
     while active:
         if fixed and timing.tokens and decoder is None:
@@ -282,9 +313,11 @@ def stream(
         emitted = {}
         for place, (i, token, turn) in enumerate(zip(moving, tokens, turns, strict=True)):
             result, pending[i] = results[i], ()
-            left = _room_for(prompts[i], len(result.tokens), settings)
+            left = _room_for(lengths[i], len(result.tokens), settings)
             if token == vocabulary.eos:
                 result.finish = "eos"
+            elif token in settings.stop:
+                result.finish = "stop"
             elif not turn and left < vocabulary.depth and vocabulary.turn_after(token):
                 result.finish = "length"  # the first code of a frame that does not fit
             elif settings.stop_at_marker and token in (vocabulary.text_marker, vocabulary.speech_marker):

@@ -26,17 +26,17 @@ COMPARED = ("tokenizer", "codebook")
 
 
 def describe_sources(config: Config) -> dict[str, Any]:
-    """`tokenizer`, `codebook`, `codec`, `licenses`, `attributions` and `data` (names) of a run's training sources.
+    """`tokenizer`, `codebook`, `codec`, `chat`, `licenses`, `attributions` and `data` (names) of a run's sources.
 
     Raises:
-        UserError: a set cannot be opened, or two were made with different tokenizers or codebooks.
+        UserError: a set cannot be opened, or two were made with different tokenizers, codebooks or chat templates.
     """
     found: dict[str, Any] = {"data": [source.name for source in config.data.sources]}
     for_people: dict[str, set[str]] = {"licenses": set(), "attributions": set()}
     for source in config.data.sources:
         for shards in open_source(config, source).sets:
             manifest: Mapping[str, Any] = shards.manifest  # type: ignore[attr-defined]
-            said: dict[str, Any] = {key: manifest.get(key) for key in (*COMPARED, "unit_bpe")}
+            said: dict[str, Any] = {key: manifest.get(key) for key in (*COMPARED, "unit_bpe", "chat")}
             if shards.codec is not None:  # type: ignore[attr-defined]
                 codec: Codec = shards.codec  # type: ignore[attr-defined]
                 said |= {"codec": codec.to_plain(), "codebook": codebook_entry(codec)}
@@ -49,6 +49,8 @@ def describe_sources(config: Config) -> dict[str, Any]:
                         f"source {source.name!r}: made with the {key} of fingerprint {said[key]['fingerprint']}, "
                         f"other sources with {found[key]['fingerprint']}"
                     )
+            if said["chat"] and said["chat"] != found["chat"]:
+                raise UserError(f"source {source.name!r}: its chat template is not that of other sources")
             for key, values in for_people.items():
                 values.update(manifest.get(key) or ())
     return found | {key: sorted(values) for key, values in for_people.items() if values}

@@ -17,13 +17,14 @@ from lst_prep.layout import Layout, compare_plan
 from lst_prep.rejection import REASONS
 from lst_prep.summary import Summary
 from lst_prep.tokenizer import chat_format, load_tokenizer
+from lst_prep.units import Codebook
 from megatron_lst.chat import ChatTemplate
 from megatron_lst.documents.codec import Codec
 from megatron_lst.documents.format import TokenizerInfo, file_hash
 from megatron_lst.documents.heldout import ANYWHERE, HeldOut, sentence_spans
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
-from megatron_lst.files import write_json, write_text
+from megatron_lst.files import write_bytes, write_json, write_text
 
 FORMAT_FILE = "chat.json"
 _NAMED = 20
@@ -78,6 +79,7 @@ def run_chat(config: ChatConfig, quiet: bool = False) -> dict[str, Any]:
             manifests[name] = merge_parts(layout.out / name, parts, "chat", tokenizer.info, codec, about)
         content = summary.content(plan, manifests, heldout, config.warn_lost)
         write_json(layout.summary, content)
+        _keep_codebook(config, layout, codec)
         write_json(layout.out / FORMAT_FILE, form.to_plain())
         write_text(layout.out / "train.yaml", train_yaml(config, layout, tokenizer.info, codec))
         return content
@@ -138,6 +140,15 @@ def _hold_out(config: ChatConfig, layout: Layout, items: list[Item]) -> None:
                     if len(said[begin:end].split()) >= ANYWHERE:
                         heldout.add(said[begin:end])
     heldout.save(layout.heldout)
+
+
+def _keep_codebook(config: ChatConfig, layout: Layout, codec: Codec | None) -> None:
+    """OUT/codebook.safetensors, which runs and exports look for beside their shards, where the codec is one of ours."""
+    near = [Path(path).parent / layout.codebook.name for path in config.spans.values()]
+    for path in [Path(config.codebook)] if config.codebook else near:
+        if codec is not None and path.is_file() and Codebook.load(path).fingerprint == codec.fingerprint:
+            write_bytes(layout.codebook, path.read_bytes())
+            return
 
 
 def _judge(config: ChatConfig, results: list[dict[str, Any]]) -> None:

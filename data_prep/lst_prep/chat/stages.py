@@ -58,7 +58,7 @@ def conversations(
                 raise BadConversation("unknown_key", f"unknown key {min(unknown)!r}, expected id and messages")
             yield where, name, turns_of(value.get("messages"))
         except BadConversation as error:
-            on_reject(f"{name} ({where})", Rejection(error.reason, str(error)))
+            on_reject(name, Rejection(error.reason, f"{where}: {error}"))
 
 
 def words_of(turns: list[Turn]) -> str:
@@ -121,9 +121,9 @@ def chat_factory(config: ChatConfig, form: ChatFormat, items: list[Item]) -> Wor
                             raise Rejection("held_out", str(found[0]))
                         made.append(document)
                 except Rejection as rejection:
-                    reject(f"{name} ({where})", rejection)
+                    reject(name, Rejection(rejection.reason, f"{where}: {rejection.detail}"))
                 except DamagedDataError as error:
-                    reject(f"{name} ({where})", Rejection("bad_conversation", str(error)))
+                    reject(name, Rejection("bad_conversation", f"{where}: {error}"))
                 else:
                     used += 1
                     for document in made:

@@ -1,102 +1,24 @@
 """`lst prep chat`: conversations as JSONL to shards that a stream reads (docs/chat.md)."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 
-from lst_prep.chat.config import ChatConfig
-from lst_prep.chat.pipeline import run_chat
 from lst_prep.tokenizer import load_tokenizer
-from lst_prep.units import Codebook
-from lst_prep.units.mfcc import MfccExtractor
 from megatron_lst.chat import ChatFormat
-from megatron_lst.config.load import build, load_config
+from megatron_lst.config.load import load_config
 from megatron_lst.data.stream import RowStream
 from megatron_lst.documents.schema import SPEECH, Document
 from megatron_lst.documents.shards import ShardSet, verify
-from megatron_lst.documents.writing import write_set
 from megatron_lst.errors import UserError
 from megatron_lst.vocabulary import IGNORE
-from tests.support.chat import chat_tokenizer
-
-WORDS = ["one", "two,", "three", "four", "five."]
-
-
-def spoken(i: int, codebook: Codebook) -> Document:
-    """Five words of 6 frames, gaps of 2 between them, 3 frames of silence at the end."""
-    begin = np.arange(5) * 8
-    chars = np.cumsum([0, *(len(w) + 1 for w in WORDS)])
-    ids = np.random.default_rng(i).integers(0, len(codebook.centres), 43).astype(np.int16)
-    return Document(
-        id=f"doc-{i}", source="corpus", text=" ".join(WORDS), speech_ids=ids, token_ids=np.arange(5, dtype=np.int32),
-        word_frames=np.stack([begin, begin + 6], 1).astype(np.int32),
-        word_tokens=np.stack([np.arange(5), np.arange(5) + 1], 1).astype(np.int32),
-        word_chars=np.stack([chars[:-1], chars[1:] - 1], 1).astype(np.int32), word_scores=np.ones(5, np.float32),
-    )  # fmt: skip
-
-
-class World:
-    """A tokenizer, a codebook, a shard set of speech, a recording."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tokenizer = chat_tokenizer(folder / "tokenizer")
-        extractor = MfccExtractor()
-        centres = np.random.default_rng(0).normal(size=(20, extractor.dim)).astype(np.float32)
-        self.book = Codebook(centres, extractor.name, extractor.fingerprint)
-        self.book.save(folder / "codebook.safetensors")
-        self.documents = [spoken(i, self.book) for i in range(3)]
-        info = load_tokenizer(str(self.tokenizer)).info
-        write_set(folder / "corpus", self.documents, "speech", info, self.book.codec)
-        sound = 0.3 * np.sin(np.arange(16_000) * np.linspace(0.05, 0.4, 16_000))
-        soundfile.write(folder / "question.wav", sound, 16_000)
-
-    def write(self, name: str, conversations: list[Any]) -> Path:
-        path = self.folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(one) + "\n" for one in conversations))
-        return path
-
-    def config(self, out: str, path: Path, **changes: Any) -> ChatConfig:
-        source = {"name": "talk", "path": str(path), "styles": changes.pop("styles", ["as_given"])}
-        values = {
-            "out": str(self.folder / out),
-            "sources": [source, *changes.pop("more", [])],
-            "tokenizer": str(self.tokenizer),
-            "codebook": str(self.folder / "codebook.safetensors"),
-            "spans": {"corpus": str(self.folder / "corpus")},
-            "jobs": {"workers": 1},
-            **changes,
-        }
-        return build(ChatConfig, values, "")
-
-    def run(self, out: str, path: Path, **changes: Any) -> list[Document]:
-        run_chat(self.config(out, path, **changes), quiet=True)
-        return list(ShardSet.open(self.folder / out / "talk", kind="chat"))
+from tests.support.chat import TALK, WORDS, ChatWorld, span
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("chat"))
-
-
-def span(i: int, begin: int = 0, end: int = 43, **more: Any) -> dict[str, Any]:
-    return {"type": "audio", "span": {"source": "corpus", "id": f"doc-{i}", "from": begin, "to": end}, **more}
-
-
-TALK = {
-    "id": "talk-1",
-    "messages": [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": [{"type": "text", "text": "listen"}, {"type": "audio", "path": "question.wav"}]},
-        {"role": "assistant", "content": [{"type": "audio", "units": [3, 1, 4, 1, 5], "transcript": "pi"}]},
-        {"role": "user", "content": "more"},
-        {"role": "assistant", "content": [span(1, 8, 40)]},
-    ],
-}
+def world(tmp_path_factory: pytest.TempPathFactory) -> ChatWorld:
+    return ChatWorld(tmp_path_factory.mktemp("chat"))
 
 
 def shown(document: Document) -> list[tuple[str, int, bool]]:
@@ -109,7 +31,7 @@ def shown(document: Document) -> list[tuple[str, int, bool]]:
     ]
 
 
-def test_paths_units_and_spans_become_one_document(world: World) -> None:
+def test_paths_units_and_spans_become_one_document(world: ChatWorld) -> None:
     (document,) = world.run("mixed", world.write("mixed", [TALK]))
     assert (document.id, document.source) == ("talk-1", "talk")
     frames = 25
@@ -136,7 +58,7 @@ def test_paths_units_and_spans_become_one_document(world: World) -> None:
 BOTH = {"id": "both", "messages": [{"role": "user", "content": [span(0)]}, {"role": "assistant", "content": [span(1)]}]}
 
 
-def test_styles_are_templates(world: World) -> None:
+def test_styles_are_templates(world: ChatWorld) -> None:
     styles = ["speech_to_speech", "speech_to_text", "text_to_speech", "text_to_text", "text_then_speech"]
     found = world.run("styles", world.write("styles", [BOTH]), styles=styles, chunk_words=2)
     assert [d.id for d in found] == [f"both:{style}" for style in styles]
@@ -180,14 +102,13 @@ BAD = {
 }  # fmt: skip
 
 
-def test_bad_conversations_are_named_or_dropped_and_counted(world: World) -> None:
+def test_bad_conversations_are_named_or_dropped_and_counted(world: ChatWorld) -> None:
     """All of them refused by id and reason; with `on_bad=drop` the same folder goes on, and the good ones are there."""
     path = world.write("bad", [value for value, _ in BAD.values()] + [TALK])
     with pytest.raises(UserError) as error:
         world.run("bad", path, row={"units": 300})
     for name, (_, reason) in BAD.items():
-        assert f"  {name} ({path}: line" in str(error.value)
-        assert f"{reason}: " in str(error.value)
+        assert f"  {name}: {reason}: {path}: line" in str(error.value)
     assert f"{len(BAD)} conversations cannot be used" in str(error.value)
     assert not (world.folder / "bad" / "talk" / "manifest.json").exists()
     found = world.run("bad", path, row={"units": 300}, on_bad="drop")
@@ -198,7 +119,7 @@ def test_bad_conversations_are_named_or_dropped_and_counted(world: World) -> Non
     assert summary["lost"]["talk"] == {"rejected": 9, "used": 1, "share": 0.9}
 
 
-def test_what_cannot_be_begun_is_refused(world: World) -> None:
+def test_what_cannot_be_begun_is_refused(world: ChatWorld) -> None:
     path = world.write("one", [TALK])
     with pytest.raises(UserError, match="the id 'talk-1' was there before"):
         world.run("twice", world.write("twice", [TALK, TALK]))
@@ -217,7 +138,7 @@ def test_what_cannot_be_begun_is_refused(world: World) -> None:
     assert not document.has_speech
 
 
-def test_held_out_conversations_are_kept_out_of_training_and_the_stream_reads_both(world: World) -> None:
+def test_held_out_conversations_are_kept_out_of_training_and_the_stream_reads_both(world: ChatWorld) -> None:
     system = {"role": "system", "content": "You are a very kind and helpful assistant."}
     held = bad("h", [system, {"role": "user", "content": "what is the seventh word of this sentence"}, ANSWER])
     same_system = bad("system", [system, USER, ANSWER])
