@@ -110,7 +110,7 @@ def create(venv: Path, python: Path, moved: bool, keep: bool = False) -> None:
         if subprocess.run([base, "-m", module, *options, venv]).returncode == 0:
             if keep and sys.prefix != sys.base_prefix:
                 # This Python is an environment itself, whose packages the new one does not see by itself.
-                inside = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+                inside = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
                 site = subprocess.run(inside, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
                 Path(site, "kept.pth").write_text(sysconfig.get_path("purelib") + "\n")
             return

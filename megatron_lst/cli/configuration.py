@@ -65,7 +65,7 @@ def show(
     kind = of or _kind(values, config)
     cls = _class(kind)
     values = merge(values, parse_overrides(overrides or (), cls))
-    resolved = build(cls, values)
+    resolved: Any = build(cls, values)
     if kind == Of.run:
         from megatron_lst.config.checks import check
 

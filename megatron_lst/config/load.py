@@ -339,7 +339,7 @@ def to_plain(config: Any) -> Any:
 
 def dump_yaml(config: Any, flow: bool = False) -> str:
     """YAML that the strict loader reads back; `flow`: on one line."""
-    style = {"default_flow_style": True, "width": math.inf} if flow else {}
+    style: dict[str, Any] = {"default_flow_style": True, "width": math.inf} if flow else {}
     return str(yaml.dump(to_plain(config), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, **style))
 
 
