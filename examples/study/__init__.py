@@ -1,6 +1,6 @@
-"""A toy experiment: baseline, static and curriculum patching on an invented language, in minutes on a CPU.
+"""The study: baseline, static and curriculum patching on real audio, with several seeds, on a CPU.
 
-`world` invents the language and writes it as shard sets, `arms` says what is compared under which budget, `measure`
-scores held-out items, `running` trains every (arm, seed) with the real engine, `summary` and `figure` tell what was
-found.  It shows how such a comparison is made and how sure it is; it cannot show that the paper's results hold.
+`corpus` makes shard sets of units that carry words, `arms` says what is compared under which budget, `measure` scores
+held-out items, `running` trains every (arm, seed) with the real engine, `summary` and `figure` say what was found.  It
+shows how such a comparison is made and how sure it is; at this size it cannot show that the paper's results hold.
 """

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from examples.study.world import Corpus
+from examples.study.corpus import Corpus
 from megatron_lst.config.checks import check
 from megatron_lst.config.schema import (
     Config,
@@ -16,8 +16,10 @@ from megatron_lst.config.schema import (
     TrainingConfig,
 )
 from megatron_lst.data import RowStream
+from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
 from megatron_lst.flops import row_flops
+from megatron_lst.vocabulary import Vocabulary, rate_text
 
 ARMS = ("base", "static", "curriculum", "base-flops")
 """`base`, `static` and `curriculum` share a budget of units; `base-flops` is `base` with the FLOPs of `static`."""
@@ -34,25 +36,29 @@ class StudyPlan:
         units_budget: units that an arm trains on, rounded down to whole steps.
         evaluations: points of the curves after the start, evenly spread; the last is the end.
         items, final_items: of each direction, within the curves and at the end.
+        documents, final_documents: whose speech and text are coded, within the curves and at the end.
         prompt_words, continuation_words: of an item.
         speech_weight: raw tokens of interleaved documents for each raw token of text alone.
     """
 
-    seeds: int = 3
+    seeds: int = 5
     units_budget: int = 300_000
-    units: int = 128
-    global_batch: int = 16
-    hidden: int = 64
-    layers: int = 2
+    units: int = 256
+    global_batch: int = 8
+    hidden: int = 96
+    layers: int = 3
+    local_hidden: int = 64
     decoder_layers: int = 2
-    init_std: float = 0.125
+    init_std: float = 0.1
     patch: int = 4
     lr: float = 4e-3
-    evaluations: int = 6
-    items: int = 100
-    final_items: int = 300
-    prompt_words: int = 8
-    continuation_words: int = 4
+    evaluations: int = 4
+    items: int = 40
+    final_items: int = 240
+    documents: int = 8
+    final_documents: int = 40
+    prompt_words: int = 12
+    continuation_words: int = 8
     speech_weight: float = 3.0
     corpus: Corpus = field(default_factory=Corpus)
 
@@ -72,29 +78,36 @@ class StudyPlan:
             )
 
 
+QUICK = StudyPlan(
+    seeds=1, units_budget=60_000, evaluations=2, items=8, final_items=40, documents=2, final_documents=5,
+    corpus=Corpus(minutes=0, heldout_minutes=0),
+)  # fmt: skip
+"""Does it run?"""
+
+
 def arm_config(plan: StudyPlan, arm: str, seed: int, sets: dict[str, Path], steps: int | None = None) -> Config:
     """The configuration of one arm.
 
     Args:
-        sets: folders of the shard sets, see `world.write_corpus`.
+        sets: folders of the shard sets, see `corpus.write_corpus`.
         steps: None: as the units' budget says.
     """
     unpatched = arm.startswith("base")
     steps = steps or plan.steps
     config = Config(
-        vocabulary=plan.corpus.world.vocabulary,
+        vocabulary=vocabulary_of(sets["speech"]),
         model=ModelConfig(
             kind="baseline" if unpatched else "lst",
             hidden=plan.hidden,
             layers=plan.layers,
             heads=4,
             ffn=4 * plan.hidden,
-            local_hidden=plan.hidden // 2,
-            local_heads=2,
-            local_ffn=2 * plan.hidden,
+            local_hidden=plan.local_hidden,
+            local_heads=4,
+            local_ffn=4 * plan.local_hidden,
             decoder_layers=plan.decoder_layers,
             init_std=plan.init_std,
-            window=plan.units,
+            window=128,
         ),
         patching=PatchingConfig(strategy="none" if unpatched else arm, size=plan.patch),  # type: ignore[arg-type]
         data=DataConfig(
@@ -107,7 +120,7 @@ def arm_config(plan: StudyPlan, arm: str, seed: int, sets: dict[str, Path], step
             tokens=8 * plan.units,  # never the limit: a row is full when its units are
             workers=0,
             seed=seed,
-            spans=SpanConfig(speech_min=3, speech_max=plan.prompt_words + plan.continuation_words, text_ratio=1.0),
+            spans=SpanConfig(speech_max=40, text_ratio=1.0),
         ),
         training=TrainingConfig(
             steps=steps,
@@ -121,6 +134,21 @@ def arm_config(plan: StudyPlan, arm: str, seed: int, sets: dict[str, Path], step
     )
     check(config)
     return config
+
+
+def vocabulary_of(speech: Path) -> Vocabulary:
+    """Of a shard set of speech."""
+    shards = ShardSet.open(speech, kind="speech")
+    assert shards.codec is not None, "a set of speech"
+    tokenizer = shards.tokenizer
+    return Vocabulary(
+        text_size=tokenizer.size,
+        speech_size=shards.codec.size,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        multiple=32,
+        frame_rate=rate_text(shards.codec.rate),
+    )
 
 
 def step_flops(config: Config) -> float:

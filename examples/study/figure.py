@@ -31,8 +31,9 @@ def draw(results: Results, out: Path) -> Path:
         if column < 2:
             _panel(axes[2, column], results, "flops", margin)
             axes[2, column].set(title=f"{direction} margin", ylabel="nats a token", xlabel="training FLOPs")
+    documents = min(len(point["speech"]) for run in results for point in run["curve"])
     for column, axis in enumerate(("units", "flops"), 2):
-        _panel(axes[2, column], results, axis, lambda point: point["bits_per_second"])
+        _panel(axes[2, column], results, axis, lambda point: float(np.mean(point["speech"][:documents])))
         label = "units seen" if axis == "units" else "training FLOPs"
         axes[2, column].set(title="held-out speech", ylabel="bits a second", xlabel=label)
     for axis in axes.flat:

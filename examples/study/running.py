@@ -17,7 +17,6 @@ from queue import Empty
 from typing import Any
 
 from examples.study.arms import StudyPlan, arm_config, plain, tasks
-from examples.study.world import write_corpus
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import TrainingFault, UserError
 from megatron_lst.files import write_json
@@ -42,8 +41,8 @@ class Task:
         return f"{self.arm} seed {self.seed}"
 
 
-def run_study(plan: StudyPlan, folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """Run what is not there yet. Returns the results of all runs.
+def run_study(plan: StudyPlan, folder: Path, sets: dict[str, Path], jobs: int) -> list[dict[str, Any]]:
+    """Run what is not there yet on the shard sets of `corpus.write_corpus`. Returns the results of all runs.
 
     Results lie in `folder/results/ARM-SEED.json`, written when a run has ended; a study that was stopped goes on with
     the runs that have none.
@@ -52,10 +51,7 @@ def run_study(plan: StudyPlan, folder: Path, jobs: int) -> list[dict[str, Any]]:
         UserError: the folder holds another study.
         TrainingFault: a run's loss is not finite.
     """
-    plan.check()
-    _settle(plan, folder)
-    print(f"study in {folder}: writing the corpus", flush=True)
-    sets = write_corpus(plan.corpus, folder / "data")
+    settle(plan, folder)
     todo = [
         Task(plan, arm, seed, steps, sets, folder / "results" / f"{arm}-{seed}.json")
         for arm, seed, steps in tasks(plan, sets)
@@ -67,8 +63,13 @@ def run_study(plan: StudyPlan, folder: Path, jobs: int) -> list[dict[str, Any]]:
     return [json.loads(task.result.read_text()) for task in todo]
 
 
-def _settle(plan: StudyPlan, folder: Path) -> None:
-    """Make the folder, or find that it is this study's; more seeds are welcome, all else must be the same."""
+def settle(plan: StudyPlan, folder: Path) -> None:
+    """Make the folder, or find that it is this study's; more seeds are welcome, all else must be the same.
+
+    Raises:
+        UserError: a plan that cannot be, or the folder holds another study.
+    """
+    plan.check()
     path = folder / "plan.json"
     mine = json.loads(json.dumps(plain(plan)))
     if path.is_file():
@@ -169,7 +170,8 @@ def run_task(task: Task, report: Callable[[int, int, str], None]) -> None:
     plan = task.plan
     config = arm_config(plan, task.arm, task.seed, task.sets, task.steps)
     patcher = evaluation_patcher(config.model, config.patching)
-    measures = Measures(plan, read_held_out(ShardSet.open(task.sets["held-out"])), patcher)
+    held_out = read_held_out(ShardSet.open(task.sets["held-out"]))
+    measures = Measures(plan, held_out, patcher, config.vocabulary)
     points = {round(task.steps * i / plan.evaluations) for i in range(1, plan.evaluations + 1)}
     spent = _Spent()
     began = time.monotonic()

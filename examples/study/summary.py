@@ -1,6 +1,7 @@
 """From the runs' results to a table: means with bootstrap intervals over items and seeds, and what they cannot show."""
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,14 @@ REFERENCE = "base"
 """The arm that the others are compared with."""
 Results = Sequence[dict[str, Any]]
 
+BITS = {"speech": "Held-out speech, bits a second", "text": "Held-out text, bits a word"}
+"""What is coded, and how it is headed. Less is better."""
+
 CAVEATS = """\
-What this can show: that the whole path from shards to choices works for every arm under one budget, how early each
-ability emerges in each arm *here*, and how far seeds differ. What it cannot show: whether the paper's ordering holds.
-The models have a few hundred thousand parameters, the language is invented and its speech is easy, the patched models
-have more layers and spend more FLOPs a unit (which `base-flops` answers, for FLOPs alone), and see more speech and a
-longer context in the same units. Intervals resample items and seeds together; with so few seeds they are too narrow,
-and an interval of a difference that covers 0 means that nothing was found."""
+Intervals resample items and seeds together. An interval of a difference that covers 0 means that nothing was found.
+These models have about a million parameters and see a few hours of speech, some of it more than once; the patched ones
+have more layers, spend more FLOPs a unit (which `base-flops` answers, for FLOPs alone) and see more speech and a longer
+context in the same units. The study says what happens at this size, not whether the paper's results hold at theirs."""
 
 
 def crossed_bootstrap(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -62,6 +64,7 @@ def _summary(results: Results, arm: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "seeds": len(runs),
         "steps": float(np.mean([r["steps"] for r in runs])),
+        "items": len(last[0][DIRECTIONS[0]]["right"]),
         "parameters": runs[0]["parameters"],
         "seconds": float(np.mean([r["seconds"] for r in runs])),
         **spent,
@@ -70,7 +73,8 @@ def _summary(results: Results, arm: str) -> dict[str, Any]:
         for kind in ("right", "margin"):
             pick = lambda point, d=direction, k=kind: point[d][k]
             found[f"{direction} {kind}"] = _measure(results, arm, pick)
-    found["bits_per_second"] = _measure(results, arm, lambda point: [point["bits_per_second"]])
+    for modality in BITS:
+        found[f"{modality} bits"] = _measure(results, arm, itemgetter(modality))
     return found
 
 
@@ -85,21 +89,21 @@ def _measure(results: Results, arm: str, pick: Callable[[dict[str, Any]], Any]) 
     return measured
 
 
-def markdown(summary: dict[str, Any], plan: dict[str, Any], top: float) -> str:
+def markdown(summary: dict[str, Any], plan: dict[str, Any]) -> str:
     """The tables as Markdown.
 
     Args:
         summary: see `summarise`.
         plan: as JSON.
-        top: accuracy of one who knows the grammar, see `measure.ceiling`.
     """
     seeds = min(arm["seeds"] for arm in summary.values())
+    items = max(arm["items"] for arm in summary.values())
     lines = [
-        "# Toy study",
+        "# Study",
         "",
-        f"{seeds} seed(s), {plan['final_items']} items at most in a direction, 95 % bootstrap intervals over items and "
-        f"seeds. Choices are 1 of 2 by mean log-probability: chance 50 %, and {100 * top:.0f} % for one who knows the "
-        "grammar exactly (written words). Margins are nats a token, true continuation minus false.",
+        f"{seeds} seed(s), {items} items in a direction, 95 % bootstrap intervals over items and seeds. "
+        "Choices are 1 of 2 by mean log-probability: chance 50 %. The wrong words are another document's, in the same "
+        "voice. Margins are nats a token, true continuation minus false.",
         "",
         *_table(
             ["arm", "parameters", "steps", "units", "of these filled", "raw tokens", "training FLOPs"],
@@ -114,11 +118,11 @@ def markdown(summary: dict[str, Any], plan: dict[str, Any], top: float) -> str:
         "",
         *_measures(summary, "margin", 1, ".3f"),
         "",
-        "## Held-out speech, bits a second (less is better)",
+        "## Bits (less is better)",
         "",
         *_table(
-            ["arm", "bits a second", "minus base"],
-            [[arm, *_cells(s["bits_per_second"], 1, ".2f")] for arm, s in summary.items()],
+            ["arm", *(column for title in BITS.values() for column in (title, "minus base"))],
+            [[arm, *(cell for m in BITS for cell in _cells(s[f"{m} bits"], 1, ".2f"))] for arm, s in summary.items()],
         ),
         "",
         CAVEATS,
