@@ -272,6 +272,8 @@ def generation_config(source: Source, stated: dict[str, list[int]]) -> dict[str,
         "return_timestamps": False,
     }
     if source.multilingual:
+        # Without a task its decoder begins with none, and soon says one word again and again.
+        found["task"] = "transcribe"
         found["task_to_id"] = {"transcribe": 50359, "translate": 50358}
         languages = list(LANGUAGES)[: 50358 - 50259]  # Cantonese came with a later model
         found["lang_to_id"] = {f"<|{name}|>": 50259 + i for i, name in enumerate(languages)}

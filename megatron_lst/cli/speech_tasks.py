@@ -12,9 +12,12 @@ EXPORT = Annotated[Path, typer.Argument(help="An exported model")]
 DOCUMENTS = Annotated[Path, typer.Argument(help="A held-out shard set of speech")]
 LIMIT = Annotated[int, typer.Option(min=1, help="First documents only")]
 TOKENIZER = Annotated[str | None, typer.Option(help="Default: the one that the export names")]
-RECOGNISER = Annotated[
-    str | None, typer.Option(help="Hears spoken answers: a command with {wav}, or the folder of a Whisper or CTC model")
+JUDGE = Annotated[
+    str | None,
+    typer.Option(help="Hears speech tokens: whisper, pocketsphinx, a command with {wav}, or a model's folder"),
 ]
+JUDGE_MODEL = Annotated[str | None, typer.Option(help="--judge whisper: a folder or hub name of any Whisper")]
+LANGUAGE = Annotated[str, typer.Option(help="What is spoken: told to the judge, and whose normaliser texts go through")]
 DEVICE = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 
 
@@ -38,15 +41,29 @@ def _decoder(opened: Any, tokenizer: str | None) -> Any:
 
 
 def _transcriber(
-    recogniser: str | None, vocabulary: Any, codebook: Path | None, vocoder: Path | None, device: str
+    judge: str | None,
+    model: str | None,
+    language: str,
+    vocabulary: Any,
+    codebook: Path | None,
+    vocoder: Path | None,
+    device: str,
 ) -> Any:
-    """Speech ids -> text through a vocoder and a recogniser; None without a recogniser."""
+    """Speech ids -> text through a vocoder and a judge; None without a judge."""
     from megatron_lst.cli.speech_io import open_vocoder
-    from megatron_lst.evaluation.recogniser import of_speech_ids, open_recogniser
+    from megatron_lst.errors import UserError
+    from megatron_lst.evaluation.recogniser import of_speech_ids, open_judge
 
-    if recogniser is None:
+    if judge is None:
+        if model is not None:
+            raise UserError("--judge-model needs --judge whisper")
         return None
-    return of_speech_ids(open_recogniser(recogniser, device), open_vocoder(vocabulary, codebook, vocoder))
+    return of_speech_ids(open_judge(judge, model, language, device), open_vocoder(vocabulary, codebook, vocoder))
+
+
+def _say(who: str, judged: Any) -> None:
+    wer, cer = judged.wer, judged.cer
+    print(f"{who}: WER {wer.rate:.1%} of {wer.length} words, CER {cer.rate:.1%} of {cer.length} characters")
 
 
 def _spoken_ids(command: str, said: str, encode: Any) -> Any:
@@ -67,16 +84,30 @@ def asr(
     export: EXPORT, documents: DOCUMENTS, limit: LIMIT = 100, tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
     batch: Annotated[int, typer.Option(min=1)] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest transcript, in text pieces")] = 400,
+    judge: JUDGE = None, judge_model: JUDGE_MODEL = None, language: LANGUAGE = "en",
+    codebook: Annotated[Path | None, typer.Option(help="--judge: makes sound of tokens; default: the export's")] = None,
+    vocoder: Annotated[Path | None, typer.Option(help="--judge: HiFi-GAN folder, in place of the codebook")] = None,
 ) -> None:  # fmt: skip
-    """Transcribe held-out speech: word and character error rates, and the context that it took."""
+    """Transcribe held-out speech: word and character error rates, and the context that it took.
+
+    With --judge, what somebody else's recogniser hears in the same speech tokens stands beside it.
+    """
+    from megatron_lst.cli.encoders import codebook_of
     from megatron_lst.evaluation.paper import SPEECH
     from megatron_lst.evaluation.speech_tasks import recognise
 
     opened, model, found = open_with_documents(export, documents, limit, device)
-    result = recognise(model, found, _decoder(opened, tokenizer), batch=batch, max_tokens=max_tokens)
+    sound = codebook_of(opened, codebook) if judge else None
+    hear = _transcriber(judge, judge_model, language, model.vocabulary, sound, vocoder, device)
+    result = recognise(
+        model, found, _decoder(opened, tokenizer),
+        batch=batch, max_tokens=max_tokens, transcribe=hear, language=language,
+    )  # fmt: skip
     for name, reason in result.refused.items():
         print(f"refused {name}: {reason}")
-    print(f"WER {result.wer.rate:.1%} of {result.wer.length} words, CER {result.cer.rate:.1%}")
+    _say("the model", result)
+    if result.judged is not None:
+        _say(f"{judge}, which hears the same speech tokens", result.judged)
     print(
         f"context {result.context_units} units, {result.context_units / result.context_tokens:.2f}x the unpatched ones"
     )
@@ -90,7 +121,7 @@ def tts(
     vocoder: Annotated[Path | None, typer.Option()] = None,
     temperature: Annotated[float, typer.Option(min=0, callback=finite)] = 0.8,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response; default: the tokens of 30 s")] = None,
-    recogniser: RECOGNISER = None,
+    judge: JUDGE = None, judge_model: JUDGE_MODEL = None, language: LANGUAGE = "en",
 ) -> None:  # fmt: skip
     """Speak held-out texts: global steps relative to the unpatched model, sound, and how well it is understood."""
     from megatron_lst.cli.encoders import codebook_of
@@ -104,14 +135,17 @@ def tts(
     voice = None if out is None or v.depth > 1 else open_vocoder(v, codebook, vocoder)
     if out is not None:
         require_writable(out, "--out")
-    hear = _transcriber(recogniser, v, codebook, vocoder, device)
-    result = synthesise(model, found, temperature=temperature, max_tokens=max_tokens, transcribe=hear)
+    hear = _transcriber(judge, judge_model, language, v, codebook, vocoder, device)
+    result = synthesise(
+        model, found, temperature=temperature, max_tokens=max_tokens, transcribe=hear, language=language
+    )
     for name, reason in result.refused.items():
         print(f"refused {name}: {reason}")
     share = result.global_steps / max(result.generated, 1)
     print(f"{result.generated} speech tokens in {result.global_steps} global steps, {share:.2f}x the unpatched model's")
-    if result.cer is not None:
-        print(f"CER {result.cer.rate:.1%} of {result.cer.length} characters, as {recogniser} hears it")
+    if result.judged is not None:
+        _say(f"as {judge} hears it", result.judged)
+        _say("the recordings' own tokens, the same way (the floor)", result.floor)
         print(f"paper, CER after adaptation (1B), as Whisper hears it: {_listed(SPEECH['tts_cer_clean'])}")
     for name, ids in result.speech_ids.items():
         target = None if out is None or not len(ids) else out / f"{name.replace('/', '_')}.wav"
@@ -130,8 +164,8 @@ def questions(
     ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Examples in front of each question, the file's first")] = 0,
     tokenizer: TOKENIZER = None, device: DEVICE = "cpu",
-    to: Annotated[str, typer.Option(help="Answers in text, or in speech, which needs --recogniser")] = "text",
-    recogniser: RECOGNISER = None,
+    to: Annotated[str, typer.Option(help="Answers in text, or in speech, which needs --judge")] = "text",
+    judge: JUDGE = None, judge_model: JUDGE_MODEL = None, language: LANGUAGE = "en",
     vocoder: Annotated[Path | None, typer.Option(help="HiFi-GAN folder; default: the codebook's inversion")] = None,
     tts: Annotated[str | None, typer.Option(help="Speaks the examples' answers, for --to speech with --shots")] = None,
 ) -> None:  # fmt: skip
@@ -152,7 +186,7 @@ def questions(
     if to not in ("text", "speech"):
         raise UserError(f"--to {to!r}: expected text or speech")
     decode = _decoder(opened, tokenizer)
-    hear = _transcriber(recogniser, opened.vocabulary, codebook, vocoder, device)
+    hear = _transcriber(judge, judge_model, language, opened.vocabulary, codebook, vocoder, device)
     with tempfile.TemporaryDirectory() as folder:
         found, refused = read_questions(source, Path(folder))
         refused |= {q.id: "no audio" for q in found if q.audio is None}

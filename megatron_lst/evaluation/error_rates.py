@@ -1,7 +1,8 @@
-"""Word and character error rates after Whisper's English normaliser, for ASR and for TTS transcribed back (SPEC 9).
+"""Word and character error rates after Whisper's normaliser, for ASR and for TTS transcribed back (SPEC 9).
 
 The edits are counted by jiwer.  The normaliser is Whisper's own, from the package `whisper-normalizer` (that of
-transformers needs a table of spellings which no package but this one brings).
+transformers needs a table of spellings which no package but this one brings): its English one for English, its basic
+one for other languages.
 """
 
 import functools
@@ -17,22 +18,24 @@ def _missing(error: ImportError) -> UserError:
 
 
 @functools.cache
-def _normaliser() -> Callable[[str], str]:
+def _normaliser(english: bool) -> Callable[[str], str]:
     try:
+        from whisper_normalizer.basic import BasicTextNormalizer
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:
         raise _missing(error) from None
-    normaliser: Callable[[str], str] = EnglishTextNormalizer()
+    normaliser: Callable[[str], str] = EnglishTextNormalizer() if english else BasicTextNormalizer()
     return normaliser
 
 
-def normalise(text: str) -> str:
-    """Lower case without punctuation, fillers and brackets; numbers as digits, American spelling, no contractions.
+def normalise(text: str, language: str = "en") -> str:
+    """Lower case without punctuation and brackets; in English, fillers go, numbers are digits, spelling is American and
+    contractions are written out.
 
     Raises:
         UserError: `whisper-normalizer` is not installed.
     """
-    return _normaliser()(text).strip()
+    return _normaliser(language == "en")(text).strip()
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class ErrorRate:
     length: int
 
 
-def error_rate(references: Sequence[str], hypotheses: Sequence[str], unit: str = "word") -> ErrorRate:
+def error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], unit: str = "word", language: str = "en"
+) -> ErrorRate:
     """WER (`word`) or CER (`character`, spaces included) after normalisation.
 
     Raises:
@@ -60,7 +65,7 @@ def error_rate(references: Sequence[str], hypotheses: Sequence[str], unit: str =
     except ImportError as error:
         raise _missing(error) from None
     process: Any = jiwer.process_words if unit == "word" else jiwer.process_characters
-    found = process([normalise(r) for r in references], [normalise(h) for h in hypotheses])
+    found = process([normalise(r, language) for r in references], [normalise(h, language) for h in hypotheses])
     edits = found.substitutions + found.insertions + found.deletions
     length = found.hits + found.substitutions + found.deletions
     return ErrorRate(edits / length if length else float(edits > 0), edits, length)

@@ -22,6 +22,19 @@ ASR_TOKENS, TTS_SECONDS = 400, 30.0
 """Length caps: 400 pieces of text, 30 seconds of speech tokens."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a judge hears in speech tokens, against the text: word and character error rate."""
+
+    wer: ErrorRate
+    cer: ErrorRate
+
+
+def judged(written: Sequence[str], said: Sequence[str], language: str = "en") -> Judged:
+    """Both error rates of the same transcripts."""
+    return Judged(*(error_rate(written, said, unit, language) for unit in ("word", "character")))
+
+
 @dataclass
 class Recognition:
     """ASR over documents.
@@ -30,6 +43,7 @@ class Recognition:
         hypotheses: text of each document that was transcribed, in order.
         context_units: units of all prompts; context_tokens: their tokens, which an unpatched model would read as units.
         refused: document id -> why it was left out.
+        judged: what a judge hears in the same speech tokens, where there was one.
     """
 
     wer: ErrorRate
@@ -38,6 +52,7 @@ class Recognition:
     context_units: int
     context_tokens: int
     refused: dict[str, str] = field(default_factory=dict)
+    judged: "Judged | None" = None
 
 
 @dataclass
@@ -47,13 +62,15 @@ class Synthesis:
     Attributes:
         speech_ids: int32 ids of each response, by document.
         global_steps: of all responses; generated: their tokens.
-        cer: of transcripts, where a recogniser was given.
+        judged: of what the model said, as a judge hears it; floor: of the documents' own speech tokens, which went
+            through the same vocoder to the same judge. None without a judge.
     """
 
     speech_ids: dict[str, np.ndarray]
     global_steps: int
     generated: int
-    cer: ErrorRate | None = None
+    judged: Judged | None = None
+    floor: Judged | None = None
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,9 +118,16 @@ def recognise(
     max_tokens: int = ASR_TOKENS,
     context: int = 12288,
     batch: int = 8,
+    transcribe: Callable[[np.ndarray], str] | None = None,
+    language: str = "en",
     progress: Progress = lambda done, total: None,
 ) -> Recognition:
-    """Transcribe speech documents greedily, and compare with their text."""
+    """Transcribe speech documents greedily, and compare with their text.
+
+    Args:
+        transcribe: speech ids -> text by a judge (`recogniser.open_judge` behind a vocoder), to stand beside.
+        language: whose normaliser the texts go through.
+    """
     v = model.vocabulary
     refused: dict[str, str] = {}
     kept, prompts = _prompts(
@@ -116,13 +140,15 @@ def recognise(
     results = _generate(model, prompts, settings, batch, progress)
     said = [decode(r.tokens) for r in results]
     written = [d.text for d in kept]
+    own = judged(written, said, language)
     return Recognition(
-        error_rate(written, said),
-        error_rate(written, said, "character"),
+        own.wer,
+        own.cer,
         {d.id: s for d, s in zip(kept, said, strict=True)},
         sum(r.prompt_units for r in results),
         sum(len(p) for p in prompts),
         refused,
+        None if transcribe is None else judged(written, [transcribe(d.speech_ids) for d in kept], language),
     )
 
 
@@ -136,13 +162,15 @@ def synthesise(
     context: int = 12288,
     batch: int = 8,
     transcribe: Callable[[np.ndarray], str] | None = None,
+    language: str = "en",
     progress: Progress = lambda done, total: None,
 ) -> Synthesis:
     """Speak the documents' texts.
 
     Args:
         max_tokens: longest response; None: as many as TTS_SECONDS have.
-        transcribe: speech ids -> text, for the character error rate (a vocoder and a recogniser such as Whisper).
+        transcribe: speech ids -> text, for the error rates (`recogniser.open_judge` behind a vocoder).
+        language: whose normaliser the texts go through.
     """
     v = model.vocabulary
     most = max_tokens or v.speech_tokens(TTS_SECONDS)
@@ -156,10 +184,12 @@ def synthesise(
     settings = GenerationSettings(max_tokens=most, modality="speech", temperature=temperature, seed=seed)
     results = _generate(model, prompts, settings, batch, progress)
     ids = {d.id: np.array([t - v.text_size for t in r.tokens], np.int32) for d, r in zip(kept, results, strict=True)}
-    cer = None
+    result = Synthesis(ids, sum(r.units for r in results), sum(len(r.tokens) for r in results), refused=refused)
     if transcribe is not None:
-        cer = error_rate([d.text for d in kept], [transcribe(ids[d.id]) for d in kept], "character")
-    return Synthesis(ids, sum(r.units for r in results), sum(len(r.tokens) for r in results), cer, refused)
+        written = [d.text for d in kept]
+        result.judged = judged(written, [transcribe(ids[d.id]) for d in kept], language)
+        result.floor = judged(written, [transcribe(d.speech_ids) for d in kept], language)
+    return result
 
 
 @dataclass(frozen=True)
@@ -189,10 +219,10 @@ def answer_questions(
         to: `text` (S -> T), or `speech` (S -> S), which needs `transcribe`.
 
     Raises:
-        UserError: speech without a recogniser.
+        UserError: speech without a judge.
     """
     if to == "speech" and transcribe is None:
-        raise UserError("answers in speech need a recogniser to be graded")
+        raise UserError("answers in speech need a judge to be graded")
     v = model.vocabulary
     prompts = []
     for question in questions:

@@ -261,18 +261,19 @@ def random_codebook(path: Path) -> Path:
     return path
 
 
-def test_what_is_spoken_is_graded_by_a_recogniser(exported: Path, shards: Path, tmp_path: Path) -> None:
-    """The recogniser is a command that hears the document's own text, then one that hears nothing of it."""
+def test_what_is_spoken_is_graded_by_a_judge(exported: Path, shards: Path, tmp_path: Path) -> None:
+    """The judge is a command that hears the document's own text, then one that hears nothing of it."""
     codebook = random_codebook(tmp_path / "codebook.safetensors")
-    options = ("--limit", 1, "--max-tokens", 9, "--codebook", codebook, "--recogniser")
+    options = ("--limit", 1, "--max-tokens", 9, "--codebook", codebook, "--judge")
     with pytest.raises(UserError, match="trained with the codebook of fingerprint bbbb"):
         lst("eval", "tts", exported, shards, *options, "true {wav}")
     weights = ReferenceModel(CONFIG.model, CONFIG.vocabulary).state_dict()
     exported = write_export(tmp_path / "model", weights, CONFIG)  # does not say which codebook it was trained with
     right = ("abcd " * 40).strip()
-    assert "CER 0.0% of 199 characters" in lst(
-        "eval", "tts", exported, shards, *options, f"{sys.executable} -c 'print(\"{right}\")' {{wav}}"
-    )
+    hears_it = f"{sys.executable} -c 'print(\"{right}\")' {{wav}}"
+    heard = lst("eval", "tts", exported, shards, *options, hears_it)
+    assert "hears it: WER 0.0% of 40 words, CER 0.0% of 199 characters" in heard
+    assert "(the floor): WER 0.0%" in heard
     assert "CER 100.0%" in lst("eval", "tts", exported, shards, *options, "true {wav}")
 
 
@@ -294,11 +295,11 @@ def test_spoken_questions_answered_in_speech(tmp_path: Path) -> None:
         "Questions,Answer,audio_filename\nWhat is the capital?,Paris,0.wav\nAnd the other?,Rome,gone.wav\n"
     )
     command = ("eval", "questions", export, folder, "--codebook", codebook)
-    spoken = lst(*command, "--to", "speech", "--recogniser", "echo It is Paris {wav}")
+    spoken = lst(*command, "--to", "speech", "--judge", "echo It is Paris {wav}")
     assert "1 questions: 100.0% hold an accepted answer" in spoken
     assert "1 refused" in spoken
     assert "1 questions: 0.0% hold an accepted answer" in lst(*command)
-    with pytest.raises(UserError, match="need a recogniser"):
+    with pytest.raises(UserError, match="need a judge"):
         lst(*command, "--to", "speech")
 
 

@@ -1,4 +1,4 @@
-"""Recognisers by command and by folder: tiny Wav2Vec2 and Whisper models made here, read back offline."""
+"""Judges by name, command and folder: tiny Wav2Vec2 and Whisper models made here, read back offline."""
 
 import json
 import sys
@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from megatron_lst.errors import UserError
-from megatron_lst.evaluation.recogniser import RATE, of_speech_ids, open_recogniser
+from megatron_lst.evaluation.error_rates import error_rate
+from megatron_lst.evaluation.recogniser import RATE, of_speech_ids, open_judge
 from megatron_lst.inference.vocoder import SpectralVocoder
 
 pytest.importorskip("transformers")
+MANIFEST = Path(__file__).parents[2] / "data_prep" / "corpus" / "manifest.jsonl"
 
 
 def tone(seconds: float, rate: int = RATE) -> np.ndarray:
@@ -25,16 +28,16 @@ def test_a_command_hears_the_file_and_its_failure_is_told(tmp_path: Path) -> Non
         "import sys, wave\n"
         "with wave.open(sys.argv[1]) as f: print(f.getframerate(), 'Hz', f.getnframes() / f.getframerate(), 's')\n"
     )
-    hear = open_recogniser(f"{sys.executable} {script} {{wav}}")
+    hear = open_judge(f"{sys.executable} {script} {{wav}}", None)
     assert hear(tone(0.5), RATE) == "16000 Hz 0.5 s"
     assert hear(tone(0.5, 8000), 8000) == "8000 Hz 0.5 s"
     script.write_text("raise SystemExit('no ears')")
     with pytest.raises(UserError, match=r"failed \(1\): no ears"):
         hear(tone(0.1), RATE)
     with pytest.raises(UserError, match="is not installed"):
-        open_recogniser("no-such-program {wav}")
-    with pytest.raises(UserError, match="neither a command"):
-        open_recogniser(str(tmp_path))
+        open_judge("no-such-program {wav}", None)
+    with pytest.raises(UserError, match="expected whisper, pocketsphinx, a command"):
+        open_judge(str(tmp_path), None)
 
 
 def test_units_are_heard_through_a_vocoder() -> None:
@@ -117,14 +120,13 @@ def whisper(folder: Path) -> None:
         model.model.decoder.layer_norm.bias.fill_(1.0)
         model.model.decoder.embed_tokens.weight.fill_(-1.0)
         model.model.decoder.embed_tokens.weight[1].fill_(1.0)
-    model.generation_config.max_length = 6
     model.save_pretrained(folder)
 
 
-@pytest.mark.parametrize(("make", "expected"), [(wav2vec2, "h"), (whisper, "iiiii")])
+@pytest.mark.parametrize(("make", "expected"), [(wav2vec2, "h"), (whisper, "iiiiiiii")])
 def test_a_local_model_hears(tmp_path: Path, make, expected: str) -> None:  # type: ignore[no-untyped-def]
     make(tmp_path / "model")
-    hear = open_recogniser(str(tmp_path / "model"))
+    hear = open_judge(str(tmp_path / "model"), None)
     assert hear(tone(0.5), RATE) == expected
     assert hear(tone(0.5, 8000), 8000) == expected
 
@@ -132,4 +134,50 @@ def test_a_local_model_hears(tmp_path: Path, make, expected: str) -> None:  # ty
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="not a model of speech recognition"):
-        open_recogniser(str(tmp_path))
+        open_judge(str(tmp_path), None)
+
+
+def test_whisper_by_name(tmp_path: Path) -> None:
+    whisper(tmp_path / "model")
+    assert open_judge("whisper", str(tmp_path / "model"))(tone(0.5), RATE) == "iiiiiiii"
+    assert open_judge("whisper", str(tmp_path / "model"))(tone(31.0), RATE) == "iiiiiiii iiiiiiii", "two windows"
+    with pytest.raises(UserError, match="hears English alone, the language is 'fr'"):
+        open_judge("whisper", str(tmp_path / "model"), "fr")
+    tokens = {"lang_to_id": {"<|en|>": 6, "<|fr|>": 3}, "task_to_id": {"transcribe": 7}, "is_multilingual": True}
+    path = tmp_path / "model" / "generation_config.json"
+    stated = json.loads(path.read_text()) | tokens | {"no_timestamps_token_id": 8, "_from_model_config": False}
+    path.write_text(json.dumps(stated))
+    assert open_judge("whisper", str(tmp_path / "model"), "fr")(tone(0.5), RATE) == "iiiiiiii"
+    with pytest.raises(UserError, match="knows no language 'xx'; it knows en, fr"):
+        open_judge("whisper", str(tmp_path / "model"), "xx")
+
+
+def test_what_is_no_whisper_is_refused_by_name(tmp_path: Path) -> None:
+    wav2vec2(tmp_path / "model")
+    with pytest.raises(UserError, match=r"model: is a 'wav2vec2', not a Whisper"):
+        open_judge("whisper", str(tmp_path / "model"))
+    with pytest.raises(UserError, match="cannot be loaded as a Whisper"):
+        open_judge("whisper", str(tmp_path))
+    with pytest.raises(UserError, match="--judge whisper needs --judge-model"):
+        open_judge("whisper", None)
+    with pytest.raises(UserError, match="--judge-model is for --judge whisper"):
+        open_judge("pocketsphinx", str(tmp_path))
+    from safetensors.torch import load_file, save_file
+
+    whisper(tmp_path / "part")
+    tensors = load_file(tmp_path / "part" / "model.safetensors")
+    del tensors["model.decoder.layers.0.fc1.weight"]
+    save_file(tensors, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="1 tensors are missing, the first is model.decoder.layers.0.fc1.weight"):
+        open_judge("whisper", str(tmp_path / "part"))
+
+
+def test_pocketsphinx_hears_english_alone() -> None:
+    pytest.importorskip("pocketsphinx")
+    with pytest.raises(UserError, match="hears English alone, the language is 'de'"):
+        open_judge("pocketsphinx", None, "de")
+    line = next(line for line in map(json.loads, MANIFEST.read_text().splitlines()) if line["source"] == "librivox")
+    audio, rate = soundfile.read(MANIFEST.parent / line["audio"], dtype="float32")
+    hear = open_judge("pocketsphinx", None)
+    assert error_rate([line["text"]], [hear(audio, rate)]).rate < 0.35
+    assert error_rate([line["text"]], [hear(audio[::-1].copy(), rate)]).rate > 0.7

@@ -47,18 +47,27 @@ def test_recognition_counts_context_and_errors_and_refuses_by_id() -> None:
     assert result.context_units == (3 + 10) + (3 + 4)
     assert result.context_tokens == 43 + 19
     assert result.wer.length == 2
+    assert result.judged is None
+    heard = recognise(model, documents[:1], decode, max_tokens=5, transcribe=lambda units: "abc" * (len(units) == 40))
+    assert heard.judged is not None
+    assert (heard.judged.wer.rate, heard.wer.rate >= 1) == (0.0, True)
     with pytest.raises(UserError, match="long: prompt of 93 tokens"):
         recognise(model, documents[1:2], decode, context=60)
 
 
-def test_synthesis_takes_a_quarter_of_the_steps_and_is_graded_by_a_recogniser() -> None:
+def test_synthesis_takes_a_quarter_of_the_steps_and_is_graded_by_a_judge() -> None:
     model = random_model(CONFIG, "cpu", torch.float32)
     result = synthesise(model, [document("a", 8), document("b", 8)], max_tokens=24, transcribe=lambda units: "abc")
     assert all((u >= 0).all() and (u < 9).all() for u in result.speech_ids.values())
     assert result.generated == sum(map(len, result.speech_ids.values()))
     assert result.global_steps <= result.generated / 4
-    assert result.cer is not None
-    assert result.cer.rate == 0.0
+    assert result.judged is not None
+    assert result.floor is not None
+    assert (result.judged.cer.rate, result.judged.wer.rate, result.floor.wer.rate) == (0.0, 0.0, 0.0)
+    own = document("a", 8).speech_ids.tolist()
+    hears_originals = lambda units: "abc" if units.tolist() == own else ""
+    result = synthesise(model, [document("a", 8)], max_tokens=24, transcribe=hears_originals)
+    assert (result.judged and result.judged.cer.rate, result.floor and result.floor.cer.rate) == (1.0, 0.0)
 
 
 def test_questions_few_shot() -> None:
@@ -71,7 +80,7 @@ def test_questions_few_shot() -> None:
         model, questions, decode, to="speech", transcribe=lambda units: "w1 w2", max_tokens=3
     )  # fmt: skip
     assert spoken.exact == 1.0
-    with pytest.raises(UserError, match="need a recogniser"):
+    with pytest.raises(UserError, match="need a judge"):
         answer_questions(model, questions, decode, to="speech")
 
 
