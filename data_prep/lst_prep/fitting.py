@@ -1,6 +1,7 @@
 """Fitting a codebook on a sample of the training pieces, and hearing what its units sound like."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TextIO
 
 import numpy as np
@@ -49,12 +50,10 @@ def fit_codebook(layout: Layout, config: PrepConfig, extractor: Extractor, strea
         UserError: there is not enough audio; names the first piece that was rejected.
     """
     sample, rejections = _sample(layout, config, extractor, stream)
-    features, place = sample.features, None
-    if sample.positions is not None and len(features):
-        place = position_mean(features, sample.positions, 2 * round(_AROUND_SECONDS * extractor.rate) + 1)
-        features = without_position(features, sample.positions, place)
     try:
-        centres = fit(features, config.units.codebook_size, config.seed)
+        centres, place = centres_of(
+            sample.features, sample.positions, extractor.rate, config.units.codebook_size, config.seed
+        )
     except UserError as error:
         if not rejections.all:
             raise
@@ -69,6 +68,25 @@ def fit_codebook(layout: Layout, config: PrepConfig, extractor: Extractor, strea
         units = codebook.encode(sample.features, sample.positions)
         codebook.sound = mean_by_unit(units, sample.cepstra, len(centres))
     return codebook
+
+
+def centres_of(
+    features: np.ndarray, positions: np.ndarray | None, rate: Fraction, size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Centres and, where features know their place in a window, the mean of each place, which is taken away first.
+
+    Args:
+        features: float32 [F, dim].
+        positions: int [F] or None, `Extractor.positions`.
+
+    Returns:
+        float32 [size, dim], and float32 [P, dim] or None.
+    """
+    place = None
+    if positions is not None and len(features):
+        place = position_mean(features, positions, 2 * round(_AROUND_SECONDS * rate) + 1)
+        features = without_position(features, positions, place)
+    return fit(features, size, seed), place
 
 
 def mean_by_unit(units: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:

@@ -42,20 +42,20 @@ class StudyPlan:
     """
 
     seeds: int = 5
-    units_budget: int = 300_000
+    units_budget: int = 204_800
     units: int = 256
-    global_batch: int = 8
+    global_batch: int = 4
     hidden: int = 96
     layers: int = 3
     local_hidden: int = 64
     decoder_layers: int = 2
     init_std: float = 0.1
     patch: int = 4
-    lr: float = 4e-3
+    lr: float = 3e-3
     evaluations: int = 4
-    items: int = 40
-    final_items: int = 240
-    documents: int = 8
+    items: int = 24
+    final_items: int = 200
+    documents: int = 4
     final_documents: int = 40
     prompt_words: int = 12
     continuation_words: int = 8

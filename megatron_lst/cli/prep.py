@@ -189,6 +189,39 @@ def codebook(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = Fal
     typer.echo(json.dumps({"entries": len(made.centres), "extractor": made.extractor, "fingerprint": made.fingerprint}))
 
 
+@prep_app.command("units-quality")
+def units_quality(
+    configs: Annotated[list[Path], typer.Argument(help="Preparations' YAML files, one line of the table each.")],
+    extractor: Annotated[
+        list[str] | None, typer.Option(help="In place of the configuration's own, with its defaults; may be repeated.")
+    ] = None,
+    sentences: Annotated[
+        Path | None,
+        typer.Option(help="A manifest in which speakers say the same sentences; default: the repository's."),
+    ] = None,
+    fit_minutes: Annotated[
+        float, typer.Option(min=1, help="Of training recordings, where a codebook has to be fitted.")
+    ] = 20.0,
+) -> None:
+    """Do units tell words, or voices? The same sentences by several speakers, as units of each configuration."""
+    prepared = [_config(path, None) for path in configs]
+    from lst_prep import units_quality as measuring
+    from lst_prep.units.quality import markdown
+
+    manifest = sentences or measuring.SENTENCES
+    if not manifest.is_file():
+        raise UserError(
+            f"{manifest} is not there: give --sentences, a manifest of the same sentences by several speakers"
+        )
+    found = {}
+    for path, config in zip(configs, prepared, strict=True):
+        for name in extractor or [config.units.extractor]:
+            used = measuring.with_extractor(config, name) if extractor else config
+            title = name if len(configs) == 1 else f"{path.stem}: {name}"
+            found[title] = measuring.quality(used, manifest, fit_minutes, lambda said: typer.echo(said, err=True))
+    typer.echo(markdown(found))
+
+
 @prep_app.command()
 def units(config: ConfigPath, overrides: Overrides = None, items: Items = None, quiet: Quiet = False) -> None:
     """Audio to units."""
