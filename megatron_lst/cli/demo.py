@@ -1,6 +1,7 @@
 """`lst demo`: the main job from recorded speech to a model that speaks, each stage by the command a person would use.
 
 Every stage is skipped when what it makes is there; a demo that was killed anywhere goes on when it is started again.
+Stages that need nothing of each other run at once, with their share of the cores.
 """
 
 import os
@@ -8,7 +9,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,23 +47,30 @@ def demo() -> None:
     if not Path(LST).is_file():
         raise UserError(f"{LST} is not here: run this from the repository's root, or `make -C FOLDER demo`")
     run, baseline = Path(load_config(LST).run.dir), Path(load_config(BASELINE).run.dir)
-    stages = _stages(run, baseline)
+    all_stages = stages(run, baseline)
     times: dict[str, float] = {}
-    for number, stage in enumerate(stages, 1):
-        print(f"\n== {number}/{len(stages)} {stage.title}", flush=True)
-        if stage.is_done():
-            print("   done before", flush=True)
-        else:
-            times[stage.title] = _run(stage)
+    began = time.monotonic()
+    for number, together in enumerate(all_stages, 1):
+        print(f"\n== {number}/{len(all_stages)} {' | '.join(stage.title for stage in together)}", flush=True)
+        left = [stage for stage in together if not stage.is_done()]
+        for stage in together:
+            if stage not in left:
+                print(f"   {stage.title}: done before", flush=True)
+        if left:
+            times |= run_together(left)
+    if times:
+        times["all"] = time.monotonic() - began
     _summary(run, baseline, times)
 
 
-def _stages(run: Path, baseline: Path) -> list[DemoStage]:
+def stages(run: Path, baseline: Path) -> list[tuple[DemoStage, ...]]:
+    """What is made, in order; the stages of one tuple need nothing of each other."""
     plots, samples, exported = run / "plots", run / "samples", run / "export"
     codebook = str(DATA / "codebook.safetensors")
 
     def evaluation(title: str, folder: Path, out: Path, *more: str) -> DemoStage:
         short = ["--prompt-words", "12", "--continuation-words", "8"]
+        short += ["--direction", "S->S", "--direction", "T->T"]
         return DemoStage(title, out / "results.json", ["eval", str(folder), "--out", str(out), *short, *more])
 
     def speech_sample() -> list[str]:
@@ -69,26 +78,38 @@ def _stages(run: Path, baseline: Path) -> list[DemoStage]:
         return ["generate", str(exported), *units, "--codebook", codebook, "--out", str(samples / "speech.wav")]
 
     text_sample = ["--text", TEXT_PROMPT, "--to", "text", "--max-tokens", "60", "--save", str(samples / "text.txt")]
+    measured = ["--prompt", "100", "--tokens", "100", "--out", str(run / "speed.json")]
     return [
-        DemoStage("prepare speech and text", DATA / "summary.json", ["prep", "run", PREPARATION]),
-        DemoStage(
-            "a picture of one row",
-            plots / "row.png",
-            ["data", "inspect", LST, "--row", "1", "--units", "20", "--out", str(plots / "row.png")],
+        (DemoStage("prepare speech and text", DATA / "summary.json", ["prep", "run", PREPARATION]),),
+        (
+            DemoStage(
+                "a picture of one row",
+                plots / "row.png",
+                ["data", "inspect", LST, "--row", "1", "--units", "20", "--out", str(plots / "row.png")],
+            ),
         ),
-        DemoStage("train the LST", lambda: _finished(run), ["train", LST]),
-        DemoStage("train its unpatched baseline", lambda: _finished(baseline), ["train", BASELINE]),
-        evaluation("evaluate the LST", run, run / "eval"),
-        evaluation("evaluate the baseline", baseline, baseline / "eval"),
-        evaluation("evaluate the untrained LST", run, run / "eval-untrained", "--untrained"),
-        DemoStage(
-            "export the LST",
-            exported / "config.json",
-            ["export", str(run), str(exported), "--results", str(run / "eval")],
+        (
+            DemoStage("train the LST", lambda: _finished(run), ["train", LST]),
+            DemoStage("train its unpatched baseline", lambda: _finished(baseline), ["train", BASELINE]),
         ),
-        DemoStage("continue speech", samples / "speech.wav", speech_sample),
-        DemoStage("continue text", samples / "text.txt", ["generate", str(exported), *text_sample]),
-        DemoStage("a page of all this", run / "report.html", ["report", str(run), str(baseline)]),
+        (
+            evaluation("evaluate the LST", run, run / "eval"),
+            evaluation("evaluate the baseline", baseline, baseline / "eval"),
+            evaluation("evaluate the untrained LST", run, run / "eval-untrained", "--untrained"),
+        ),
+        (DemoStage("measure generation", run / "speed.json", ["eval", "speed", LST, BASELINE, *measured]),),
+        (
+            DemoStage(
+                "export the LST",
+                exported / "config.json",
+                ["export", str(run), str(exported), "--results", str(run / "eval")],
+            ),
+        ),
+        (
+            DemoStage("continue speech", samples / "speech.wav", speech_sample),
+            DemoStage("continue text", samples / "text.txt", ["generate", str(exported), *text_sample]),
+        ),
+        (DemoStage("a page of all this", run / "report.html", ["report", str(run), str(baseline)]),),
     ]
 
 
@@ -109,19 +130,61 @@ def _held_out_prompt() -> str:
     return " ".join(str(int(u)) for u in ids)
 
 
-def _run(stage: DemoStage) -> float:
-    command = stage.command if isinstance(stage.command, list) else stage.command()
-    shown = " ".join(word if len(word) < 60 else f"'{word[:40]}...'" for word in command)
-    print(f"   lst {shown}", flush=True)
-    if isinstance(stage.made, Path):
-        stage.made.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "megatron_lst", *command], check=False).returncode
-    if code:
-        error = LstError(f"the stage '{stage.title}' failed with exit code {code}; its message stands above")
-        error.exit_code = code
-        raise error
-    return time.monotonic() - began
+def run_together(stages: Sequence[DemoStage]) -> dict[str, float]:
+    """Run stages that need nothing of each other, as many at once as there are cores.
+
+    One alone has the terminal and every core; several share the cores, and their lines begin with who says them.
+
+    Returns:
+        Seconds of each, by title.
+
+    Raises:
+        LstError: a stage failed; the others that run at its side are finished first.
+    """
+    from megatron_lst.machine import usable_cores
+
+    commands = [stage.command if isinstance(stage.command, list) else stage.command() for stage in stages]
+    for stage, command in zip(stages, commands, strict=True):
+        print("   lst " + " ".join(w if len(w) < 60 else f"'{w[:40]}...'" for w in command), flush=True)
+        if isinstance(stage.made, Path):
+            stage.made.parent.mkdir(parents=True, exist_ok=True)
+    at_once = min(len(stages), usable_cores())
+    environment = dict(os.environ)
+    if at_once > 1:
+        environment |= {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once)), "PYTHONUNBUFFERED": "1"}
+
+    def run(stage: DemoStage, command: list[str]) -> tuple[int, float]:
+        began = time.monotonic()
+        whole = [sys.executable, "-m", "megatron_lst", *command]
+        if at_once == 1:
+            code = subprocess.run(whole, env=environment, check=False).returncode
+        else:
+            code = _prefixed(whole, environment, stage.title)
+        return code, time.monotonic() - began
+
+    with ThreadPoolExecutor(at_once) as pool:
+        ended = list(pool.map(run, stages, commands))
+    for stage, (code, _) in zip(stages, ended, strict=True):
+        if code:
+            error = LstError(f"the stage '{stage.title}' failed with exit code {code}; its message stands above")
+            error.exit_code = code
+            raise error
+    return {stage.title: seconds for stage, (_, seconds) in zip(stages, ended, strict=True)}
+
+
+def _prefixed(command: list[str], environment: dict[str, str], title: str) -> int:
+    """Run a command whose lines are printed whole, each after a title. Returns its exit code."""
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(f"   {title}: {line}", end="", flush=True)
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode
 
 
 def _summary(run: Path, baseline: Path, times: dict[str, float]) -> None:
@@ -130,19 +193,24 @@ def _summary(run: Path, baseline: Path, times: dict[str, float]) -> None:
     from rich.markdown import Markdown
     from rich.table import Table
 
-    from megatron_lst.cli.demo_table import comparison
+    from megatron_lst.cli.demo_table import Model, comparison
     from megatron_lst.files import write_json, write_text
 
     console = Console()
     if times:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         table = Table("stage", "time", title=f"time on {os.cpu_count()} cores; largest process {peak:.1f} GB")
-        for title, seconds in [*times.items(), ("all", sum(times.values()))]:
+        for title, seconds in times.items():
             table.add_row(title, f"{int(seconds) // 60}:{int(seconds) % 60:02d}")
         console.print(table)
         write_json(run / "demo.json", {"seconds": times, "peak_gigabytes": peak, "cores": os.cpu_count()})
     page = comparison(
-        [("LST", run / "eval"), ("unpatched baseline", baseline / "eval"), ("untrained LST", run / "eval-untrained")]
+        [
+            Model("LST", run / "eval", run, "lst"),
+            Model("unpatched baseline", baseline / "eval", baseline, "baseline"),
+            Model("untrained LST", run / "eval-untrained"),
+        ],
+        run / "speed.json",
     )
     write_text(run / "demo.md", page)
     console.print(Markdown(page))

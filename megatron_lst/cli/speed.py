@@ -1,5 +1,6 @@
 """`lst eval speed`: generation of an LST and its unpatched baseline side by side."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +18,16 @@ def speed(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
     fixed_shapes: FIXED_SHAPES = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures, under `lst` and `baseline`")] = None,
 ) -> None:
     """Generation with random weights, side by side: tokens a second, global steps, cache memory."""
     from megatron_lst.config.load import load_config
     from megatron_lst.evaluation.speed import measure, random_model, table
+    from megatron_lst.files import require_writable, write_json
     from megatron_lst.inference.export import DTYPES
 
+    if out is not None:
+        require_writable(out.parent, "--out")
     found = []
     for path in (lst, baseline):
         model = random_model(load_config(path), device, DTYPES[dtype])
@@ -30,3 +35,5 @@ def speed(
         del model
     print(f"{lst} and {baseline}, {dtype} on {device}: {batch} prompts of {prompt} speech tokens, {tokens} tokens each")
     print(table(*found))
+    if out is not None:
+        write_json(out, {name: asdict(one) for name, one in zip(("lst", "baseline"), found, strict=True)})
