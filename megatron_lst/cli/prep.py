@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from megatron_lst.cli.options import finite
 from megatron_lst.errors import UserError
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ def units_quality(
         typer.Option(help="A manifest in which speakers say the same sentences; default: the repository's."),
     ] = None,
     fit_minutes: Annotated[
-        float, typer.Option(min=1, help="Of training recordings, where a codebook has to be fitted.")
+        float,
+        typer.Option(min=1, callback=finite, help="Of training recordings, where a codebook has to be fitted."),
     ] = 20.0,
 ) -> None:
     """Do units tell words, or voices? The same sentences by several speakers, as units of each configuration."""

