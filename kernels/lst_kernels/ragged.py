@@ -24,10 +24,10 @@ def next_start(start_ptr, end_ptr, p, P, T):
     """
     found = T
     i = p + 1
-    while (i < P) & (found == T):
+    while (i < P) & (found == T):  # past patches without tokens, 128 at a time
         j = i + tl.arange(0, 128)
         start = tl.load(start_ptr + j, mask=j < P, other=0)
         end = tl.load(end_ptr + j, mask=j < P, other=0)
-        found = tl.min(tl.where(end > start, start, T))
+        found = tl.min(tl.where(end > start, start, T))  # starts never decrease: the least is the next
         i += 128
     return found

@@ -44,8 +44,8 @@ def read_sample(data: bytes, shard: dict[str, Any]) -> dict[str, Any]:
         ValueError: an encoding that is not known here, or sizes that do not add up.
     """
     fixed = shard["column_sizes"]
-    variable = iter(np.frombuffer(data, np.uint32, sum(size is None for size in fixed)).tolist())
-    at = 4 * sum(size is None for size in fixed)
+    variable = iter(np.frombuffer(data, np.uint32, sum(size is None for size in fixed)).tolist())  # sizes in bytes
+    at = 4 * sum(size is None for size in fixed)  # where the first column begins
     sample: dict[str, Any] = {}
     for name, encoding, size in zip(shard["column_names"], shard["column_encodings"], fixed, strict=True):
         if encoding not in DECODERS:

@@ -84,11 +84,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             q.view(b, -1, group, size), keys, values, attn_mask=None if mask is None else mask[:, None]
         )
         return out.reshape(b, 1, heads * size)
-    q = q.view(b, n, -1, group, size).permute(0, 2, 3, 1, 4).reshape(b, -1, group * n, size)
+    q = q.view(b, n, -1, group, size).permute(0, 2, 3, 1, 4).reshape(b, -1, group * n, size)  # as above, n queries each
     if mask is not None:
-        mask = (mask if mask.shape[1] == 1 else mask.repeat(1, group, 1))[:, None]
+        mask = (mask if mask.shape[1] == 1 else mask.repeat(1, group, 1))[:, None]  # [b, 1, 1 or group * n, m]
     out = scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-    return out.view(b, -1, group, n, size).permute(0, 3, 1, 2, 4).reshape(b, n, heads * size)
+    return out.view(b, -1, group, n, size).permute(0, 3, 1, 2, 4).reshape(b, n, heads * size)  # and back
 
 
 class LayerCache(ABC):
@@ -135,8 +135,8 @@ class _Ragged(LayerCache):
             held = self.view(sequence)
             for begin in range(0, count, QUERY_BLOCK):
                 rows = slice(offset + begin, offset + min(begin + QUERY_BLOCK, count))
-                start, end = visible.start[rows] - held.first, visible.end[rows] - held.first
-                low, high = int(start[0]), int(end[-1])
+                start, end = visible.start[rows] - held.first, visible.end[rows] - held.first  # among the held entries
+                low, high = int(start[0]), int(end[-1])  # both never decrease: all keys of the block
                 assert low >= 0, DROPPED
                 mask = None
                 if len(start) > 1 and ((start > low).any() or (end < high).any()):
@@ -183,7 +183,7 @@ class KVCache(_Ragged):
         assert self.keys is not None
         assert self.values is not None
         if all(count == 1 for count in places) and len(set(self.length)) == 1:
-            self.keys[:, self.length[0]] = keys
+            self.keys[:, self.length[0]] = keys  # one entry to each sequence, all at the same place: one write
             self.values[:, self.length[0]] = values
         else:
             offset = 0
@@ -209,7 +209,7 @@ class KVCache(_Ragged):
         # One query of each of several sequences: one call, the sequences padded to the longest interval.
         rows = [sequence for sequence, count in enumerate(visible.counts) if count]
         first = np.array([self.first[sequence] for sequence in rows])
-        start, end = visible.start - first, visible.end - first
+        start, end = visible.start - first, visible.end - first  # [rows], among the held entries of each sequence
         low, high = int(start.min()), int(end.max())
         assert low >= 0, DROPPED
         mask = _interval_mask(start, end, low, high, q.device)[:, None]
@@ -226,13 +226,13 @@ class KVCache(_Ragged):
         if self.window is None or self.keys is None or self.values is None:
             return
         for i, length in enumerate(self.length):
-            if length >= 2 * self.window:
+            if length >= 2 * self.window:  # so that an entry is moved once for each one dropped
                 dropped = length - self.window
                 for tensor in (self.keys, self.values):
-                    tensor[i, : self.window] = tensor[i, dropped:length].clone()
+                    tensor[i, : self.window] = tensor[i, dropped:length].clone()  # the two may overlap
                 self.length[i] = self.window
                 self.first[i] += dropped
-        roomy = max(2 * self.window, 1)
+        roomy = max(2 * self.window, 1)  # all that a window needs; a long prompt has left more
         if self.keys.shape[1] > roomy >= max(self.length, default=0):
             self.keys, self.values = self.keys[:, :roomy].clone(), self.values[:, :roomy].clone()
 
@@ -297,7 +297,7 @@ class StaticKVCache(LayerCache):
             return
         for i, (first, length) in enumerate(zip(cache.first, cache.length, strict=True)):
             kept = min(length, ring)
-            slots = torch.arange(first + length - kept, first + length, device=self.rows.device) % ring
+            slots = torch.arange(first + length - kept, first + length, device=self.rows.device) % ring  # [kept]
             self.keys[i, slots] = cache.keys[i, length - kept : length]
             self.values[i, slots] = cache.values[i, length - kept : length]
         cache.keys = cache.values = None
@@ -331,10 +331,10 @@ class TokenWindow:
 
     def extend(self, new: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
         """(start, end) of the interval of entries that each new position sees: itself and `window` - 1 before."""
-        positions = np.concatenate([self.positions, new])
-        start = np.searchsorted(positions, new - window + 1) + self.dropped
-        end = np.arange(len(self.positions), len(positions)) + self.dropped + 1
-        extra = max(0, len(positions) - window)
+        positions = np.concatenate([self.positions, new])  # [kept + new], increasing
+        start = np.searchsorted(positions, new - window + 1) + self.dropped  # [new], first entry within the window
+        end = np.arange(len(self.positions), len(positions)) + self.dropped + 1  # [new], itself included
+        extra = max(0, len(positions) - window)  # entries that no later token sees
         self.positions, self.dropped = positions[extra:], self.dropped + extra
         return start, end
 

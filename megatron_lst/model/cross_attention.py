@@ -56,8 +56,8 @@ class CrossAttention(MegatronModule):
         return x.reshape(-1, x.shape[-1] // self.head_size, self.head_size)
 
     def _project(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = self._heads(self.q_proj(self.q_norm(queries))[0])
-        k, v = self.kv_proj(self.kv_norm(keys))[0].chunk(2, dim=-1)
+        q = self._heads(self.q_proj(self.q_norm(queries))[0])  # [N, heads of this rank, D]
+        k, v = self.kv_proj(self.kv_norm(keys))[0].chunk(2, dim=-1)  # [M, d of this rank] each
         return q, self._heads(k), self._heads(v)
 
     def of_intervals(
@@ -77,7 +77,7 @@ class CrossAttention(MegatronModule):
         q, k, v = self._project(queries, keys)
         if tables is not None:
             q, k = rotary(q, *tables[0]), rotary(k, *tables[1])
-        out = interval_attention(q, k, v, mask[0], mask[1])
+        out = interval_attention(q, k, v, mask[0], mask[1])  # [N, heads of this rank, D]
         return self.o_proj(out.reshape(out.shape[0], 1, -1))[0]
 
     def of_patches(self, queries: Tensor, tokens: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -92,6 +92,6 @@ class CrossAttention(MegatronModule):
             [P, k, d_l].
         """
         patches, count, d = queries.shape
-        q, k, v = self._project(queries.reshape(-1, d), tokens)
+        q, k, v = self._project(queries.reshape(-1, d), tokens)  # q [P * k, heads, D]; k, v [N, heads, D]
         out = patch_attention(q.view(patches, count, *q.shape[1:]), k, v, start, end)
         return self.o_proj(out.reshape(patches * count, -1))[0].view(patches, count, d)

@@ -72,7 +72,7 @@ class PatchDecoder(MegatronModule):
             [n, 1, d_l], normed (a shard of n under sequence parallelism).
         """
         model = self.model
-        keys = self.unit_proj(units)[0].reshape(-1, model.local_hidden)
+        keys = self.unit_proj(units)[0].reshape(-1, model.local_hidden)  # [P * k, d_l]
         head_size = model.local_hidden // model.local_heads
         tables = rotary_tables(batch.decoder_position, head_size, model.rope_theta)
         cross_tables = self._cross_tables(batch, head_size) if model.cross_rope else None
@@ -83,6 +83,6 @@ class PatchDecoder(MegatronModule):
     def _cross_tables(self, batch: Batch, head_size: int) -> tuple[Tensor, Tensor]:
         """Rotary tables of the newest unit that each token may see, and of every unit's k keys."""
         k, theta = self.model.queries, self.model.rope_theta
-        newest = batch.unit_position[(batch.cross_mask[1] // k - 1).long()]
-        keys = batch.unit_position.repeat_interleave(k)
+        newest = batch.unit_position[(batch.cross_mask[1] // k - 1).long()]  # [n_d], from the end of the keys it sees
+        keys = batch.unit_position.repeat_interleave(k)  # [P * k]
         return rotary_tables(newest, head_size, theta), rotary_tables(keys, head_size, theta)

@@ -81,12 +81,12 @@ class PatchEncoder(MegatronModule):
         if self.sequence:
             # What follows is the same on every rank, and so is its gradient: the backward takes this rank's part.
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.group)
-        tokens = hidden.squeeze(1)
-        pooled = patch_pool(tokens, batch.patch_start, batch.patch_end, model.pooling)
-        queries = self.pool_proj(pooled)[0].view(-1, model.queries, model.local_hidden)
-        out = self.cross_attention.of_patches(queries, tokens, batch.patch_start, batch.patch_end)
+        tokens = hidden.squeeze(1)  # [n, d_l]
+        pooled = patch_pool(tokens, batch.patch_start, batch.patch_end, model.pooling)  # [patches, d_l]
+        queries = self.pool_proj(pooled)[0].view(-1, model.queries, model.local_hidden)  # [patches, k, d_l]
+        out = self.cross_attention.of_patches(queries, tokens, batch.patch_start, batch.patch_end)  # [patches, k, d_l]
         out = out + (2 * queries if model.double_residual else queries)
-        units = out.reshape(out.shape[0], 1, -1)
+        units = out.reshape(out.shape[0], 1, -1)  # [patches, 1, k * d_l]
         if model.queries * model.local_hidden != model.hidden:
             units = self.output_proj(units)[0]
         return units

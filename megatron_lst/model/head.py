@@ -57,12 +57,12 @@ class VocabularyHead(ColumnParallelLinear):
         Returns:
             float32 [n], the same on every rank of the group; 0 where the label is IGNORE.
         """
-        positions = hidden.shape[0] * (self.tp_group.size() if self.sequence_parallel else 1)
+        positions = hidden.shape[0] * (self.tp_group.size() if self.sequence_parallel else 1)  # n, over all shards
         if self.chunk == 0 or positions <= self.chunk:
             # They fit: kept for the backward pass, which chunks compute again.
             return _whole_losses(self.logits(hidden), labels)
         if self.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
+            hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)  # [n, 1, d]
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
         group = self.tp_group if self.tp_group.size() > 1 else None
@@ -74,5 +74,5 @@ class VocabularyHead(ColumnParallelLinear):
 def _whole_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each position, float32 [n]; 0 where the label is IGNORE. logits [n, 1, V / ranks]."""
     counted = labels != IGNORE
-    losses = vocab_parallel_cross_entropy(logits, labels.clamp(min=0).long()[:, None])
+    losses = vocab_parallel_cross_entropy(logits, labels.clamp(min=0).long()[:, None])  # [n, 1]; IGNORE becomes 0
     return losses.squeeze(1) * counted

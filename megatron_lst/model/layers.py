@@ -55,8 +55,8 @@ def norm_class(choice: str) -> type:
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float, scaling: RopeScalingConfig | None = None) -> Tensor:
     """Cosines and sines of the rotary embedding. positions: int [N] -> float32 [2, N, head_size / 2]."""
-    exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
-    angles = positions.float()[:, None] * scaled(theta**-exponent, scaling)[None]
+    exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size  # [D / 2]
+    angles = positions.float()[:, None] * scaled(theta**-exponent, scaling)[None]  # [N, D / 2]
     return torch.stack((angles.cos(), angles.sin()))
 
 
@@ -85,7 +85,7 @@ class IntervalCoreAttention(nn.Module):
         **_: Any,
     ) -> Tensor:
         """query [N, 1, H, D]; key, value [N, 1, Hk, D]; rotary tables [2, N, D / 2] -> [N, 1, H * D]."""
-        query, key, value = (x.squeeze(1) for x in (query, key, value))
+        query, key, value = (x.squeeze(1) for x in (query, key, value))  # [N, heads, D] each
         if self.turns:
             query, key = (rotary(x, attention_bias[0], attention_bias[1]) for x in (query, key))
         out = self.attend(query, key, value, attention_mask, packed_seq_params)

@@ -134,7 +134,7 @@ class ModelChunk(MegatronModule):
         out = self.predictions(batch)
         assert not isinstance(out, Tensor), "the heads are on the last pipeline stage"
         group = self.state.tensor_group
-        shards = (p.head.logits(p.hidden).squeeze(1) for p in out)
+        shards = (p.head.logits(p.hidden).squeeze(1) for p in out)  # [n, V / ranks] each
         logits = [gather_from_tensor_model_parallel_region(shard, group=group) for shard in shards]
         return _on_tokens(logits, out, len(batch.labels))
 
@@ -147,7 +147,7 @@ def _on_tokens(values: list[Tensor], predictions: list[Predictions], tokens: int
     """Each head's losses or logits [n, ...] brought to the batch's axis, [tokens, ...]."""
     if predictions[0].slot is None:
         return values[0]
-    out = values[0].new_zeros(tokens + 1, *values[0].shape[1:])
+    out = values[0].new_zeros(tokens + 1, *values[0].shape[1:])  # slot `tokens` takes what padding predicts
     for value, of_head in zip(values, predictions, strict=True):
         assert of_head.slot is not None, "several heads share the axis"
         out = out.index_add(0, of_head.slot, value)
@@ -214,7 +214,7 @@ class LstChunk(ModelChunk):
         maps = batch.direct
         if maps is None:
             return [Predictions(self.decoder.head, spoken, batch.labels)]
-        written = self.text_norm(units[maps.text_unit])
+        written = self.text_norm(units[maps.text_unit])  # [n_t, 1, d_g]
         return [
             Predictions(self.decoder.head, spoken, maps.decoder_labels, maps.decoder_slot),
             Predictions(self.text_head, written, maps.text_labels, maps.text_slot),
@@ -241,8 +241,8 @@ class LstChunk(ModelChunk):
         if self.sequence:
             # Each rank reads the states of its own part: their gradients differ and are added up.
             hidden = gather_from_sequence_parallel_region(hidden, group=self.group)
-            source = source.chunk(self.state.layout.tensor)[self.state.tensor_rank]
-        embedded = embed(self.embedding, batch.decoder_tokens)
+            source = source.chunk(self.state.layout.tensor)[self.state.tensor_rank]  # of this rank's positions
+        embedded = embed(self.embedding, batch.decoder_tokens)  # what `<s>` begins with
         return _where_given(hidden, source, embedded)
 
 

@@ -36,14 +36,14 @@ class ShardSpec:
         if self.kind == "whole":
             return full[0]
         if self.kind == "row":
-            return full[0].chunk(size, dim=1)[rank]
+            return full[0].chunk(size, dim=1)[rank]  # its columns, for inputs that are sharded
         if self.kind == "stacked":
-            return torch.cat([w.chunk(size)[rank] for w in full])
+            return torch.cat([w.chunk(size)[rank] for w in full])  # this rank's rows of the first, then of the second
         if self.kind == "qkv":
             by_group = [w.unflatten(0, (self.groups, -1)) for w in full]  # each [groups, rows of a group, columns]
             whole = torch.cat(by_group, dim=1).flatten(0, 1)  # [rows of q, k and v, columns]; biases have no columns
             return whole.chunk(size)[rank]
-        return full[0].chunk(size)[rank]
+        return full[0].chunk(size)[rank]  # "column": its rows, for outputs that are sharded
 
     def blocks(self, shapes: Sequence[tuple[int, ...]], rank: int, size: int) -> list[tuple[str, range, range]]:
         """What `cut` takes, from top to bottom: (canonical weight, its rows, its columns) for each block.
@@ -52,7 +52,7 @@ class ShardSpec:
             shapes: of the full weights.
         """
         if self.kind == "row":
-            columns = self.cut([torch.arange(shapes[0][1])[None]], rank, size)[0].tolist()
+            columns = self.cut([torch.arange(shapes[0][1])[None]], rank, size)[0].tolist()  # the numbers of its columns
             return [(self.names[0], range(shapes[0][0]), range(columns[0], columns[-1] + 1))]
         # Weight and row of each local row, found by cutting columns of numbers [rows, 1] instead of weights: the weight
         # stands above bit 40, the row below.

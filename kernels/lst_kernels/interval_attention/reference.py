@@ -38,11 +38,11 @@ def _tiles(k_start: Tensor, k_end: Tensor, keys: int) -> Iterator[_Tile]:
     starts, ends = k_start.tolist(), k_end.tolist()
     for first in range(0, len(starts), QUERIES_PER_TILE):
         last = min(first + QUERIES_PER_TILE, len(starts))
-        lo, hi = max(starts[first], 0), min(ends[last - 1], keys)
+        lo, hi = max(starts[first], 0), min(ends[last - 1], keys)  # all keys that the tile's queries see
         if lo >= hi:
             continue
-        key = torch.arange(lo, hi, device=k_start.device, dtype=torch.int32)
-        begin, end = k_start[first:last, None], k_end[first:last, None]
+        key = torch.arange(lo, hi, device=k_start.device, dtype=torch.int32)  # [n]
+        begin, end = k_start[first:last, None], k_end[first:last, None]  # [m, 1]
         empty = k_end[first:last] <= k_start[first:last]
         yield _Tile(first, last, lo, hi, (key < begin) | (key >= end), empty if bool(empty.any()) else None)
 
@@ -61,8 +61,8 @@ def _ungroup(t: Tensor, m: int) -> Tensor:
 
 def _weights(q: Tensor, k: Tensor, tile: _Tile, scale: float) -> Tensor:
     """Softmax weights [Hk, G * m, n] of one tile; 0 in the rows of queries that see nothing."""
-    scores = torch.bmm(q, k.mT).mul_(scale)
-    per_query = scores.view(scores.shape[0], -1, *tile.hidden.shape)
+    scores = torch.bmm(q, k.mT).mul_(scale)  # [Hk, G * m, n]
+    per_query = scores.view(scores.shape[0], -1, *tile.hidden.shape)  # [Hk, G, m, n]
     per_query.masked_fill_(tile.hidden, float("-inf"))
     weights = scores.softmax(-1)
     if tile.empty is not None:
@@ -94,8 +94,8 @@ class _Tiled(torch.autograd.Function):
             ks, vs = (x[t.lo : t.hi].to(dtype).transpose(0, 1) for x in (k, v))
             weights = _weights(qs, ks, t, ctx.scale)
             dv[t.lo : t.hi] += torch.bmm(weights.mT, do).transpose(0, 1)
-            dweights = torch.bmm(do, vs.mT)
-            correction = (weights * dweights).sum(-1, keepdim=True)
+            dweights = torch.bmm(do, vs.mT)  # [Hk, G * m, n]
+            correction = (weights * dweights).sum(-1, keepdim=True)  # [Hk, G * m, 1]
             dscores = dweights.sub_(correction).mul_(weights).mul_(ctx.scale)
             dq[t.first : t.last] = _ungroup(torch.bmm(dscores, ks), t.last - t.first)
             dk[t.lo : t.hi] += torch.bmm(dscores.mT, qs).transpose(0, 1)
@@ -121,7 +121,7 @@ class _Gathered(torch.autograd.Function):
     ) -> Tensor:
         n, h, d = q.shape
         dtype, hk = accumulator(q.dtype), k.shape[1]
-        qg = q.to(dtype).reshape(n, hk, h // hk, d)
+        qg = q.to(dtype).reshape(n, hk, h // hk, d)  # [Nq, Hk, G, D]
         index, seen = _offsets(k_start, k_end, k.shape[0], width)
         scores = torch.stack([(qg * k[i].to(dtype)[:, :, None]).sum(-1) for i in index])  # [W, Nq, Hk, G]
         scores = scores.mul_(scale).masked_fill_(~seen[:, :, None, None], float("-inf"))
@@ -139,7 +139,7 @@ class _Gathered(torch.autograd.Function):
         n, h, d = q.shape
         hk, dtype = k.shape[1], weights.dtype
         qg, do = (x.to(dtype).reshape(n, hk, h // hk, d) for x in (q, grad))
-        dweights = torch.stack([(do * v[i].to(dtype)[:, :, None]).sum(-1) for i in index])
+        dweights = torch.stack([(do * v[i].to(dtype)[:, :, None]).sum(-1) for i in index])  # [W, Nq, Hk, G]
         dscores = weights * (dweights - (weights * dweights).sum(0)) * ctx.scale
         dq = torch.zeros(qg.shape, dtype=dtype, device=q.device)
         dk, dv = (torch.zeros(k.shape, dtype=dtype, device=k.device) for _ in range(2))

@@ -52,27 +52,27 @@ def interval_forward(
     GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    hq = tl.program_id(1).to(tl.int64)
-    hk = hq // GROUP
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    e = tl.arange(0, BDH)
+    hq = tl.program_id(1).to(tl.int64)  # query head; 64 bits, for head * stride goes beyond 2^31 elements
+    hk = hq // GROUP  # the key head that GROUP query heads share
+    i = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM], queries of this tile
+    e = tl.arange(0, BDH)  # [BDH], values of a head; DH rounded up to a power of 2
     real = i < NQ
-    begin = tl.load(ks_ptr + i, mask=real, other=FAR)
+    begin = tl.load(ks_ptr + i, mask=real, other=FAR)  # beyond the last query: an empty interval, far behind
     end = tl.load(ke_ptr + i, mask=real, other=0)
     # Both ends never decrease, so the tile's keys are one range; it begins at a whole tile, for aligned loads.
     low = tl.maximum(tl.min(begin), 0) // BN * BN
     high = tl.minimum(tl.max(end), NK)
     q = _rows(q_ptr + hq * stride_qh, i, real, stride_qt, e, DH, BDH)
-    highest = tl.full([BM], float("-inf"), tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    mixed = tl.zeros([BM, BDH], tl.float32)
+    highest = tl.full([BM], float("-inf"), tl.float32)  # highest score of each query so far
+    total = tl.zeros([BM], tl.float32)  # sum of exp2(score - highest)
+    mixed = tl.zeros([BM, BDH], tl.float32)  # the same weights times the values
     for n in range(low, high, BN):
-        j = n + tl.arange(0, BN)
+        j = n + tl.arange(0, BN)  # [BN], keys of this step
         k = _rows(k_ptr + hk * stride_kh, j, j < high, stride_kt, e, DH, BDH)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)  # [BM, BN], in powers of 2
-        seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
+        seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])  # [BM, BN]
         scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
+        higher = tl.maximum(highest, tl.max(scores, 1))  # [BM]
         base = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen nothing yet
         shrink = tl.exp2(highest - base)  # what was summed so far was relative to a lower maximum
         weights = tl.exp2(scores - base[:, None])
@@ -80,7 +80,7 @@ def interval_forward(
         v = _rows(v_ptr + hk * stride_vh, j, j < high, stride_vt, e, DH, BDH)
         mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None], input_precision=PRECISION)
         highest = higher
-    some = tl.where(total > 0, total, 1.0)
+    some = tl.where(total > 0, total, 1.0)  # a query without a key gives 0, not NaN
     _put(out_ptr + hq * stride_oh, mixed / some[:, None], i, real, stride_ot, e, DH, BDH)
     lse = tl.where(total > 0, highest + tl.log2(some), 0.0)  # log2 of the softmax's denominator; 0 where empty
     tl.store(lse_ptr + hq * NQ + i, lse, mask=real)
@@ -94,30 +94,30 @@ def interval_backward_dq(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dq of one tile of queries; on the way delta = sum(out * grad), which the other kernel reads."""
-    hq = tl.program_id(1).to(tl.int64)
-    hk = hq // GROUP
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    e = tl.arange(0, BDH)
+    hq = tl.program_id(1).to(tl.int64)  # query head; 64 bits, for head * stride goes beyond 2^31 elements
+    hk = hq // GROUP  # the key head that GROUP query heads share
+    i = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM], queries of this tile
+    e = tl.arange(0, BDH)  # [BDH], values of a head; DH rounded up to a power of 2
     real = i < NQ
-    begin = tl.load(ks_ptr + i, mask=real, other=FAR)
+    begin = tl.load(ks_ptr + i, mask=real, other=FAR)  # beyond the last query: an empty interval, far behind
     end = tl.load(ke_ptr + i, mask=real, other=0)
     low = tl.maximum(tl.min(begin), 0) // BN * BN
     high = tl.minimum(tl.max(end), NK)
     grad = _rows(grad_ptr + hq * stride_oh, i, real, stride_ot, e, DH, BDH)
     out = _rows(out_ptr + hq * stride_oh, i, real, stride_ot, e, DH, BDH)
-    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)  # [BM], what the softmax's gradient subtracts
     tl.store(delta_ptr + hq * NQ + i, delta, mask=real)
     lse = tl.load(lse_ptr + hq * NQ + i, mask=real, other=0.0)
     q = _rows(q_ptr + hq * stride_qh, i, real, stride_qt, e, DH, BDH)
     dq = tl.zeros([BM, BDH], tl.float32)
     for n in range(low, high, BN):
-        j = n + tl.arange(0, BN)
+        j = n + tl.arange(0, BN)  # [BN], keys of this step
         k = _rows(k_ptr + hk * stride_kh, j, j < high, stride_kt, e, DH, BDH)
         v = _rows(v_ptr + hk * stride_vh, j, j < high, stride_vt, e, DH, BDH)
-        seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
+        seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])  # [BM, BN]
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
         weights = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)  # [BM, BN], the softmax again
-        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)  # [BM, BN]
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
     _put(dq_ptr + hq * stride_oh, dq * scale, i, real, stride_ot, e, DH, BDH)
@@ -133,9 +133,9 @@ def interval_backward_dkdv(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of keys: over every query, and every head of the group, that sees it."""
-    hk = tl.program_id(1).to(tl.int64)
-    j = tl.program_id(0) * BN + tl.arange(0, BN)
-    e = tl.arange(0, BDH)
+    hk = tl.program_id(1).to(tl.int64)  # key head
+    j = tl.program_id(0) * BN + tl.arange(0, BN)  # [BN], keys of this tile
+    e = tl.arange(0, BDH)  # [BDH], values of a head; DH rounded up to a power of 2
     real = j < NK
     k = _rows(k_ptr + hk * stride_kh, j, real, stride_kt, e, DH, BDH)
     v = _rows(v_ptr + hk * stride_vh, j, real, stride_vt, e, DH, BDH)
@@ -144,10 +144,10 @@ def interval_backward_dkdv(
     high = tl.minimum(tl.max(tl.load(last_ptr + j, mask=real, other=0)), NQ)
     dk = tl.zeros([BN, BDH], tl.float32)
     dv = tl.zeros([BN, BDH], tl.float32)
-    steps = tl.cdiv(tl.maximum(high - low, 0), BM)
+    steps = tl.cdiv(tl.maximum(high - low, 0), BM)  # tiles of queries for one head
     for step in range(GROUP * steps):  # one loop over heads and tiles: two nested ones cost registers
-        g = step // steps
-        m = low + (step - g * steps) * BM
+        g = step // steps  # query head within the group
+        m = low + (step - g * steps) * BM  # first query of this step
         hq = hk * GROUP + g
         i = m + tl.arange(0, BM)
         inside = i < high
@@ -157,11 +157,11 @@ def interval_backward_dkdv(
         grad = _rows(grad_ptr + hq * stride_oh, i, inside, stride_ot, e, DH, BDH)
         lse = tl.load(lse_ptr + hq * NQ + i, mask=inside, other=0.0)
         delta = tl.load(delta_ptr + hq * NQ + i, mask=inside, other=0.0)
-        seen = (j[:, None] >= begin[None, :]) & (j[:, None] < end[None, :])
+        seen = (j[:, None] >= begin[None, :]) & (j[:, None] < end[None, :])  # [BN, BM]
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
         weights = tl.where(seen, tl.exp2(scores - lse[None, :]), 0.0)  # [BN, BM]
         dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision=PRECISION)
-        dweights = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        dweights = tl.dot(v, tl.trans(grad), input_precision=PRECISION)  # [BN, BM]
         dscores = weights * (dweights - delta[None, :])
         dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=PRECISION)
     _put(dk_ptr + hk * stride_dh, dk * scale, j, real, stride_dt, e, DH, BDH)
@@ -175,7 +175,7 @@ def _unit_last(t: Tensor) -> Tensor:
 
 def _constants(q: Tensor, family: str | None) -> tuple[dict[str, int | str], Tiles]:
     dim = q.shape[2]
-    padded = max(16, triton.next_power_of_2(dim))
+    padded = max(16, triton.next_power_of_2(dim))  # 16: the least that tensor cores take
     shape = {
         "DH": dim,
         "BDH": padded,
@@ -214,7 +214,7 @@ def interval_backward_launch(
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     delta = torch.empty_like(lse)
-    key = torch.arange(nk, device=q.device, dtype=torch.int32)
+    key = torch.arange(nk, device=q.device, dtype=torch.int32)  # [Nk]
     # the queries that see a key: from the first whose interval ends past it, to the last that has begun by it
     first = torch.searchsorted(k_end, key, right=True, out_int32=True)
     last = torch.searchsorted(k_start, key, right=True, out_int32=True)

@@ -18,9 +18,9 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 def _combine(normaliser: Tensor, target: Tensor, group: Any) -> tuple[Tensor, Tensor]:
     """From each shard's log-sum-exp [N] and its part of the target's logit [N] to those of the whole vocabulary."""
-    largest = normaliser.clone()
+    largest = normaliser.clone()  # [N], so that no exponential overflows
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    sums = torch.stack(((normaliser - largest).exp_(), target))
+    sums = torch.stack(((normaliser - largest).exp_(), target))  # [2, N], in one reduction
     dist.all_reduce(sums, group=group)
     return sums[0].log_().add_(largest), sums[1]
 
@@ -31,7 +31,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore: int, chunk: int, group: Any
     ) -> Tensor:
         shard = weight.shape[0]
-        first = dist.get_rank(group) * shard if group is not None else 0
+        first = dist.get_rank(group) * shard if group is not None else 0  # this shard's first vocabulary row
         column = labels.long().masked_fill(labels == ignore, 0) - first
         # The shard that holds a row's target; 1 everywhere without a group.
         mine = ((column >= 0) & (column < shard)).to(accumulator(hidden.dtype))
@@ -39,10 +39,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         normaliser, target = torch.empty_like(mine), torch.empty_like(mine)
         for i in range(0, hidden.shape[0], chunk):
             rows = slice(i, i + chunk)
-            logits = _logits(hidden[rows], weight)
+            logits = _logits(hidden[rows], weight)  # [c, V]: the only one that exists at a time
             target[rows] = logits.gather(1, column[rows, None]).squeeze(1)
             normaliser[rows] = logits.logsumexp(-1)
-        target *= mine
+        target *= mine  # the other shards add 0
         if group is not None:
             normaliser, target = _combine(normaliser, target, group)
         ctx.save_for_backward(hidden, weight, labels, column, mine, normaliser)
@@ -58,8 +58,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad = grad.masked_fill(labels == ctx.ignore, 0.0)
         for i in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(i, i + ctx.chunk)
-            dlogits = _logits(hidden[rows], weight).sub_(normaliser[rows, None]).exp_()
-            dlogits.scatter_add_(1, column[rows, None], -mine[rows, None])
+            dlogits = _logits(hidden[rows], weight).sub_(normaliser[rows, None]).exp_()  # the softmax again, [c, V]
+            dlogits.scatter_add_(1, column[rows, None], -mine[rows, None])  # minus 1 at the target
             dlogits = dlogits.mul_(grad[rows, None]).to(hidden.dtype)
             if dhidden is not None:
                 dhidden[rows] = dlogits @ weight

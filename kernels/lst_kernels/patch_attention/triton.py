@@ -39,12 +39,12 @@ def patch_attention_forward(
     start, n = patch_span(start_ptr, end_ptr, p, T)
     q_at = p * stride_qp + i[:, None, None] * stride_qq + h[None, :, None] * stride_qh + e[None, None, :]
     q = tl.load(q_ptr + q_at, mask=query, other=0.0).to(tl.float32) * (scale * LOG2E)
-    highest = tl.full([BQ, BH], float("-inf"), tl.float32)
-    total = tl.zeros([BQ, BH], tl.float32)
+    highest = tl.full([BQ, BH], float("-inf"), tl.float32)  # of the scores so far
+    total = tl.zeros([BQ, BH], tl.float32)  # sum of exp2(score - highest)
     mixed = tl.zeros([BQ, BH, BDH], tl.float32)
     for t in range(0, n, BT):
         inside = t + r < n
-        row = (start + t + r).to(tl.int64)[:, None, None]
+        row = (start + t + r).to(tl.int64)[:, None, None]  # [BT, 1, 1], token
         token = inside[:, None, None] & head[None]  # [BT, BH, BDH]
         k_at = row * stride_kt + h[None, :, None] * stride_kh + e[None, None, :]
         v_at = row * stride_vt + h[None, :, None] * stride_vh + e[None, None, :]
@@ -52,14 +52,14 @@ def patch_attention_forward(
         v = tl.load(v_ptr + v_at, mask=token, other=0.0).to(tl.float32)
         scores = tl.sum(q[:, None, :, :] * k[None, :, :, :], axis=3)  # [BQ, BT, BH]
         scores = tl.where(inside[None, :, None], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, axis=1))
+        higher = tl.maximum(highest, tl.max(scores, axis=1))  # [BQ, BH]
         shrink = tl.exp2(highest - higher)  # [BQ, BH]; what was summed so far was relative to a lower maximum
-        weights = tl.exp2(scores - higher[:, None, :])
+        weights = tl.exp2(scores - higher[:, None, :])  # [BQ, BT, BH]
         total = total * shrink + tl.sum(weights, axis=1)
         mixed = mixed * shrink[:, :, None] + tl.sum(weights[:, :, :, None] * v[None, :, :, :], axis=1)
         highest = higher
-    seen = tl.where(total > 0, total, 1.0)
-    out_at = ((p * Q + i[:, None, None]) * H + h[None, :, None]) * DH + e[None, None, :]
+    seen = tl.where(total > 0, total, 1.0)  # an empty patch gives 0, not NaN
+    out_at = ((p * Q + i[:, None, None]) * H + h[None, :, None]) * DH + e[None, None, :]  # out is contiguous
     tl.store(out_ptr + out_at, (mixed / seen[:, :, None]).to(out_ptr.dtype.element_ty), mask=query)
     lse = tl.where(total > 0, highest + tl.log2(seen), 0.0)
     tl.store(lse_ptr + (p * Q + i[:, None]) * H + h[None, :], lse, mask=(i < Q)[:, None] & (h < H)[None, :])
@@ -82,19 +82,19 @@ def patch_attention_backward(
     start, n = patch_span(start_ptr, end_ptr, p, T)
     after = start
     if n > 0:
-        after = next_start(start_ptr, end_ptr, tl.program_id(0), P, T)
+        after = next_start(start_ptr, end_ptr, tl.program_id(0), P, T)  # first token of the next patch that has one
     q_at = p * stride_qp + i[:, None, None] * stride_qq + h[None, :, None] * stride_qh + e[None, None, :]
     q = tl.load(q_ptr + q_at, mask=query, other=0.0).to(tl.float32)
-    out_at = ((p * Q + i[:, None, None]) * H + h[None, :, None]) * DH + e[None, None, :]
+    out_at = ((p * Q + i[:, None, None]) * H + h[None, :, None]) * DH + e[None, None, :]  # out is contiguous
     grad = tl.load(grad_ptr + out_at, mask=query, other=0.0).to(tl.float32)
     out = tl.load(out_ptr + out_at, mask=query, other=0.0).to(tl.float32)
     delta = tl.sum(out * grad, axis=2)  # [BQ, BH], what the softmax's gradient subtracts
-    pair = (i < Q)[:, None] & (h < H)[None, :]
+    pair = (i < Q)[:, None] & (h < H)[None, :]  # [BQ, BH]
     lse = tl.load(lse_ptr + (p * Q + i[:, None]) * H + h[None, :], mask=pair, other=0.0)
     dq = tl.zeros([BQ, BH, BDH], tl.float32)
     for t in range(0, after - start, BT):
         inside = t + r < n
-        row = (start + t + r).to(tl.int64)[:, None, None]
+        row = (start + t + r).to(tl.int64)[:, None, None]  # [BT, 1, 1], token
         token = inside[:, None, None] & head[None]
         k_at = row * stride_kt + h[None, :, None] * stride_kh + e[None, None, :]
         v_at = row * stride_vt + h[None, :, None] * stride_vh + e[None, None, :]
@@ -102,12 +102,12 @@ def patch_attention_backward(
         v = tl.load(v_ptr + v_at, mask=token, other=0.0).to(tl.float32)
         scores = tl.sum(q[:, None, :, :] * k[None, :, :, :], axis=3) * (scale * LOG2E)  # [BQ, BT, BH]
         weights = tl.where(inside[None, :, None], tl.exp2(scores - lse[:, None, :]), 0.0)
-        dweights = tl.sum(grad[:, None, :, :] * v[None, :, :, :], axis=3)
+        dweights = tl.sum(grad[:, None, :, :] * v[None, :, :, :], axis=3)  # [BQ, BT, BH]
         dscores = weights * (dweights - delta[:, None, :]) * scale
         dq += tl.sum(dscores[:, :, :, None] * k[None, :, :, :], axis=1)
-        dk = tl.sum(dscores[:, :, :, None] * q[:, None, :, :], axis=0)
-        dv = tl.sum(weights[:, :, :, None] * grad[:, None, :, :], axis=0)
-        at = (row * H + h[None, :, None]) * DH + e[None, None, :]
+        dk = tl.sum(dscores[:, :, :, None] * q[:, None, :, :], axis=0)  # [BT, BH, BDH]
+        dv = tl.sum(weights[:, :, :, None] * grad[:, None, :, :], axis=0)  # [BT, BH, BDH]
+        at = (row * H + h[None, :, None]) * DH + e[None, None, :]  # dk and dv are contiguous
         mine = (start + t + r < after)[:, None, None] & head[None]  # the loose tokens after the patch get zeros
         tl.store(dk_ptr + at, dk.to(dk_ptr.dtype.element_ty), mask=mine)
         tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=mine)
@@ -164,7 +164,7 @@ def patch_attention_backward_launch(
     """(dq, dk, dv), contiguous."""
     q, k, v, grad = _unit_last(q), _unit_last(k), _unit_last(v), grad.contiguous()
     p, queries, h, d = q.shape
-    make = torch.empty if p else torch.zeros
+    make = torch.empty if p else torch.zeros  # without a patch no program writes the tokens
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = (make(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     tile = _tile(queries, h, d)

@@ -28,13 +28,13 @@ def pool_forward(
     MODE: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0)
-    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)  # [BD], columns
     column = d < D
     start, n = patch_span(start_ptr, end_ptr, p, T)
     row0 = start.to(tl.int64)
     x_ptr += d.to(tl.int64) * stride_xd  # [BD]
     pooled = tl.zeros([BD], tl.float32)
-    winner = tl.full([BD], -1, tl.int32)
+    winner = tl.full([BD], -1, tl.int32)  # offset of the highest token within the patch
     for t in range(0, n, UNROLL):
         for i in tl.static_range(UNROLL):  # independent loads, all under way at once
             inside = column & (t + i < n)
@@ -48,7 +48,7 @@ def pool_forward(
                 pooled += x
     if MODE == 1:
         pooled = pooled / tl.maximum(n, 1).to(tl.float32)
-    row = p.to(tl.int64) * D + d
+    row = p.to(tl.int64) * D + d  # out is contiguous
     if MODE == 2:
         tl.store(winner_ptr + row, winner.to(tl.int16), mask=column)
     tl.store(out_ptr + row, pooled.to(out_ptr.dtype.element_ty), mask=column)
@@ -60,11 +60,11 @@ def pool_backward(
     MODE: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0)
-    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)  # [BD], columns
     column = d < D
     start, n = patch_span(start_ptr, end_ptr, p, T)
     if n > 0:
-        after = next_start(start_ptr, end_ptr, p, P, T)
+        after = next_start(start_ptr, end_ptr, p, P, T)  # first token of the next patch that has one
         grad_at = grad_ptr + p.to(tl.int64) * stride_gp + d.to(tl.int64) * stride_gd
         grad = tl.load(grad_at, mask=column, other=0.0).to(tl.float32)
         winner = tl.zeros([BD], tl.int32)
@@ -79,7 +79,7 @@ def pool_backward(
                     value = tl.where(winner == t + i, grad, 0.0)
                 else:
                     value = tl.where(t + i < n, grad, 0.0)
-                inside = column & (start + t + i < after)
+                inside = column & (start + t + i < after)  # the loose tokens behind the patch get zeros
                 tl.store(dx_ptr + (row0 + t + i) * D + d, value.to(dx_ptr.dtype.element_ty), mask=inside)
     if p == 0:  # the loose tokens before the first patch that is not empty
         first = next_start(start_ptr, end_ptr, tl.program_id(0) - 1, P, T)
@@ -105,7 +105,7 @@ def pool_forward_launch(x: Tensor, start: Tensor, end: Tensor, mode: str) -> tup
 def pool_backward_launch(grad: Tensor, start: Tensor, end: Tensor, winner: Tensor, tokens: int, mode: str) -> Tensor:
     """Gradient [T, d] of the tokens."""
     patches, d = grad.shape
-    make = torch.empty if patches else torch.zeros
+    make = torch.empty if patches else torch.zeros  # without a patch no program writes the tokens
     dx = make(tokens, d, dtype=grad.dtype, device=grad.device)
     block, warps = columns(d)
     launch(

@@ -20,9 +20,9 @@ def unpool_forward(
     HAS_BASE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)  # [BD], columns
     column = d < D
-    p = tl.load(index_ptr + t).to(tl.int64)
+    p = tl.load(index_ptr + t).to(tl.int64)  # patch of the token; outside [0, P): none
     owned = (p >= 0) & (p < P)
     row = tl.load(patches_ptr + p * stride_pp + d.to(tl.int64) * stride_pd, mask=column & owned, other=0.0)
     value = row.to(tl.float32)
@@ -37,12 +37,12 @@ def unpool_backward(
     grad_ptr, order_ptr, bounds_ptr, out_ptr, D, stride_gt, stride_gd, BD: tl.constexpr, UNROLL: tl.constexpr
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)  # [BD], columns
     column = d < D
-    first, last = tl.load(bounds_ptr + p), tl.load(bounds_ptr + p + 1)
+    first, last = tl.load(bounds_ptr + p), tl.load(bounds_ptr + p + 1)  # its tokens are order[first:last]
     total = tl.zeros([BD], tl.float32)
     for i in range(first, last, UNROLL):
-        for u in tl.static_range(UNROLL):
+        for u in tl.static_range(UNROLL):  # independent loads, all under way at once
             inside = i + u < last
             t = tl.load(order_ptr + i + u, mask=inside, other=0).to(tl.int64)
             at = grad_ptr + t * stride_gt + d.to(tl.int64) * stride_gd
@@ -68,9 +68,9 @@ def unpool_backward_launch(grad: Tensor, index: Tensor, patches: int) -> Tensor:
     own."""
     d = grad.shape[1]
     out = torch.empty(patches, d, dtype=grad.dtype, device=grad.device)
-    by_patch, order = torch.sort(index, stable=True)
+    by_patch, order = torch.sort(index, stable=True)  # [T] each: stable, so that sums have one order
     edges = torch.arange(patches + 1, device=index.device, dtype=index.dtype)
-    bounds = torch.searchsorted(by_patch, edges, out_int32=True)
+    bounds = torch.searchsorted(by_patch, edges, out_int32=True)  # [P + 1]
     block, warps = columns(d)
     launch(
         unpool_backward, (patches, triton.cdiv(d, block)), grad, order, bounds, out, d, *grad.stride(),

@@ -24,15 +24,15 @@ def rotary_turn(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # token * H + head
     d = tl.arange(0, BD)  # pair (d, d + HALF) of a head
     inside = (row < R)[:, None] & (d < HALF)[None, :]
-    token, head = row // H, row % H
-    source = x_ptr + (token * stride_n + head * stride_h)[:, None] + (d * stride_d)[None, :]
-    table = (token * HALF)[:, None] + d[None, :]
+    token, head = row // H, row % H  # [ROWS]
+    source = x_ptr + (token * stride_n + head * stride_h)[:, None] + (d * stride_d)[None, :]  # [ROWS, BD]
+    table = (token * HALF)[:, None] + d[None, :]  # one angle for all heads of a token
     first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(source + HALF * stride_d, mask=inside, other=0.0).to(tl.float32)
     cos = tl.load(cos_ptr + table, mask=inside, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + table, mask=inside, other=0.0).to(tl.float32)
     if BACK:
-        sin = -sin
+        sin = -sin  # the opposite angle is the transposed rotation, hence the gradient
     target = out_ptr + (row * (2 * HALF))[:, None] + d[None, :]  # out is contiguous, x need not be
     tl.store(target, (first * cos - second * sin).to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(target + HALF, (second * cos + first * sin).to(out_ptr.dtype.element_ty), mask=inside)
