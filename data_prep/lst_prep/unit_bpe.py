@@ -114,9 +114,9 @@ class UnitBpe:
     def convert(self, document: Document) -> Document:
         """The document with pieces for units; see the module for its spans."""
         begins = document.word_frames[:, 0]
-        edges = [0, *begins.tolist(), len(document.speech_ids)]
+        edges = [0, *begins.tolist(), len(document.speech_ids)]  # silence before the first word is a part too
         parts = [self.encode(document.speech_ids[a:b]) for a, b in itertools.pairwise(edges)]
-        at = np.cumsum([0, *map(len, parts)])[1:]
+        at = np.cumsum([0, *map(len, parts)])[1:]  # pieces before each word, and the end
         spans = np.stack([at[:-1], at[1:]], 1).astype(np.int32)
         return replace(
             document, speech_ids=np.concatenate(parts), word_frames=spans, piece_frames=np.zeros((0, 2), np.int32)

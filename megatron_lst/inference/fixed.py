@@ -59,7 +59,7 @@ class FixedDecoder:
         self.heads = [table.weight if wanted is None else table.weight[wanted] for table in tables]
         self.logits = like.new_zeros(b, len(self.heads[0]))
         self.g = like.new_zeros(b, config.hidden)
-        self.capacity = -(-(max(cache.units) + room) // 8) * 8
+        self.capacity = -(-(max(cache.units) + room) // 8) * 8  # slots of units, a multiple of 8
         size = config.global_head_size
         self.global_layers = _slots(cache.global_layers, b, self.capacity, 1, config.global_kv_heads, size, like)
         if self.lst:
@@ -142,14 +142,14 @@ class FixedDecoder:
         model, closing = self.model, self._closing
         e = self._patches() if self.lst else model.embedding(self._inputs[0])
         # Whoever closes no unit writes where the next one will: it is overwritten before anyone sees it.
-        mask = torch.arange(self.capacity + 1, device=closing.device) <= self.units[:, None]
+        mask = torch.arange(self.capacity + 1, device=closing.device) <= self.units[:, None]  # [b, slots]
         at = Positions(model.global_rope(self.units), SlotMask(self.units, mask))
         g = model.global_transformer(e, at, self.global_layers)
         self.g.copy_(torch.where(closing[:, None], g, self.g))
         if self.lst:
             k = model.config.queries
             first = torch.where(closing, self.units * k % self.cross_slots, self.cross_slots)
-            slots = (first[:, None] + torch.arange(k, device=first.device)).flatten()
+            slots = (first[:, None] + torch.arange(k, device=first.device)).flatten()  # [b * k]
             rope = model.local_rope(self.units.repeat_interleave(k)) if model.config.cross_rope else None
             model.decoder.append_units(g, rope, slots, self.cross)
             self.open_count.masked_fill_(closing, 0)
@@ -176,7 +176,7 @@ class FixedDecoder:
         spoken = self.is_speech[tokens] | (tokens == model.vocabulary.speech_marker)
         runs = active & spoken if self.direct else active
         local = Positions(model.local_rope(self.position), self.decoder.add(self.position, runs))
-        filled = (self.units * config.queries).clamp(max=self.cross_slots)
+        filled = (self.units * config.queries).clamp(max=self.cross_slots)  # [b], keys that are there
         mask = torch.arange(self.cross_slots + config.queries, device=filled.device) < filled[:, None]
         units = Positions(model.local_rope(self.units - 1) if config.cross_rope else None, SlotMask(None, mask))
         x = model.decoder.embedding(tokens) if config.decoder_input == "embedding" else self.h
@@ -213,10 +213,10 @@ class _Window:
 
     def add(self, position: Tensor, runs: Tensor) -> SlotMask:
         """An entry at `position` [b] for each sequence that `runs` [b]: where it goes, and what it sees."""
-        slot = torch.where(runs, self.count % self.size, self.size)
+        slot = torch.where(runs, self.count % self.size, self.size)  # a ring; the last slot is the spare one
         self.positions[self.rows, slot] = torch.where(runs, position, _NEVER)
         self.count += runs
-        mask = self.positions > position[:, None] - self.size
+        mask = self.positions > position[:, None] - self.size  # [b, slots]: the newest `size` positions
         mask[:, -1] = ~runs  # whoever does nothing sees the spare slot: no softmax is empty
         return SlotMask(slot, mask)
 

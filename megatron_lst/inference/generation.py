@@ -234,7 +234,7 @@ class Sampler:
             chosen = restricted.argmax(-1)
         else:
             order = torch.sort(restricted / settings.temperature, dim=-1, descending=True, stable=True)
-            probability = order.values.softmax(-1)
+            probability = order.values.softmax(-1)  # [n, A], falling
             cumulative = probability.cumsum(-1)
             kept = cumulative - probability < settings.top_p  # the token that crosses top_p still counts
             if settings.top_k:
@@ -249,8 +249,8 @@ class Sampler:
                 dtype=cumulative.dtype,
                 device=logits.device,
             )
-            place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-            last = (probability > 0).sum(-1, keepdim=True) - 1
+            place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)  # [n, 1]
+            last = (probability > 0).sum(-1, keepdim=True) - 1  # rounding must not lead past what is kept
             chosen = order.indices.gather(-1, torch.minimum(place, last))[:, 0]
         tokens = self.ids[chosen]
         if not settings.log_probabilities:
@@ -295,7 +295,7 @@ def stream(
         moving = _moving(counters, pending, active) if waits else active
         inputs = [counters[i].add(pending[i]) if i in moving else EMPTY for i in range(count)]
         if decoder is None:
-            last = np.cumsum([len(p.tokens) for p in inputs])[moving] - 1
+            last = np.cumsum([len(p.tokens) for p in inputs])[moving] - 1  # the newest token of each, packed
             logits = model.advance(inputs, cache).logits(last, sampler.wanted)
         else:
             logits = decoder.advance(inputs)

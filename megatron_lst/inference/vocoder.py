@@ -65,7 +65,7 @@ def stft(samples: np.ndarray) -> np.ndarray:
     """samples [N] -> complex [N // HOP, FFT/2+1], frames centred on (t + 1/2) HOP."""
     margin = (WINDOW - HOP) // 2
     padded = np.concatenate([np.zeros(margin), samples, np.zeros(WINDOW)])
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][: len(samples) // HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][: len(samples) // HOP]  # [T, WINDOW]
     return np.fft.rfft(frames * np.hanning(WINDOW + 1)[:-1], FFT)
 
 
@@ -78,7 +78,7 @@ def inverse_stft(spectrum: np.ndarray) -> np.ndarray:
     total, weight = np.zeros(length), np.zeros(length)
     for t, frame in enumerate(frames):
         total[t * HOP : t * HOP + WINDOW] += frame
-        weight[t * HOP : t * HOP + WINDOW] += window**2
+        weight[t * HOP : t * HOP + WINDOW] += window**2  # what the window did, twice, is divided out
     return (total / np.maximum(weight, 1e-3))[margin : margin + len(spectrum) * HOP]
 
 
@@ -142,8 +142,8 @@ class SpectralVocoder:
         frames = self.cepstra[units]
         # A unit's centre stands in the middle of its frames; between centres the cepstrum moves linearly.
         time = (np.arange(self.frames * len(units)) - (self.frames - 1) / 2) / self.frames
-        moving = np.stack([np.interp(time, np.arange(len(units)), c) for c in frames.T], 1)
-        mel_power = np.exp(np.minimum(moving @ self._inverse_basis.T, 30.0))
+        moving = np.stack([np.interp(time, np.arange(len(units)), c) for c in frames.T], 1)  # [F x frames, 13]
+        mel_power = np.exp(np.minimum(moving @ self._inverse_basis.T, 30.0))  # [F x frames, MELS]
         return np.sqrt(mel_power / self._width @ self._spread.T)
 
     def __call__(self, units: np.ndarray) -> np.ndarray:
@@ -163,7 +163,7 @@ class SpectralVocoder:
         if self.pitch is not None:
             source[(np.arange(0, len(source), RATE / self.pitch)).astype(int)] += math.sqrt(RATE / self.pitch)
         excitation = stft(source)
-        scale = np.sqrt((np.abs(excitation) ** 2).mean())
+        scale = np.sqrt((np.abs(excitation) ** 2).mean())  # so that the source has unit power
         target = envelope * np.abs(excitation) / scale
         phase = np.exp(1j * np.angle(excitation))
         for _ in range(self.iterations):

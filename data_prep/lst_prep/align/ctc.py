@@ -120,21 +120,21 @@ class CtcAligner:
             raise Rejection("not_aligned", f"no path for {len(targets)} characters in {len(log_probs)} frames")
         spoken = [part for word in words for part in word.spoken]
         at = np.flatnonzero((states % 2 == 1) & (owners[np.minimum(states // 2, len(targets) - 1)] >= 0))
-        target = states[at] // 2
+        target = states[at] // 2  # the character of each emitting frame
         word = owners[target]
-        own = log_probs[at, np.array(targets)[target]]
-        frame = self._stride / RATE
+        own = log_probs[at, np.array(targets)[target]]  # its log-probability
+        frame = self._stride / RATE  # seconds
         times: list[tuple[float, float]] = []
         scores: list[float] = []
         letters: list[list[float]] = []
         for index in range(len(spoken)):
-            first, last = np.searchsorted(word, [index, index + 1])
+            first, last = np.searchsorted(word, [index, index + 1])  # the emitting frames of this word
             if first == last:
                 raise Rejection("not_aligned", f"{spoken[index]!r} got no frame")
             times.append((at[first] * frame, min((at[last - 1] + 1) * frame, total)))
             scores.append(float(own[first:last].mean()))
             inside = target[first:last]
-            ends = np.append(np.flatnonzero(np.diff(inside)), len(inside) - 1)
+            ends = np.append(np.flatnonzero(np.diff(inside)), len(inside) - 1)  # last frame of each letter
             letters.append([min((int(at[first + e]) + 1) * frame, total) for e in ends])
         return group_spoken(words, times, scores, letters)
 
@@ -159,13 +159,13 @@ class CtcAligner:
         """float32 [T, V] log-probabilities of each piece, one row every stride."""
         parts: list[np.ndarray] = []
         owners: list[int] = []
-        margin = max(self._receptive - self._stride, 0)
+        margin = max(self._receptive - self._stride, 0)  # padding, so that N samples give N // stride rows
         for owner, samples in enumerate(pieces):
             cuts = quiet_cuts(samples, self._longest, self._stride)
             for begin, end in zip(cuts, cuts[1:], strict=False):
                 if end - begin >= self._stride:
                     part = samples[begin:end]
-                    part = (part - part.mean()) / np.sqrt(part.var() + 1e-7)
+                    part = (part - part.mean()) / np.sqrt(part.var() + 1e-7)  # as the model was trained
                     parts.append(np.pad(part, (margin // 2, margin - margin // 2)).astype(np.float32))
                     owners.append(owner)
         rows: list[np.ndarray | None] = [None] * len(parts)
@@ -256,7 +256,7 @@ def _receptive_field(kernels: list[int], strides: list[int]) -> int:
     """Samples that one output frame sees."""
     field, step = 1, 1
     for kernel, stride in zip(kernels, strides, strict=True):
-        field += (kernel - 1) * step
+        field += (kernel - 1) * step  # `step` samples between two inputs of this layer
         step *= stride
     return field
 
@@ -269,6 +269,6 @@ def _states_of(labels: np.ndarray, blank: int) -> np.ndarray:
     for t, label in enumerate(labels):
         if label != blank and label != previous:
             done += 1
-        states[t] = 2 * done - 1 if label != blank else 2 * done
+        states[t] = 2 * done - 1 if label != blank else 2 * done  # `done` characters have begun
         previous = label
     return states

@@ -73,7 +73,7 @@ def group_spoken(
     ends: list[float] = []
     counts: list[int] = []
     for word in words:
-        last = at + len(word.spoken)
+        last = at + len(word.spoken)  # spoken words `at` to `last` - 1 are this word's
         spans.append((seconds[at][0], seconds[last - 1][1]))
         means.append(float(np.mean(scores[at:last])))
         if letters is not None:
@@ -117,8 +117,8 @@ def to_frames(seconds: np.ndarray, frames: int, rate: Fraction) -> tuple[np.ndar
             begin = min(begin, frames - 1)
             spans.append([begin, max(end, begin + 1)])
         else:
-            begin = max(begin, spans[-1][1])
+            begin = max(begin, spans[-1][1])  # no earlier than the word before ends
             if end > begin:
                 spans.append([begin, end])
-        owner[index] = len(spans) - 1
+        owner[index] = len(spans) - 1  # a word left empty is in the one before
     return np.array(spans, np.int32).reshape(-1, 2), owner

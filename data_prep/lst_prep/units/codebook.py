@@ -57,7 +57,7 @@ class Codebook:
         if position_mean is not None:
             digest.update(np.ascontiguousarray(position_mean, np.float32).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
-        self._half_norms = 0.5 * (self.centres.astype(np.float64) ** 2).sum(1).astype(np.float32)
+        self._half_norms = 0.5 * (self.centres.astype(np.float64) ** 2).sum(1).astype(np.float32)  # [S]
 
     @property
     def codec(self) -> Codec:
@@ -172,11 +172,11 @@ def position_mean(features: np.ndarray, positions: np.ndarray, width: int) -> np
     """
     size = int(positions.max()) + 1
     count = np.bincount(positions, minlength=size).astype(np.float64)
-    sums = np.zeros((size, features.shape[1]))
+    sums = np.zeros((size, features.shape[1]))  # [P, dim]
     np.add.at(sums, positions, features)
-    ends = np.minimum(np.arange(size) + width // 2 + 1, size)
+    ends = np.minimum(np.arange(size) + width // 2 + 1, size)  # [P], of the places around each
     begins = np.maximum(np.arange(size) - width // 2, 0)
-    sums, count = (np.concatenate([np.zeros_like(c[:1]), np.cumsum(c, 0)]) for c in (sums, count))
+    sums, count = (np.concatenate([np.zeros_like(c[:1]), np.cumsum(c, 0)]) for c in (sums, count))  # running sums
     return ((sums[ends] - sums[begins]) / np.maximum(count[ends] - count[begins], 1)[:, None]).astype(np.float32)
 
 
@@ -279,7 +279,7 @@ def fit(features: np.ndarray, size: int, seed: int, progress: Callable[[int, int
             order = rng.permutation(len(features))
             for begin in range(0, len(order), batch):
                 rows = order[begin : begin + batch]
-                if epoch == begin == 0 and len(rows) < size:
+                if epoch == begin == 0 and len(rows) < size:  # the first call draws the centres from its rows
                     rows = order[:size]
                 model.partial_fit(features[rows])
             if progress is not None:
