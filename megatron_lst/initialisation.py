@@ -71,7 +71,7 @@ class Initialiser:
         for run in range(0, len(runs), together):
             for offset in range(0, runs.shape[1], _AT_ONCE):
                 target = runs[run : run + together, offset : offset + _AT_ONCE]
-                at = [start + offset for start in starts[run : run + together]]
+                at = [start + offset for start in starts[run : run + together]]  # words of the weight's own sequence
                 np.multiply(standard_normal(words(at, target.shape[1], self._seed, purpose)), std, out=target)
         return torch.from_numpy(found)
 
@@ -92,11 +92,11 @@ def standard_normal(random: np.ndarray) -> np.ndarray:
     bits = p.view(np.uint32)
     segment = (bits >> np.uint32(_SEGMENT_BITS)).astype(np.intp)
     segment -= base
-    values = (bits & np.uint32((1 << _SEGMENT_BITS) - 1)).astype(np.float32)
+    values = (bits & np.uint32((1 << _SEGMENT_BITS) - 1)).astype(np.float32)  # place within the segment
     values *= np.float32(2.0**-_SEGMENT_BITS)
     values *= steps.take(segment, mode="wrap")
     values += quantiles.take(segment, mode="wrap")
-    signs = random << np.uint32(31)
+    signs = random << np.uint32(31)  # the lowest bit becomes a float's sign
     np.bitwise_xor(values.view(np.uint32), signs, out=values.view(np.uint32))
     return values
 

@@ -66,21 +66,21 @@ class _Sequence:
         self.words = Words.of(text)
         count = len(self.words.codes)
         _POWERS.reach(count + 1)
-        terms = self.words.codes * _POWERS.up[:count]
-        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
-        self.weight = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.words.weights())])
+        terms = self.words.codes * _POWERS.up[:count]  # uint64 [T], word i times base^i, modulo 2^64
+        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])  # [T + 1]
+        self.weight = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.words.weights())])  # [T + 1]
 
     def __len__(self) -> int:
         return len(self.words.codes)
 
     def hashes(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """uint64, of words [first, last)."""
-        return (self._sums[last] - self._sums[first]) * _POWERS.down[first]
+        return (self._sums[last] - self._sums[first]) * _POWERS.down[first]  # the same wherever the run stands
 
     def runs(self, words: int) -> tuple[np.ndarray, np.ndarray]:
         """(first, last) of the shortest run from each word on that counts `words` words of a spaced script."""
         last = np.searchsorted(self.weight, self.weight[:-1] + words * WEIGHTS[0])
-        first = np.flatnonzero(last <= len(self))
+        first = np.flatnonzero(last <= len(self))  # runs that end within the text
         return first, last[first]
 
 
@@ -115,12 +115,12 @@ class _Hashes:
         if not len(mine) or not len(values):
             return np.zeros(len(values), bool)
         if self._table is None:
-            bits = min(max(int(np.ceil(np.log2(len(mine)))) + 3, 10), 28)
+            bits = min(max(int(np.ceil(np.log2(len(mine)))) + 3, 10), 28)  # about one in eight is set
             self._shift = np.uint64(64 - bits)
             self._table = np.zeros(1 << bits, bool)
-            self._table[mine >> self._shift] = True
+            self._table[mine >> self._shift] = True  # by the upper bits of each hash
         found = self._table[values >> self._shift]
-        at = np.flatnonzero(found)
+        at = np.flatnonzero(found)  # those that the table does not rule out
         place = np.minimum(np.searchsorted(mine, values[at]), len(mine) - 1)
         found[at] = mine[place] == values[at]
         return found
@@ -154,9 +154,9 @@ class HeldOut:
         begins, ends = sequence.runs(ANYWHERE)
         for low, high in ((first, last), whole):
             weight = sequence.weight[high] - sequence.weight[low]
-            short = (weight >= ANYWHERE * WEIGHTS[0]) & (weight < WINDOW * WEIGHTS[0])
+            short = (weight >= ANYWHERE * WEIGHTS[0]) & (weight < WINDOW * WEIGHTS[0])  # no window of it is in the list
             low, high = low[short], high[short]
-            at = np.searchsorted(begins, low)
+            at = np.searchsorted(begins, low)  # the run of ANYWHERE words that each begins with
             self._sets["starts"].add(sequence.hashes(begins[at], ends[at]))
             self._lengths.update((high - low).tolist())
 
@@ -187,13 +187,13 @@ class HeldOut:
         first, last = sequence.runs(WINDOW)
         found.append((first, last, self._sets["windows"].have(sequence.hashes(first, last))))
         first, last = sequence.runs(ANYWHERE)
-        first = first[self._sets["starts"].have(sequence.hashes(first, last))]
+        first = first[self._sets["starts"].have(sequence.hashes(first, last))]  # where a short one may begin
         for length in self._lengths if len(first) else ():
             low = first[first + length <= len(sequence)]
             hashes = sequence.hashes(low, low + length)
             held = self._sets["sentences"].have(hashes) | self._sets["passages"].have(hashes)
             found.append((low, low + length, held))
-        edges = np.zeros(len(sequence) + 1, np.int64)
+        edges = np.zeros(len(sequence) + 1, np.int64)  # +1 where a held-out run begins, -1 behind its end
         hit = False
         for low, high, held in found:
             if held.any():

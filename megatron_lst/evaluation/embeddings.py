@@ -110,9 +110,9 @@ def _patch_of(
 def clustering(embeddings: WordEmbeddings) -> Clustering:
     """How much closer occurrences of one word lie than those of different words."""
     names = np.array(embeddings.words)
-    unit = embeddings.vectors / np.linalg.norm(embeddings.vectors, axis=1, keepdims=True)
-    cosine = (unit @ unit.T).astype(np.float64)
-    same = names[:, None] == names[None]
+    unit = embeddings.vectors / np.linalg.norm(embeddings.vectors, axis=1, keepdims=True)  # [n, d_g]
+    cosine = (unit @ unit.T).astype(np.float64)  # [n, n]
+    same = names[:, None] == names[None]  # bool [n, n]
     itself = np.eye(len(names), dtype=bool)
     distance = 1 - cosine
     silhouettes = []
@@ -120,7 +120,7 @@ def clustering(embeddings: WordEmbeddings) -> Clustering:
         own = same[i] & ~itself[i]
         if not own.any():
             continue
-        inside = distance[i, own].mean()
+        inside = distance[i, own].mean()  # to the other occurrences of the word
         nearest = min(distance[i, names == other].mean() for other in set(names.tolist()) - {str(name)})
         silhouettes.append((nearest - inside) / max(inside, nearest, 1e-12))
     return Clustering(
@@ -141,7 +141,7 @@ def draw(embeddings: WordEmbeddings, path: Path) -> None:
 
     centred = embeddings.vectors - embeddings.vectors.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    flat = centred @ axes[:2].T
+    flat = centred @ axes[:2].T  # [n, 2]
     names = np.array(embeddings.words)
     figure, axis = plt.subplots(figsize=(8, 6))
     for word in dict.fromkeys(embeddings.words):
@@ -168,7 +168,7 @@ def jitter(document: Document, frames: int, rng: np.random.Generator, granularit
     if granularity == "word" or not len(document.piece_frames):
         return replace(document, word_frames=_moved(document.word_frames, frames, count, rng))
     pieces = document.piece_frames.copy()
-    held = np.flatnonzero(pieces[:, 1] > pieces[:, 0])
+    held = np.flatnonzero(pieces[:, 1] > pieces[:, 0])  # pieces that have frames
     pieces[held] = _moved(pieces[held], frames, count, rng)
     words = document.word_frames.copy()
     for number, (first, last) in enumerate(document.word_tokens.tolist()):
@@ -184,9 +184,9 @@ def _moved(spans: np.ndarray, frames: int, count: int, rng: np.random.Generator)
     low = np.zeros(len(flat), np.int64)
     low[1::2] = 1  # a span keeps a frame at least
     for i in range(len(flat)):
-        flat[i] = max(flat[i], (flat[i - 1] if i else 0) + low[i])
+        flat[i] = max(flat[i], (flat[i - 1] if i else 0) + low[i])  # forwards: no edge before the one to its left
     high = count
     for i in range(len(flat) - 1, -1, -1):
-        flat[i] = min(flat[i], high)
+        flat[i] = min(flat[i], high)  # backwards: all of them before the end
         high = int(flat[i]) - int(low[i])
     return flat.reshape(-1, 2).astype(np.int32)

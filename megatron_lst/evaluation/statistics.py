@@ -33,7 +33,7 @@ def bootstrap(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Inter
     means = np.empty(resamples)
     for begin in range(0, resamples, 100):
         size = min(100, resamples - begin)
-        weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=size)
+        weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=size)  # [size, n]
         means[begin : begin + size] = weights @ values / len(values)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(values.mean()), float(low), float(high), len(values))
@@ -59,7 +59,7 @@ def paired(a: np.ndarray, b: np.ndarray, resamples: int = 2000, seed: int = 0) -
     """Compare two models item by item. a, b: [n], the same items in the same order."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} items: a paired test needs the same items")
-    gap = np.asarray(b, np.float64) - np.asarray(a, np.float64)
+    gap = np.asarray(b, np.float64) - np.asarray(a, np.float64)  # [n]
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
     return Paired(bootstrap(gap, resamples, seed), wins, losses, sign_test(wins, losses))
 

@@ -84,7 +84,7 @@ def row_work(config: Config, row: Row) -> Work:
 
 def _pairs_among(chosen: np.ndarray, start: np.ndarray) -> float:
     """Pairs (t, s) with start[t] <= s <= t, both chosen. bool [N], int [N]."""
-    before = np.concatenate([[0], np.cumsum(chosen)])
+    before = np.concatenate([[0], np.cumsum(chosen)])  # [N + 1], chosen tokens in front of each
     return float((before[1:] - before[start])[chosen].sum())
 
 
@@ -236,15 +236,15 @@ def expected_work(config: Config, mixture: MixtureStatistics | None = None) -> W
 def _document_rows(config: Config, mixture: MixtureStatistics, speech_share: float) -> Work:
     """Work of a row that holds documents of one class alone. `speech_share`: of their raw tokens."""
     model, documents = config.model, mixture.documents_per_row
-    units = config.data.units / documents
-    raw = units / (speech_share * mixture.frame_units + 1.0 - speech_share)
-    speech = raw * speech_share * mixture.depth
+    units = config.data.units / documents  # of one document
+    raw = units / (speech_share * mixture.frame_units + 1.0 - speech_share)  # raw tokens: a frame counts as one
+    speech = raw * speech_share * mixture.depth  # Q tokens a frame
     tokens = speech + raw * (1.0 - speech_share)
     common = Work(tokens=tokens, units=units, global_pairs=_causal_pairs(units, units))
     if model.kind == "baseline":
         return common * documents
     if model.text_path == "direct":
-        markers = speech / mixture.speech_span_tokens
+        markers = speech / mixture.speech_span_tokens  # one `<s>` a span
         encoded, decoded, patches = speech, speech + markers, speech / mixture.patch_length
         # Tokens of a document's other modality take their share of the window without being attended.
         window = model.window * speech / tokens if model.window < tokens else speech
@@ -252,7 +252,7 @@ def _document_rows(config: Config, mixture: MixtureStatistics, speech_share: flo
         encoded = decoded = tokens
         patches, window = units, float(model.window)
     read = units if model.decoder_window_units > 1 and decoded else min(units, patches + decoded - encoded)
-    visible = _causal_pairs(units, model.decoder_window_units) / units
+    visible = _causal_pairs(units, model.decoder_window_units) / units  # units that a token reads, on average
     work = Work(
         encoder_tokens=encoded,
         encoder_pairs=_causal_pairs(encoded, window),
@@ -269,5 +269,5 @@ def _document_rows(config: Config, mixture: MixtureStatistics, speech_share: flo
 
 def _causal_pairs(length: float, window: float) -> float:
     """Pairs (t, s) with t - window < s <= t in a document of `length`."""
-    ramp = min(length, window)
+    ramp = min(length, window)  # the first tokens see fewer than a window
     return ramp * (ramp + 1) / 2 + max(length - window, 0.0) * window
