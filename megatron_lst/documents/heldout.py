@@ -115,7 +115,7 @@ class _Hashes:
         if not len(mine) or not len(values):
             return np.zeros(len(values), bool)
         if self._table is None:
-            bits = min(max(int(np.ceil(np.log2(len(mine)))) + 3, 10), 28)  # about one in eight is set
+            bits = min(max(int(np.ceil(np.log2(len(mine)))) + 3, 10), 28)  # at most about one in eight is set
             self._shift = np.uint64(64 - bits)
             self._table = np.zeros(1 << bits, bool)
             self._table[mine >> self._shift] = True  # by the upper bits of each hash
