@@ -209,7 +209,7 @@ def check(samples: np.ndarray, rate: int, config: AudioConfig) -> Audio:
     peak = float(np.abs(samples).max())
     if peak < config.min_peak:
         raise Rejection("silent_audio", f"peak {peak:.2e}")
-    clipped = float((np.abs(samples) >= 0.999).mean())
+    clipped = float((np.abs(samples) >= 0.999).mean())  # share of samples at full scale
     if clipped > config.max_clipped:
         raise Rejection("clipped_audio", f"{clipped:.1%} of the samples")
     if rate != RATE:

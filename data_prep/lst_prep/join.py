@@ -41,9 +41,9 @@ def words_in_frames(
     chars = np.zeros((len(spans), 2), np.int32)
     scores = np.zeros(len(spans), np.float32)
     letters: list[np.ndarray] = []
-    ends = np.concatenate([[0], np.cumsum(aligned.letter_counts)])
+    ends = np.concatenate([[0], np.cumsum(aligned.letter_counts)])  # [W + 1], letters before each word
     for word in range(len(spans)):
-        members = np.flatnonzero(owner == word)
+        members = np.flatnonzero(owner == word)  # words of the transcript that share its frames
         chars[word] = aligned.chars[members[0], 0], aligned.chars[members[-1], 1]
         scores[word] = aligned.scores[members].mean()
         if len(aligned.letter_counts):
@@ -63,7 +63,7 @@ def _lay_out(pieces: list[AlignedPiece], rate: Fraction) -> _Run:
         letters += [time * float(rate) + at_frame for time in times]
         texts.append(piece.entry.text)
         at_frame += len(piece.speech_ids)
-        at_char += len(piece.entry.text) + 1
+        at_char += len(piece.entry.text) + 1  # texts are joined by a space
     return _Run(
         " ".join(texts),
         np.concatenate([piece.speech_ids for piece in pieces]),
@@ -94,12 +94,12 @@ def piece_frames(
     out = np.zeros((len(token_ids), 2), np.int32)
     for (first, last), (begin, end), ends in zip(word_tokens, frames, letters, strict=True):
         counts = [sum(map(str.isalnum, tokenizer.decode([int(i)]))) for i in token_ids[first:last]]
-        total, seen, at = max(sum(counts), 1), 0, int(begin)
+        total, seen, at = max(sum(counts), 1), 0, int(begin)  # letters of the word, those so far, the frame so far
         for piece, count in zip(range(first, last), counts, strict=True):
             seen += count
             stop = int(end)
             if piece < last - 1 and seen < total and len(ends):
-                share = int(np.ceil(seen / total * len(ends)))
+                share = int(np.ceil(seen / total * len(ends)))  # spoken letters that belong to the pieces so far
                 stop = int(np.clip(round(float(ends[share - 1])) if share else at, at, end))
             out[piece] = at, stop
             at = stop
@@ -115,14 +115,14 @@ def _cuts(frames: np.ndarray, total: int, longest: int) -> list[tuple[int, int, 
     parts: list[tuple[int, int, int, int]] = []
     word = frame = 0
     while total - frame > longest:
-        ends, begins = frames[word:-1, 1], frames[word + 1 :, 0]
-        fits = np.flatnonzero((ends - frame <= longest) & (begins - frame > 0))
+        ends, begins = frames[word:-1, 1], frames[word + 1 :, 0]  # of the pause behind each word
+        fits = np.flatnonzero((ends - frame <= longest) & (begins - frame > 0))  # pauses that a part can reach
         if not len(fits):
             break
-        late = fits[ends[fits] - frame > longest // 2]
+        late = fits[ends[fits] - frame > longest // 2]  # those in its last half
         options = late if len(late) else fits[-1:]
         best = int(options[np.argmax((begins - ends)[options])])
-        cut = int(min((ends[best] + begins[best] + 1) // 2, frame + longest))
+        cut = int(min((ends[best] + begins[best] + 1) // 2, frame + longest))  # the middle of the pause
         parts.append((word, word + best + 1, frame, cut))
         word, frame = word + best + 1, cut
     parts.append((word, len(frames), frame, min(total, frame + longest) if parts else total))

@@ -22,12 +22,12 @@ def quiet_cuts(samples: np.ndarray, longest: float, multiple: int = 1) -> list[i
     """
     limit, cuts = int(longest * RATE), [0]
     while len(samples) - cuts[-1] > limit:
-        low, high = cuts[-1] + limit // 2, cuts[-1] + limit
-        blocks = samples[low : low + (high - low) // _STEP * _STEP].reshape(-1, _STEP)
+        low, high = cuts[-1] + limit // 2, cuts[-1] + limit  # the last half of what a piece may hold
+        blocks = samples[low : low + (high - low) // _STEP * _STEP].reshape(-1, _STEP)  # [blocks, 20 ms]
         power = (blocks.astype(np.float64) ** 2).mean(1)
-        smooth = np.convolve(power, np.ones(5) / 5, mode="same")
+        smooth = np.convolve(power, np.ones(5) / 5, mode="same")  # over 100 ms
         at = low + int(np.argmin(smooth)) * _STEP + _STEP // 2
-        cuts.append(max(at // multiple * multiple, cuts[-1] + multiple))
+        cuts.append(max(at // multiple * multiple, cuts[-1] + multiple))  # forwards, whatever the rounding
     return [*cuts, len(samples)]
 
 

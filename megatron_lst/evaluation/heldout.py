@@ -112,7 +112,7 @@ def speech_bits(
         longer = f": every word is longer than {limit} frames, or than a row" if spoken else ""
         raise UserError(f"held-out bits: no document has speech{longer}")
     scores = score_chunks(chunks, score, vocabulary, units, progress=progress)
-    bits = -sum(float(s.sum(dtype=np.float64)) for s in scores) / np.log(2)
+    bits = -sum(float(s.sum(dtype=np.float64)) for s in scores) / np.log(2)  # from nats
     tokens = sum(len(s) for s in scores)
     per_word = bits / words if words else None
     return SpeechBits(bits / seconds, per_word, bits / tokens, seconds, words, all_words - words)
@@ -128,7 +128,7 @@ def word_windows(document: Document, limit: int, frames_of: np.ndarray | None = 
         return [(begin, min(begin + limit, count), 0) for begin in range(0, count, limit)] if limit > 0 else []
     ends = np.append(document.word_frames[1:, 0], len(document.speech_ids))  # a gap belongs to the word before it
     frames = np.ones(len(document.speech_ids), int) if frames_of is None else frames_of[document.speech_ids]
-    passed = np.append(0, np.cumsum(frames))
+    passed = np.append(0, np.cumsum(frames))  # [F + 1], frames of audio before each unit
     windows = []
     begin, first = 0, 0
     for word in range(len(ends)):

@@ -83,12 +83,12 @@ class PatchCounter:
         # The open patch begins the sequence that is cut, so the counter goes on from it.
         patches = patch_sequence(speech, lambda begin, end: static_patches(end - begin, self.size))
         lengths = patches.length.astype(np.int64)
-        starts = np.cumsum(lengths) - lengths
+        starts = np.cumsum(lengths) - lengths  # [m], the first token of each unit
         closed = closed_units(lengths, patches.late)
-        unit = np.repeat(np.arange(len(lengths)), lengths)
-        done = int(closed[-1]) + 1
+        unit = np.repeat(np.arange(len(lengths)), lengths)  # [open + n]
+        done = int(closed[-1]) + 1  # units that are closed by now, of those in `joined`
         base = self.units
-        self.open = joined[int(lengths[:done].sum()) :].tolist()
+        self.open = joined[int(lengths[:done].sum()) :].tolist()  # what is behind the last closed unit
         self.units += done
         self.tokens += len(new)
         return SequenceInput(
@@ -98,14 +98,14 @@ class PatchCounter:
 
 def inputs_of(row: Row, pad: int) -> list[tuple[slice, SequenceInput]]:
     """The documents of a row, padding left out: (token positions in the row, part)."""
-    starts = np.flatnonzero(np.diff(row.document, prepend=-1))
+    starts = np.flatnonzero(np.diff(row.document, prepend=-1))  # [documents], padding counts as one
     ends = np.append(starts[1:], len(row.document))
     result = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         if row.tokens[start] == pad:
             continue
         place = slice(start, end)
-        first, last = int(row.unit[start]), int(row.unit[end - 1])
+        first, last = int(row.unit[start]), int(row.unit[end - 1])  # its units in the row
         lengths = row.patch_length[first : last + 1].astype(np.int64)
         tokens = row.tokens[place].astype(np.int64)
         result.append(

@@ -32,7 +32,7 @@ def rope_at(
     position: Tensor, head_size: int, theta: float, dtype: torch.dtype, scaling: RopeScalingConfig | None = None
 ) -> Rope:
     """position int [n] -> cosines and sines in `dtype`."""
-    exponent = torch.arange(head_size // 2, dtype=dtype, device=position.device) * 2 / head_size
+    exponent = torch.arange(head_size // 2, dtype=dtype, device=position.device) * 2 / head_size  # [hd / 2]
     angle = (position.to(dtype)[:, None] * scaled(1.0 / theta**exponent, scaling))[:, None, :]  # [n, 1, hd / 2]
     cos, sin = angle.cos(), angle.sin()
     return Rope(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
@@ -197,7 +197,7 @@ class PatchEncoder(nn.Module):
 
     def patches(self, h: Tensor, lengths: np.ndarray) -> Tensor:
         """Patch embeddings. h [sum(lengths), d_l], the units' tokens one unit after the other -> [m, d_g]."""
-        starts = np.cumsum(lengths) - lengths
+        starts = np.cumsum(lengths) - lengths  # [m], the first token of each unit
         k, v = self.cross_attention.keys_values(h)
         pooled = h.new_empty(len(lengths), self.config.queries * self.config.local_hidden)
         # Units of similar length together (1, 2, 3-4, 5-8, ...), padded to the longest: few calls, little waste.
@@ -205,7 +205,7 @@ class PatchEncoder(nn.Module):
         for value in np.unique(doublings):
             group = np.flatnonzero(doublings == value)
             first, size = (torch.from_numpy(x[group]).to(h.device)[:, None] for x in (starts, lengths))
-            column = torch.arange(int(lengths[group].max()), device=h.device)
+            column = torch.arange(int(lengths[group].max()), device=h.device)  # [L]
             inside = column < size  # [units, L]
             index = torch.where(inside, first + column, first)  # padding repeats the unit's first token
             chosen = torch.from_numpy(group).to(h.device)
@@ -225,7 +225,7 @@ class PatchEncoder(nn.Module):
             pooled = members.masked_fill(~inside[..., None], 0).sum(1) / inside.sum(1, keepdim=True)
         q = self.pool_proj(pooled).view(-1, members.shape[-1])  # [m * k, d_l]
         queries = self.cross_attention.queries(q).unflatten(0, (-1, self.config.queries))
-        seen = attention(queries, k, v, inside[:, None]).flatten(0, 1)
+        seen = attention(queries, k, v, inside[:, None]).flatten(0, 1)  # [m * k, d_l]
         out = self.cross_attention.o_proj(seen) + (2 if self.config.double_residual else 1) * q
         return out.view(len(members), -1)
 

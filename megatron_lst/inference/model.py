@@ -51,7 +51,7 @@ class Outputs:
         _, hidden, head = self.groups[0]
         result = hidden.new_empty(len(at), head.out_features if ids is None else len(ids))
         for index, hidden, head in self.groups:
-            _, here, there = np.intersect1d(at, index, assume_unique=True, return_indices=True)
+            _, here, there = np.intersect1d(at, index, assume_unique=True, return_indices=True)  # places in both
             if len(here):
                 weight = head.weight if ids is None else head.weight[ids]
                 rows = matrix_product(hidden[torch.from_numpy(there).to(hidden.device)], weight)
@@ -145,7 +145,7 @@ class LatentSpeechTextModel(nn.Module):
         encoded = [
             self.vocabulary.is_speech(new.tokens) if direct else np.ones(len(new.tokens), bool) for new in inputs
         ]
-        among = np.concatenate(encoded)
+        among = np.concatenate(encoded)  # bool [n]
         at = self._local_positions(encoded, cache.tokens, cache.encoder_window)
         if not among.any():
             return embedded
@@ -158,8 +158,8 @@ class LatentSpeechTextModel(nn.Module):
         for i, (new, mine) in enumerate(zip(inputs, h.split([len(new.tokens) for new in inputs]), strict=True)):
             held = cache.open_patch[i]
             if held is not None:
-                mine = torch.cat([held, mine])
-            used = int(new.lengths.sum())
+                mine = torch.cat([held, mine])  # tokens of earlier calls come first
+            used = int(new.lengths.sum())  # tokens of units that close
             states.append(mine[:used])
             cache.open_patch[i] = mine[used:].clone() if used < len(mine) else None
         lengths = np.concatenate([new.lengths for new in inputs])
@@ -172,7 +172,7 @@ class LatentSpeechTextModel(nn.Module):
         speech = self.vocabulary.is_speech(first)
         e = self.text_embedding(self._tensor(first))
         if speech.any():
-            inside = self._tensor(np.flatnonzero(np.repeat(speech, lengths)))
+            inside = self._tensor(np.flatnonzero(np.repeat(speech, lengths)))  # tokens of patches of speech
             patches = self.encoder.patches(members[inside], lengths[speech])
             e = e.index_copy(0, self._tensor(np.flatnonzero(speech)), patches)
         return e
@@ -206,7 +206,7 @@ class LatentSpeechTextModel(nn.Module):
         if chosen.any():
             x = self.decoder.embedding(tokens) if config.decoder_input == "embedding" else h
             closed = [new.closed[mine] for new, mine in zip(inputs, spoken, strict=True)]
-            newest = np.concatenate(closed)
+            newest = np.concatenate(closed)  # [chosen], c(t)
             oldest = np.maximum(0, newest - config.decoder_window_units + 1)
             visible = Intervals([len(c) for c in closed], oldest * k, (newest + 1) * k)  # k keys a unit
             x = self.decoder.states(
@@ -273,7 +273,7 @@ class LatentSpeechTextModel(nn.Module):
             if not pending:
                 return
             outputs = self.advance([p for _, _, p in pending], Cache(self.config, len(pending), one_call=True))
-            labels = np.concatenate([rows[r].labels[place] for r, place, _ in pending]).astype(np.int64)
+            labels = np.concatenate([rows[r].labels[place] for r, place, _ in pending]).astype(np.int64)  # [n]
             wanted = np.flatnonzero(labels != IGNORE)
             scores = np.zeros(len(labels), np.float32)
             for begin in range(0, len(wanted), head_rows):

@@ -45,7 +45,7 @@ def pipeline_split(config: Config, pipeline: int, virtual: int = 1) -> PipelineS
     states, patches, layer, decoder = stage_work(config)
     replicated = states if pipeline > 1 and config.model.decoder_input == "encoder" else 0.0
     chunks = pipeline * virtual
-    load = [0.0] * chunks
+    load = [0.0] * chunks  # FLOPs of each chunk; chunk c is on stage c % pipeline
     load[0] += states + patches
     load[-1] += decoder + replicated
     layers = [0] * chunks
@@ -54,7 +54,7 @@ def pipeline_split(config: Config, pipeline: int, virtual: int = 1) -> PipelineS
         load = [extra + n * layer for extra, n in zip(load, layers, strict=True)]
     else:
         for _ in range(config.model.layers):
-            stage = min(range(pipeline), key=lambda s: (sum(load[s::pipeline]), s))
+            stage = min(range(pipeline), key=lambda s: (sum(load[s::pipeline]), s))  # equal loads: the first of them
             chunk = min(range(stage, chunks, pipeline), key=lambda c: (load[c], c))
             layers[chunk] += 1
             load[chunk] += layer

@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_wide = wide(x)
-        scale = torch.rsqrt(x_wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        scale = torch.rsqrt(x_wide.pow(2).mean(-1, keepdim=True) + self.eps)  # [..., 1]
         return (x_wide * scale * wide(self.weight)).to(x.dtype)
 
 
@@ -42,7 +42,7 @@ def rotate(x: Tensor, position: Tensor, theta: float, scaling: RopeScalingConfig
     half = x.shape[-1] // 2
     x_wide = wide(x)
     exponent = torch.arange(half, dtype=x_wide.dtype, device=x.device) * 2 / x.shape[-1]
-    angle = position.to(x_wide.dtype)[:, None] * scaled(1.0 / theta**exponent, scaling)
+    angle = position.to(x_wide.dtype)[:, None] * scaled(1.0 / theta**exponent, scaling)  # [n, hd / 2]
     cos, sin = angle.cos()[:, None, :], angle.sin()[:, None, :]
     first, second = x_wide[..., :half], x_wide[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
@@ -61,8 +61,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """
     assert bool(mask.any(-1).all()), "a query sees no key at all: softmax would be NaN"
     group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = torch.einsum("nhd,mhd->hnm", wide(q), wide(k)) / q.shape[-1] ** 0.5
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [m, heads, hd]
+    scores = torch.einsum("nhd,mhd->hnm", wide(q), wide(k)) / q.shape[-1] ** 0.5  # [heads, n, m]
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype)
     return torch.einsum("hnm,mhd->nhd", weights, v).flatten(1)
 

@@ -96,8 +96,8 @@ class Encoder(nn.Module):
             pooled = torch.stack([first_max(h[members]) for members in own_unit])
         else:
             pooled = torch.stack([h[members].mean(0) for members in own_unit])
-        queries = self.pool_proj(pooled).view(-1, d)
-        seen = own_unit.repeat_interleave(k, 0)
+        queries = self.pool_proj(pooled).view(-1, d)  # [u * k, d_l]
+        seen = own_unit.repeat_interleave(k, 0)  # bool [u * k, n]
         residual = 2 if self.config.double_residual else 1
         out = residual * queries + self.cross_attention(queries, h, seen)
         out = out.view(-1, k * d)
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
 
 def first_max(x: Tensor) -> Tensor:
     """Elementwise maximum over axis 0; the gradient goes to the first index that attains it. [n, d] -> [d]."""
-    index = (x == x.max(0).values).int().argmax(0)
+    index = (x == x.max(0).values).int().argmax(0)  # [d]
     return x.gather(0, index[None, :])[0]
 
 
@@ -136,8 +136,8 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, g: Tensor, maps: Maps, local: Tensor) -> Tensor:
         """x [N, d_l], G [U, d_g], self-attention mask bool [N, N] -> logits [N, V]."""
         k = self.config.queries
-        source = self.unit_proj(g).view(-1, self.config.local_hidden)
-        seen = maps.newest_closed.repeat_interleave(k, 1)
+        source = self.unit_proj(g).view(-1, self.config.local_hidden)  # [U * k, d_l]
+        seen = maps.newest_closed.repeat_interleave(k, 1)  # bool [N, U * k]
         rope = (maps.closed, maps.unit_position.repeat_interleave(k)) if self.config.cross_rope else None
         residual = 2 if self.config.double_residual else 1
         for layer in self.layers:
@@ -240,7 +240,7 @@ class ReferenceModel(nn.Module):
         itself = torch.eye(len(maps.tokens), dtype=torch.bool, device=maps.tokens.device)
         embedded = self.embedding(maps.tokens)
         h = self.encoder.states(embedded, maps.local & maps.speech[None, :] | itself, maps.position)
-        first_token = maps.own_unit.int().argmax(1)
+        first_token = maps.own_unit.int().argmax(1)  # [U]: the first true of each row
         is_patch = maps.speech[first_token]
         e = torch.where(
             is_patch[:, None],
