@@ -260,14 +260,16 @@ def test_data_parallel_ranks_exchange_rows_and_share_the_curve(tiny, ranks: Rank
 @pytest.mark.multiprocess
 def test_ranks_of_a_share_train_on_rows_that_one_of_them_built(tiny, ranks: RankPool) -> None:
     """Two shares of two tensor-parallel ranks, then one process from where they stopped: the curve of one process."""
-    alone = tiny("alone", training__steps=6, training__schedule="constant")
+    # Neither the rate nor the patches of a step depend on how many steps there are.
+    settled = {"training__schedule": "constant", "patching__strategy": "mixed"}
+    alone = tiny("alone", training__steps=6, **settled)
     trainer.train(alone)
-    together = tiny("together", training__steps=3, training__schedule="constant", parallel__tensor=2)
+    together = tiny("together", training__steps=3, parallel__tensor=2, **settled)
     ranks.run(trainer.train, 4, together)
     trainer.train(dataclasses.replace(extend(together, 6), parallel=alone.parallel))
     for one, other in zip(curve(alone), curve(together), strict=True):
         for key in SAME:
-            assert other[key] == (pytest.approx(one[key], rel=1e-3) if isinstance(one[key], float) else one[key]), key
+            assert other[key] == (pytest.approx(one[key], rel=1e-5) if isinstance(one[key], float) else one[key]), key
     events = (Path(together.run.dir) / "events.log").read_text()
     assert "2 of 4 ranks build rows" in events and "1 of 1 ranks build rows" in events
 
