@@ -18,9 +18,10 @@ class Of(StrEnum):
     run = "run"
     prep = "prep"
     imports = "import"
+    chat = "chat"
 
 
-KIND = Annotated[Of, typer.Argument(help="run: lst train. prep: lst prep run. import: lst prep import")]
+KIND = Annotated[Of, typer.Argument(help="run: lst train. prep, import, chat: lst prep run, import, chat")]
 
 
 def _class(of: Of) -> type:
@@ -29,11 +30,13 @@ def _class(of: Of) -> type:
 
         return Config
     try:
+        from lst_prep.chat.config import ChatConfig
         from lst_prep.config import PrepConfig
         from lst_prep.importing.config import ImportConfig
     except ModuleNotFoundError as error:
         raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
-    return PrepConfig if of == Of.prep else ImportConfig
+    classes: dict[Of, type] = {Of.prep: PrepConfig, Of.imports: ImportConfig, Of.chat: ChatConfig}
+    return classes[of]
 
 
 def _kind(values: Mapping[str, Any], path: str) -> Of:
@@ -43,7 +46,7 @@ def _kind(values: Mapping[str, Any], path: str) -> Of:
     found = [of for of in Of if set(values) <= {field.name for field in dataclasses.fields(_class(of))}]
     if not found:
         raise UserError(
-            f"{path}: its keys ({', '.join(map(str, values))}) are those of no run, preparation or import together; "
+            f"{path}: its keys ({', '.join(map(str, values))}) are those of no run and no preparation together; "
             "say which it is by --of, and the key that is wrong is named"
         )
     return found[0]
@@ -99,16 +102,18 @@ def keys(of: KIND = Of.run) -> None:
 
 PREPARATION = """# Keys of a preparation
 
-Written from `data_prep/lst_prep/config.py` and `data_prep/lst_prep/importing/config.py` by `make docs`; a test holds
+Written from `config.py` in `data_prep/lst_prep`, and in its `importing` and `chat`, by `make docs`; a test holds
 them together. How to write values, `base:`, `~` and `$NAME`: [configuration.md](configuration.md). What the keys are
-for: [data-prep.md](data-prep.md), [your-tokens.md](your-tokens.md).
+for: [data-prep.md](data-prep.md), [your-tokens.md](your-tokens.md), [chat.md](chat.md).
 
 ## `lst prep run`
 """
 
 
 def preparation_page() -> str:
-    """Markdown of the keys of both, a preparation and an import."""
+    """Markdown of the keys of all preparations: of recordings and text, of tokens, of conversations."""
     from megatron_lst.config.document import to_markdown
 
-    return to_markdown(_class(Of.prep), PREPARATION, 3) + to_markdown(_class(Of.imports), "\n## `lst prep import`\n", 3)
+    pages = [to_markdown(_class(Of.prep), PREPARATION, 3)]
+    pages += [to_markdown(_class(of), f"\n## `lst prep {of}`\n", 3) for of in (Of.imports, Of.chat)]
+    return "".join(pages)

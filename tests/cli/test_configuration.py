@@ -48,6 +48,7 @@ def test_each_value_has_its_place() -> None:
 def test_preparations_are_shown_too_and_other_files_refused(tmp_path: Path) -> None:
     assert "extractor: whisper" in lst("config", "show", str(CONFIGS / "prep-demo.yaml"))
     assert "codebooks: [" in lst("config", "show", str(next((CONFIGS / "import").glob("*.yaml"))))
+    assert "template: markers" in lst("config", "show", str(CONFIGS / "prep-chat-demo.yaml"))
     (tmp_path / "mixed.yaml").write_text("model: {}\nmanifests: []\n")
     with pytest.raises(UserError, match=r"model, manifests.*--of"):
         lst("config", "show", str(tmp_path / "mixed.yaml"))
@@ -59,8 +60,9 @@ def test_preparations_are_shown_too_and_other_files_refused(tmp_path: Path) -> N
         (Of.run, [*CONFIGS.glob("lst-*.yaml"), *CONFIGS.glob("base-*.yaml"), CONFIGS / "demo.yaml"]),
         (Of.prep, [CONFIGS / "prep-demo.yaml"]),
         (Of.imports, [*(CONFIGS / "import").glob("*.yaml")]),
+        (Of.chat, [CONFIGS / "prep-chat-demo.yaml"]),
     ],
-    ids=["run", "prep", "import"],
+    ids=["run", "prep", "import", "chat"],
 )
 def test_the_schemas_hold_what_is_shipped(of: Of, files: list[Path]) -> None:
     schema = json.loads(lst("config", "schema", of.value))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lst_prep.chat.config import ChatConfig
 from lst_prep.config import PrepConfig
 from lst_prep.importing.config import ImportConfig
 from megatron_lst.cli.configuration import preparation_page
@@ -20,7 +21,7 @@ def keys() -> list[tuple[str, type, str]]:
     return [(name, cls, field.name) for name, cls in sections(Config) for field in dataclasses.fields(cls)]
 
 
-@pytest.mark.parametrize("root", [Config, PrepConfig, ImportConfig])
+@pytest.mark.parametrize("root", [Config, PrepConfig, ImportConfig, ChatConfig])
 def test_every_key_has_a_meaning(root: type) -> None:
     found = [(name, cls, field.name) for name, cls in sections(root) for field in dataclasses.fields(cls)]
     silent = [f"{name}.{field}" for name, cls, field in found if not field_texts(cls).get(field)]

@@ -56,7 +56,10 @@ def conversations(
                 raise BadConversation("bad_conversation", f"id is {name!r}, expected text")
             if unknown := set(value) - _KEYS:
                 raise BadConversation("unknown_key", f"unknown key {min(unknown)!r}, expected id and messages")
-            yield where, name, turns_of(value.get("messages"))
+            turns = turns_of(value.get("messages"))
+            if turns[-1].role != "assistant":  # seen here, no audio of it is read
+                raise BadConversation("ends_with_user", f"ends with {turns[-1].role}: there is no answer to learn")
+            yield where, name, turns
         except BadConversation as error:
             on_reject(name, Rejection(error.reason, f"{where}: {error}"))
 
