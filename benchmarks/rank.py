@@ -115,7 +115,12 @@ def _absent_group(world: int, rank: int) -> Iterator[None]:
     from torch._C._distributed_c10d import FakeWork
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    for name in ("allreduce_coalesced_", "reduce_scatter_tensor_coalesced_", "allgather_into_tensor_coalesced_"):
+    for name in (
+        "allreduce_coalesced_",
+        "reduce_scatter_tensor_coalesced_",
+        "allgather_into_tensor_coalesced_",
+        "alltoall_base_",
+    ):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"c10d::{name}", "Meta"):
             _collectives.impl(name, lambda *_: FakeWork().boxed(), "Meta")
     assert not dist.is_initialized(), "a trace needs a process of its own, or one that has left its group"

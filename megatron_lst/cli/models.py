@@ -106,7 +106,7 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
     from megatron_lst.engines import build_engine
     from megatron_lst.parallel.layout import world_size
     from megatron_lst.training.checkpoint import find_checkpoint
-    from megatron_lst.training.checkpoint.verification import verify_checkpoint
+    from megatron_lst.training.checkpoint.verification import load_checkpoint
     from megatron_lst.training.ranks import Ranks
 
     found = None if untrained else find_checkpoint(run, step)
@@ -117,8 +117,7 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
     try:
         while found is not None:
             try:
-                verify_checkpoint(found, config.checkpoint, Ranks())
-                engine.load(found.engine_folder)
+                load_checkpoint(engine, found, config.checkpoint, Ranks())
                 break
             except Exception as error:
                 if found.is_complete():

@@ -163,6 +163,11 @@ def _print(result: dict[str, Any]) -> None:
         console.print(f"The first one: {command}", soft_wrap=True, markup=False)
     else:
         console.print(f"[red]Nothing fits[/] into {usable:.0f} GB: take more or larger accelerators.")
+    memory = best["memory"]
+    console.print(
+        f"A checkpoint: at most {memory['saving'] / 1e9:.1f} GB beside the state on a device while it is saved or "
+        f"loaded, {memory['host'] / 1e9:.1f} GB in the host's memory of each rank that writes."
+    )
     console.print(
         f"Estimates: large matrix products at {assumed['efficiency']:.0%} of the peak, {assumed['network'] / 1e9:.0f} "
         f"GB/s between nodes for each accelerator, {usable:.0f} GB usable. Weights, gradients and optimizer "

@@ -370,13 +370,16 @@ class CheckpointConfig:
     has to be measured for that: `every` is a multiple of `evaluation.every`."""
     asynchronous: bool = True
     """Write while training goes on."""
+    file_megabytes: Count = 1024
+    """Size of a checkpoint's files, about: fewer ranks write where each would write less. A file is one rank's, and a
+    tensor is never cut, so that some are smaller or larger."""
     retries: CountOr0 = 2
     """More tries, with a pause, when a checkpoint cannot be written."""
     max_failures: CountOr0 = 2
     """Checkpoints in a row that may fail, retries included, before the run stops."""
     verify: Literal["hashes", "sizes"] = "hashes"
-    """What must be as it was written before a checkpoint is loaded. `hashes`: every byte; each rank reads its share of
-    the files once more. `sizes`: every file is there with its size."""
+    """What must be as it was written when a checkpoint is loaded. `hashes`: every byte, hashed as it is read. `sizes`:
+    every file is there with its size."""
 
 
 @dataclass(frozen=True)

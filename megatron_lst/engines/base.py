@@ -1,12 +1,13 @@
 """What the trainer knows of an engine (contract 3). Megatron and DeepSpeed both give this, and the same losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_lst.engines.microbatches import PackedStep
 from megatron_lst.initialisation import Initialiser
@@ -24,6 +25,7 @@ class StepResult:
         grad_norm: norm of the global gradient before clipping.
         skipped: loss or gradient was not finite: nothing was updated.
         targets: number of counted labels in the global batch.
+        numbers: sums over all ranks of what each gave to `Engine.step`.
     """
 
     loss: float
@@ -33,6 +35,15 @@ class StepResult:
     grad_norm: float
     skipped: bool
     targets: int
+    numbers: tuple[float, ...] = ()
+
+
+Numbers = Callable[[], Sequence[float]]
+"""A rank's own numbers, as many on each, called as the step's sums are about to be reduced."""
+
+
+def no_numbers() -> tuple[float, ...]:
+    return ()
 
 
 class Engine(Protocol):
@@ -41,6 +52,7 @@ class Engine(Protocol):
     Attributes:
         data_rank, data_size: which share of the global batch this rank feeds (data-parallel coordinates).
         is_writer: true on the one rank that writes the run folder.
+        data_group: one rank of each share; those of a model-parallel group are in different ones.
         device: where tensors live.
         initialiser: counts the weights that were drawn.
     """
@@ -48,6 +60,7 @@ class Engine(Protocol):
     data_rank: int
     data_size: int
     is_writer: bool
+    data_group: dist.ProcessGroup
     device: torch.device
     initialiser: Initialiser
 
@@ -63,7 +76,9 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False) -> StepResult:
+    def step(
+        self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False, numbers: Numbers = no_numbers
+    ) -> StepResult:
         """One optimiser step.
 
         Args:
@@ -71,6 +86,7 @@ class Engine(Protocol):
                 global_batch / data_size of them. Or what `pack` made of them.
             lr: learning rate of this step.
             frozen: warm-started weights stand still (`engines.freezing`); for runs with `freeze_global_steps` alone.
+            numbers: summed over all ranks in the reduction that the losses take; whole numbers stay exact below 2^53.
         """
         ...
 
@@ -86,12 +102,36 @@ class Engine(Protocol):
         """
         ...
 
-    def save(self, folder: Path, *, asynchronous: bool = False) -> None:
-        """Write model, optimizer and RNG into an existing, empty folder. Asynchronous saves end in `finish_saves`."""
+    def save(self, folder: Path, *, asynchronous: bool = False) -> dict[str, dict[str, Any]]:
+        """Write model, optimizer and RNG into an existing, empty folder. Asynchronous: copy them to the host and write
+        while training goes on, until `seal_save`.
+
+        Returns:
+            Entries of the manifest by file name (size, hash) on the writer; nothing elsewhere, and while it writes.
+
+        Raises:
+            OSError: on every rank, where one could not write.
+        """
         ...
 
     def finish_saves(self, *, wait: bool) -> bool:
-        """True when no asynchronous save is under way any more (collective; the same answer on every rank)."""
+        """True when this rank has written its files of an asynchronous save. Not collective.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        ...
+
+    def seal_save(self) -> Callable[[], dict[str, dict[str, Any]]] | None:
+        """End an asynchronous save; waits for every rank.
+
+        Returns:
+            On the writer what is left to do, perhaps in a thread: it writes the index and gives the entries of the
+            manifest by file name (size, hash), or raises OSError. None elsewhere.
+
+        Raises:
+            OSError: on every rank, where one could not write.
+        """
         ...
 
     def load(self, folder: Path) -> None:

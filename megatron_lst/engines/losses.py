@@ -30,9 +30,9 @@ def loss_sums(losses: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 
 def step_result(sums: Tensor, grad_norm: float, skipped: bool) -> StepResult:
-    """sums: float64 [8], of the global batch."""
+    """sums: float64 [8 + n]: those of `loss_sums` over the global batch, then those of the n numbers of each rank."""
     values = sums.tolist()
-    means = [s / n if n else math.nan for s, n in zip(values[:KINDS], values[KINDS:], strict=True)]
+    means = [s / n if n else math.nan for s, n in zip(values[:KINDS], values[KINDS : 2 * KINDS], strict=True)]
     return StepResult(
         loss=means[0],
         loss_speech=means[1],
@@ -41,4 +41,5 @@ def step_result(sums: Tensor, grad_norm: float, skipped: bool) -> StepResult:
         grad_norm=grad_norm,
         skipped=skipped,
         targets=int(values[KINDS]),
+        numbers=tuple(values[2 * KINDS :]),
     )

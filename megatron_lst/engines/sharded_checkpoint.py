@@ -1,118 +1,262 @@
 """What `save` writes and `load` reads: Megatron-core's torch_dist format, every tensor in the shape of a weight.
 
     model.json      the canonical weights' shapes, to refuse another model's checkpoint in words
-    metadata.json, .metadata, common.pt, *.distcp     dist_checkpointing's own
+    the rest        see `checkpoint_files`
 
 Tensors are keyed by canonical position, not by rank: `model.NAME` holds the weight, `master.NAME`, `exp_avg.NAME` and
 `exp_avg_sq.NAME` the optimizer's state, fully reshardable over TP, PP and DP, with or without the distributed
 optimizer.  Nothing of the model draws random numbers while it trains; the generator's state is kept all the same.
+
+Who writes which tensor follows from the layout, so no rank asks another. A save takes one tensor at a time to the host
+of the rank that writes it: the device holds at most one whole tensor more, a host its share of the files. A load reads
+each shard on one rank of a pipeline stage, which sends it to the others.
 """
 
-import inspect
 import json
-import multiprocessing
-import os
-import signal
 import threading
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.managers import SyncManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_lst.config.schema import Config
+from megatron_lst.engines.checkpoint_files import (
+    RNG,
+    Place,
+    Stored,
+    StoredShards,
+    WrittenFile,
+    balanced,
+    read_common,
+    spread,
+    write_index,
+    write_shards,
+)
 from megatron_lst.engines.weights_io import local_parameters
-from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.errors import DamagedDataError, LstError, UserError
+from megatron_lst.files import write_bytes
 from megatron_lst.model.sharding import ShardSpec
-from megatron_lst.parallel.children import end_with_parent, forked_children_end_with_this_process
 from megatron_lst.parallel.state import ParallelState
-from megatron_lst.terminal import STOP_SIGNALS
 from megatron_lst.weights import canonical_shapes
 
 SHAPES = "model.json"
 MODEL, MASTER, STATES = "model", "master", ("exp_avg", "exp_avg_sq")
 """What is kept of each parameter: the weight, its fp32 master, AdamW's two moments."""
+KINDS = (MODEL, MASTER, *STATES)
 _GLOBAL = "global_transformer.layers."
+_UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, EOFError)
+
+
+class Tensors(Protocol):
+    """Gives and takes the tensors of a parameter; see `optimizer_state.CoreTensors` for the contract."""
+
+    def begin(self) -> None: ...
+
+    def fetch(self, parameter: nn.Parameter, name: str, to: int) -> Tensor | None: ...
+
+    def put(self, parameter: nn.Parameter, name: str, value: Tensor | None, source: int) -> None: ...
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size: ...
+
+    def get_step(self) -> int: ...
+
+    def set_step(self, step: int) -> None: ...
 
 
 class ShardedCheckpoint:
-    """Saves and loads one engine's chunks and optimizer.
+    """Saves and loads one engine's chunks and optimizer."""
 
-    Args:
-        tensors: gives and takes the tensors of every parameter, see `optimizer_state.CoreTensors`.
-    """
-
-    def __init__(self, config: Config, state: ParallelState, chunks: list[Any], tensors: Any) -> None:
+    def __init__(self, config: Config, state: ParallelState, chunks: list[Any], tensors: Tensors) -> None:
         self._config, self._state, self._chunks, self._tensors = config, state, chunks, tensors
-        self._queue: Any = None
+        self._writing: _Writing | None = None
+        self._turn = 0
 
-    def save(self, folder: Path, asynchronous: bool) -> None:
-        """Write into an existing, empty folder; collective. Asynchronous: only the snapshot is taken now."""
-        contents, _ = self._contents(self._tensors.gather())
-        contents["adam_step"] = self._tensors.get_step()
-        contents["rng"] = ShardedObject("rng", torch.get_rng_state(), (1,), (0,), replica_id=self._state.rank)
-        options: dict[str, Any] = {"async_sharded_save": asynchronous}
-        if asynchronous and "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
-            options["async_strategy"] = "mcore"  # newer releases default to a package that may not be there
-        _start_helper()
-        request = dist_checkpointing.save(contents, str(folder), self._strategy(), **options)
-        if self._state.rank == 0:  # only now: the folder has to be empty when the save begins
-            shapes = {name: list(shape) for name, shape in canonical_shapes(self._config).items()}
-            (folder / SHAPES).write_text(json.dumps({"kind": self._config.model.kind, "weights": shapes}, indent=1))
+    def save(self, folder: Path, asynchronous: bool) -> dict[str, dict[str, Any]]:
+        """Write into an existing, empty folder; collective. See `Engine.save`."""
+        assert self._writing is None, "a save is under way"
+        target = self._config.checkpoint.file_megabytes * 1e6
+        shards = self._snapshot(target)
+        rng = torch.get_rng_state() if self._state.rank == 0 else None
+        common = {"adam_step": self._tensors.get_step()}
+        self._writing = _Writing(folder, self._state.rank, shards, target, rng, common)
         if asynchronous:
-            if self._queue is None:
-                from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+            return {}
+        complete, entries, problem = self.seal(), {}, None
+        if complete is not None:
+            try:
+                entries = complete()
+            except OSError as error:
+                problem = f"rank 0: {error}"
+        self._agree(problem)
+        return entries
 
-                self._queue = AsyncCallsQueue()
-            self._queue.schedule_async_request(request)
+    def _agree(self, problem: str | None) -> None:
+        """OSError on every rank where rank 0 has a problem."""
+        told = [problem]
+        dist.broadcast_object_list(told, src=0)
+        if told[0] is not None:
+            raise OSError(told[0])
 
-    def _strategy(self) -> Any:
-        """Data-parallel replicas share the writing."""
-        from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
-        from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+    def _snapshot(self, target: float) -> list[tuple[Place, Tensor]]:
+        """What this rank writes, on the host; collective over the data-parallel ranks."""
+        self._tensors.begin()
+        saved = [(n, p, s) for n, p, s in self._parameters() if self._is_saved(p, s)]
+        sizes = [self._bytes(p) for _, p, _ in saved]
+        ranks = self._state.layout.data
+        writers = spread(min(ranks, max(1, round(sum(sizes) / target))), ranks)
+        found = []
+        for (name, parameter, spec), number in zip(saved, balanced(sizes, len(writers)), strict=True):
+            for kind in KINDS:
+                value = self._tensors.fetch(parameter, kind, writers[number])
+                if value is not None:
+                    found += [(place, _to_host(part)) for place, part in self._shards(kind, name, value, spec)]
+                del value  # the next one takes its room on the device
+        if self._state.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return found
 
-        strategy = get_default_save_sharded_strategy()
-        if self._state.layout.data == 1:
-            return strategy
-        return FullyParallelSaveStrategyWrapper(strategy, self._state.data_group)
+    def _bytes(self, parameter: nn.Parameter) -> int:
+        return self._tensors.shape(parameter).numel() * (parameter.element_size() + 4 * (len(KINDS) - 1))
+
+    def _is_saved(self, parameter: nn.Parameter, spec: ShardSpec) -> bool:
+        """Of replicas one is saved: not the last stage's copy, and what all tensor-parallel ranks hold by the first."""
+        return not getattr(parameter, "shared", False) and (spec.kind != "whole" or self._state.tensor_rank == 0)
 
     def finish(self, wait: bool) -> bool:
-        """True when no asynchronous save is under way any more; the same on every rank."""
-        if self._queue is None:
-            return True
-        self._queue.maybe_finalize_async_calls(blocking=wait)
-        return self._queue.get_num_unfinalized_calls() == 0
+        """True when this rank has written its files. Not collective.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        return self._writing is None or self._writing.finish(wait)
+
+    def seal(self) -> Callable[[], dict[str, dict[str, Any]]] | None:
+        """End the save that is under way; collective. See `Engine.seal_save`."""
+        writing, self._writing = self._writing, None
+        assert writing is not None, "no save is under way"
+        mine: list[WrittenFile] | str
+        try:
+            writing.finish(wait=True)
+            mine = writing.files
+        except OSError as error:
+            mine = f"rank {self._state.rank}: {error}"
+        parts: list[Any] = [None] * self._state.world_size if self._state.rank == 0 else []
+        dist.gather_object(mine, parts or None, dst=0)
+        self._agree(next((part for part in parts if isinstance(part, str)), None))
+        if self._state.rank:
+            return None
+        files = [file for part in parts for file in part]
+        shapes = {name: list(shape) for name, shape in canonical_shapes(self._config).items()}
+        content = json.dumps({"kind": self._config.model.kind, "weights": shapes}, indent=1).encode()
+
+        def complete() -> dict[str, dict[str, Any]]:
+            write_bytes(writing.folder / SHAPES, content)
+            index = write_index(writing.folder, files, writing.common)
+            return {file.name: file.entry for file in (*files, WrittenFile.of(SHAPES, content), *index)}
+
+        return complete
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote on any layout.
+        """Read what `save` wrote on any layout; collective.
 
         Raises:
             UserError: another model's checkpoint; lists what differs.
             DamagedDataError: files are missing or unreadable.
         """
-        self._check_model(folder)
-        states = self._tensors.targets()
-        contents, targets = self._contents(states)
-        contents["rng"] = ShardedObject("rng", None, (1,), (0,), replica_id=self._state.rank)
+        index, common, rng = self._read_index(folder)
+        self._tensors.begin()
+        state = self._state
+        loaded = [(n, p, s) for n, p, s in self._parameters() if not getattr(p, "shared", False)]
+        readers = balanced([self._bytes(p) for _, p, _ in loaded], state.layout.data)
+        problem: str | None = None
+        with StoredShards(folder, index, self._config.checkpoint.verify == "hashes") as stored:
+            for (name, parameter, spec), reader in zip(loaded, readers, strict=True):
+                for kind in KINDS:
+                    value = None
+                    if state.data_rank == reader:
+                        dtype = parameter.dtype if kind == MODEL else torch.float32
+                        value = torch.empty(self._tensors.shape(parameter), dtype=dtype, device=state.device)
+                        for place, part in self._shards(kind, name, value, spec):
+                            problem = self._read(stored, place, part) or problem
+                    self._tensors.put(parameter, kind, value, reader)
+        self._tensors.set_step(int(common["adam_step"]))
+        torch.set_rng_state(rng)
+        self._tell_all(problem, folder)
+
+    def _tell_all(self, problem: str | None, folder: Path) -> None:
+        """DamagedDataError on every rank where one has a problem."""
+        failed = torch.tensor(float(problem is not None), device=self._state.device)
+        dist.all_reduce(failed)
+        if failed:
+            parts: list[Any] = [None] * self._state.world_size if self._state.rank == 0 else []
+            dist.gather_object(problem, parts or None, dst=0)
+            told = [sorted({part for part in parts if part is not None})[:8]]
+            dist.broadcast_object_list(told, src=0)
+            raise DamagedDataError(f"The checkpoint {folder} cannot be read: {'; '.join(told[0])}")
+
+    def _read(self, stored: StoredShards, place: Place, target: Tensor) -> str | None:
+        """Fill the local part of a tensor; collective over the tensor-parallel ranks. Returns what went wrong."""
+        peers = self._state.layout.tensor
+        local = [self._moved(place, rank) for rank in range(peers)]
+        problem = None
         try:
-            loaded = dist_checkpointing.load(contents, str(folder))
-        # CheckpointException is a BaseException: no broader clause would catch it.
-        except (CheckpointException, CheckpointingException, OSError, RuntimeError, LookupError, ValueError) as error:
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise DamagedDataError(f"The checkpoint {folder} cannot be read: {reason[0].strip()}") from error
-        with torch.no_grad():
-            for key, target in targets.items():
-                target.copy_(loaded["tensors"][key])
-        self._tensors.scatter(states, int(loaded["adam_step"]))
-        torch.set_rng_state(loaded["rng"])
+            shards = stored.of(place.key)
+        except LookupError:
+            return f"it has no {place.key}"
+        for shard in shards:
+            wanted = [rank for rank in range(peers) if shard.place.overlap(local[rank])]
+            if not wanted:
+                continue
+            reader, tensor = wanted[self._turn % len(wanted)], None
+            self._turn += len(wanted) > 1  # they take turns
+            if self._state.tensor_rank == reader:
+                try:
+                    tensor = stored.read(shard)
+                except _UNREADABLE as error:
+                    problem = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                    tensor = torch.zeros(shard.place.shape, dtype=shard.dtype)
+            if len(wanted) > 1:
+                tensor = self._from_peer(shard, tensor, reader)
+            if tensor is not None and (both := shard.place.overlap(local[self._state.tensor_rank])):
+                theirs, mine = both
+                target[mine].copy_(tensor[theirs])
+        return problem
+
+    def _from_peer(self, shard: Stored, tensor: Tensor | None, reader: int) -> Tensor:
+        device = self._state.device
+        held = torch.empty(shard.place.shape, dtype=shard.dtype, device=device) if tensor is None else tensor.to(device)
+        dist.broadcast(held, group_src=reader, group=self._state.tensor_group)
+        return held
+
+    def _moved(self, place: Place, rank: int) -> Place:
+        """The part of tensor-parallel rank `rank`, where `place` is this rank's."""
+        step = rank - self._state.tensor_rank
+        offset = tuple(
+            o + step * n if n != whole else o for o, n, whole in zip(place.offset, place.shape, place.size, strict=True)
+        )
+        return Place(place.key, place.size, offset, place.shape)
+
+    def _read_index(self, folder: Path) -> tuple[dict[str, list[Stored]], dict[str, Any], Tensor]:
+        """Index, plain values and the generator's state, read by rank 0 for all."""
+        told: list[Any] = [None]
+        if self._state.rank == 0:
+            try:
+                self._check_model(folder)
+                index = StoredShards.index(folder)
+                with StoredShards(folder, index) as stored:
+                    told = [(index, read_common(folder), stored.read(stored.of(RNG)[0])[0])]
+            except LstError as error:
+                told = [error]
+            except _UNREADABLE as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                told = [DamagedDataError(f"The checkpoint {folder} cannot be read: {reason}")]
+        dist.broadcast_object_list(told, src=0)
+        if isinstance(told[0], LstError):
+            raise told[0]
+        return told[0]
 
     def _check_model(self, folder: Path) -> None:
         try:
@@ -127,31 +271,69 @@ class ShardedCheckpoint:
             shown = wrong[:8] + ([f"... and {len(wrong) - 8} more"] if len(wrong) > 8 else [])
             raise UserError(f"The checkpoint {folder} is another model's:\n  " + "\n  ".join(shown))
 
-    def _contents(self, states: dict[nn.Parameter, dict[str, Tensor]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The sharded state dict, and the local tensor behind each of its keys."""
-        tensors: dict[str, ShardedTensor] = {}
-        targets: dict[str, Tensor] = {}
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter, ShardSpec]]:
+        """This rank's parameters, by their name in the whole model."""
         for chunk in self._chunks:
             for name, parameter, spec in local_parameters([chunk], self._config):
-                key = _global_name(name, chunk.first_layer)
-                for kind, value in states[parameter].items():
-                    for sub, part, sharded in self._shards(f"{kind}.{key}", value, spec, parameter):
-                        tensors[sub], targets[sub] = sharded, part
-        return {"tensors": tensors}, targets
+                yield global_name(name, chunk.first_layer), parameter, spec
 
-    def _shards(
-        self, key: str, value: Tensor, spec: ShardSpec, parameter: nn.Parameter
-    ) -> Iterator[tuple[str, Tensor, ShardedTensor]]:
-        rank, size = self._state.tensor_rank, self._state.layout.tensor
-        copy = int(getattr(parameter, "shared", False))
-        whole = spec.kind == "whole"
-        replica = (copy, rank if whole else 0, self._state.data_rank)
-        offsets = [] if whole else [(1 if spec.kind == "row" else 0, rank, size)]
+    def _shards(self, kind: str, name: str, value: Tensor, spec: ShardSpec) -> Iterator[tuple[Place, Tensor]]:
+        """Views of a parameter's tensor, with the place of each in the tensors of the checkpoint."""
+        rank, ranks = self._state.tensor_rank, self._state.layout.tensor
+        key = f"{kind}.{name}"
         parts = [(key, value)]
         if spec.kind == "stacked":
             parts = list(zip(_halves(key), value.chunk(2), strict=True))
         for sub, part in parts:
-            yield sub, part, ShardedTensor.from_rank_offsets(sub, part, *offsets, replica_id=replica)
+            shape = tuple(part.shape)
+            size, offset = list(shape), [0] * len(shape)
+            if spec.kind != "whole":
+                split = 1 if spec.kind == "row" else 0
+                size[split], offset[split] = ranks * shape[split], rank * shape[split]
+            yield Place(sub, tuple(size), tuple(offset), shape), part
+
+
+class _Writing:
+    """The files of one save on one rank, written by a thread: the step goes on however slow the file system is."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        shards: list[tuple[Place, Tensor]],
+        target: float,
+        rng: Tensor | None,
+        common: dict[str, Any],
+    ) -> None:
+        self.folder, self.common = folder, common
+        self.files: list[WrittenFile] = []
+        self._error: BaseException | None = None
+
+        def write() -> None:
+            try:
+                self.files = write_shards(folder, rank, shards, target, rng)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def finish(self, wait: bool) -> bool:
+        if wait:
+            self._thread.join()
+        if self._thread.is_alive():
+            return False
+        if isinstance(self._error, OSError):
+            raise self._error
+        if self._error is not None:
+            raise OSError(str(self._error)) from self._error
+        return True
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy, contiguous; from a GPU it is under way when this returns."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    return host.copy_(tensor, non_blocking=True)
 
 
 def _halves(key: str) -> tuple[str, str]:
@@ -161,30 +343,9 @@ def _halves(key: str) -> tuple[str, str]:
     return f"{key}.gate", f"{key}.up"
 
 
-def _global_name(name: str, first_layer: int) -> str:
+def global_name(name: str, first_layer: int) -> str:
     """A parameter's name in its chunk -> its name in the whole model."""
     if not name.startswith(_GLOBAL):
         return name
     layer, rest = name[len(_GLOBAL) :].split(".", 1)
     return f"{_GLOBAL}{int(layer) + first_layer}.{rest}"
-
-
-def _start_helper() -> None:
-    """Start the process that collects what Megatron's writers report; it stays for the life of the rank, no longer.
-
-    It must not hear the signals that tell ranks to save and leave, which schedulers send to every process of a job:
-    without it the save fails. What is ignored when a process starts stays ignored in it.
-    """
-    forked_children_end_with_this_process()
-    main = threading.current_thread() is threading.main_thread()
-    if not main or getattr(filesystem_async, "_results_queue", "no such thing in this release") is not None:
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
-    try:
-        resource_tracker.ensure_running()
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        manager.start(end_with_parent, (os.getpid(),))
-        filesystem_async._results_queue = manager.Queue()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -67,24 +67,28 @@ def set_weights(
 
 @torch.no_grad()
 def collect_weights(
-    chunks: list[Any], config: Config, state: ParallelState, masters: dict[nn.Parameter, Tensor]
+    chunks: list[Any],
+    config: Config,
+    state: ParallelState,
+    fetch: Callable[[nn.Parameter, str, int], Tensor | None],
 ) -> dict[str, Tensor] | None:
     """Full fp32 weights on rank 0, None elsewhere; collective.
 
     Each stage joins its shards over the tensor-parallel group and sends them to rank 0, one parameter at a time.
-    Ranks of the other data-parallel replicas hold the same and only wait.
+    Ranks of the other data-parallel replicas give their pieces of the masters and wait.
 
     Args:
-        masters: fp32 values of this rank's parameters; a bf16 model's own are rounded.
+        fetch: gives a parameter's fp32 "master" on one data-parallel rank; a bf16 model's own values are rounded.
     """
-    if state.data_rank != 0:
-        return None
     shapes = canonical_shapes(config)
     mine: dict[str, Tensor] = {}
     for _, parameter, spec in local_parameters(chunks, config):
         if getattr(parameter, "shared", False):
             continue  # the last stage's copy of embedding and encoder: the first stage gives them
-        value = masters[parameter].contiguous()  # fp32, this rank's shard
+        value = fetch(parameter, "master", 0)
+        if value is None:
+            continue
+        value = value.contiguous()  # fp32, this rank's shard
         shards = [value]
         if state.layout.tensor > 1 and spec.kind != "whole":
             shards = [torch.empty_like(value) for _ in range(state.layout.tensor)]
@@ -92,7 +96,7 @@ def collect_weights(
         if state.tensor_rank == 0:
             full = spec.join(shards, [shapes[n] for n in spec.names])  # one canonical weight for each of its names
             mine.update({n: w.cpu().clone() for n, w in zip(spec.names, full, strict=True)})
-    if state.tensor_rank != 0:
+    if state.tensor_rank != 0 or state.data_rank != 0:
         return None
     return _gather_stages(mine, shapes, state)
 

@@ -25,8 +25,9 @@ def on_cpu() -> bool:
 
 
 def backend() -> str:
-    """The torch.distributed backend: gloo on a CPU; nccl with gloo for CPU tensors elsewhere."""
-    return "gloo" if on_cpu() else "cpu:gloo,cuda:nccl"
+    """The torch.distributed backend of all groups: gloo on a CPU, nccl elsewhere. CPU tensors travel in groups of gloo
+    that ask for it, and there are few."""
+    return "gloo" if on_cpu() else "nccl"
 
 
 def device() -> torch.device:

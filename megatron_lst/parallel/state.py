@@ -2,8 +2,11 @@
 
 import datetime
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -19,6 +22,7 @@ class ParallelState:
     """This rank's coordinates and groups.
 
     Attributes:
+        model_group: the ranks of one replica of the model.
         collection: Megatron-core's ProcessGroupCollection, for its modules.
         owns_world: this object started torch.distributed, and ends it.
     """
@@ -33,6 +37,7 @@ class ParallelState:
     tensor_group: dist.ProcessGroup
     pipeline_group: dist.ProcessGroup
     data_group: dist.ProcessGroup
+    model_group: dist.ProcessGroup
     embedding_group: dist.ProcessGroup | None
     collection: Any
     owns_world: bool
@@ -59,6 +64,8 @@ def start_world() -> bool:
         UserError: the environment says that there are other ranks, and not how to meet them.
     """
     cpu.install()
+    # A rank connects to those that it talks to, when it does: a mesh of all with all does not scale.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     if dist.is_initialized():
         return False
     timeout = datetime.timedelta(minutes=30)
@@ -80,6 +87,23 @@ def start_world() -> bool:
     return True
 
 
+@contextmanager
+def groups_of_members(parallel_state: Any) -> Iterator[None]:
+    """Within it Megatron-core's groups are made by their members.
+
+    By itself every rank makes every group, in step with all others: thousands of groups on some thousand ranks.
+    """
+    make, rank = parallel_state.create_group, dist.get_rank()
+
+    def made(ranks: Sequence[int] | None = None, *arguments: Any, **options: Any) -> Any:
+        if ranks is not None and rank not in ranks:
+            return None
+        return make(ranks, *arguments, **{**options, "use_local_synchronization": True})
+
+    with patch.object(parallel_state, "create_group", made):
+        yield
+
+
 def start(layout: ParallelLayout, seed: int = 0) -> ParallelState:
     """Make the process groups of `layout` (collective over all ranks)."""
     # The order in which kernels reach the GPU: tensor parallelism overlaps its communication by it.
@@ -89,11 +113,13 @@ def start(layout: ParallelLayout, seed: int = 0) -> ParallelState:
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    parallel_state.initialize_model_parallel(
-        layout.tensor,
-        layout.pipeline,
-        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
-    )
+    with groups_of_members(parallel_state):
+        parallel_state.initialize_model_parallel(
+            layout.tensor,
+            layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+            create_gloo_process_groups=False,
+        )
     tensor_parallel.model_parallel_cuda_manual_seed(seed % 2**62)  # it adds to the seed, which has to stay 64 bits
     in_embedding_group = layout.pipeline > 1 and (
         parallel_state.get_pipeline_model_parallel_rank() in (0, layout.pipeline - 1)
@@ -109,6 +135,7 @@ def start(layout: ParallelLayout, seed: int = 0) -> ParallelState:
         tensor_group=parallel_state.get_tensor_model_parallel_group(),
         pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
         data_group=parallel_state.get_data_parallel_group(),
+        model_group=parallel_state.get_model_parallel_group(),
         embedding_group=parallel_state.get_embedding_group(check_initialized=False) if in_embedding_group else None,
         collection=ProcessGroupCollection.use_mpu_process_groups(),
         owns_world=owns_world,

@@ -29,6 +29,9 @@ class Memory:
         logits: of one micro-batch, with what the loss keeps.
         backward: what a backward pass adds in the global layers: what it computes again and gradients under way, less
             what the decoder has given back by then.
+        saving: beside the state while a checkpoint is saved or loaded: the largest tensor, whole, and as much
+            again that is sent.
+        host: what one writing rank copies to its host's memory for a checkpoint, which is the file it writes.
         runtime: everything that is not a tensor of ours.
     """
 
@@ -38,12 +41,15 @@ class Memory:
     activations: float
     logits: float
     backward: float
+    saving: float = 0.0
+    host: float = 0.0
     runtime: float = RUNTIME
 
     @property
     def total(self) -> float:
         states = self.weights + self.gradients + self.optimizer
-        return states + self.activations + max(self.logits, self.backward) + self.runtime
+        step = self.activations + max(self.logits, self.backward)
+        return states + max(step, self.saving) + self.runtime
 
 
 def stage_parameters(config: Config, layout: ParallelLayout, split: PipelineSplit) -> list[float]:
@@ -80,6 +86,16 @@ def state_bytes(config: Config, layout: ParallelLayout, parameters: float) -> tu
     if engine.zero_stage >= 3:
         weights /= layout.data
     return weights, gradients, 0.0 if engine.offload_optimizer else optimizer
+
+
+def checkpoint_bytes(config: Config, layout: ParallelLayout, parameters: float) -> tuple[float, float]:
+    """(beside the state on a device, on the host of a rank that writes) while `parameters` of one rank are saved."""
+    model = config.model
+    local = model.local_hidden if model.kind == "lst" else model.hidden
+    largest = max(config.vocabulary.padded_size * local, 2 * model.global_ffn * model.hidden) / layout.tensor
+    whole = parameters * (12.0 + (2.0 if config.training.precision == "bf16" else 4.0))
+    writers = min(layout.data, max(1, round(whole / (config.checkpoint.file_megabytes * 1e6))))
+    return 2 * 4.0 * largest, whole / writers
 
 
 @dataclass(frozen=True)
@@ -216,7 +232,8 @@ def stage_memory(
         if config.engine.name == "deepspeed" and config.engine.zero_stage >= 3:
             received += _gathered_weights(config, layout, e)
         most += received + gathered
-        stages.append(Memory(weights, gradients, optimizer, most, logits, max(backward - decoder, 0.0)))
+        saving, host = checkpoint_bytes(config, layout, parameters[stage])
+        stages.append(Memory(weights, gradients, optimizer, most, logits, max(backward - decoder, 0.0), saving, host))
     return stages
 
 

@@ -1,12 +1,14 @@
 """The few collectives that the trainer itself needs, on CPU tensors, over all ranks. One process needs none."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from megatron_lst.errors import LstError, UserError
+
+Result = TypeVar("Result")
 
 
 class Ranks:
@@ -19,6 +21,16 @@ class Ranks:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if self.world_size > 1 else 0
         self._group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+
+    @property
+    def store(self) -> dist.Store | None:
+        """A connection of its own to the ranks' store, for another thread; None where there is none."""
+        if self.world_size == 1:
+            return None
+        try:
+            return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        except (AttributeError, RuntimeError, NotImplementedError):  # an earlier torch; a store of files
+            return None
 
     def max(self, value: int) -> int:
         """Largest value that any rank gave."""
@@ -60,21 +72,23 @@ class Ranks:
         dist.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
-    def on_writer(self, action: Callable[[], None]) -> None:
-        """Do something on rank 0; when it fails there, every rank leaves with the same error: whichever ends first, it
-        is the cause that people read.
+    def on_writer(self, action: Callable[[], Result]) -> Result:
+        """Do something on rank 0 and have its small result everywhere; when it fails there, every rank leaves with the
+        same error: whichever ends first, it is the cause that people read.
 
         Raises:
             LstError: what rank 0 raised.
         """
         problem: LstError | None = None
+        result: Any = None
         if self.rank == 0:
             try:
-                action()
+                result = action()
             except LstError as error:
                 problem = error
             except OSError as error:
                 problem = UserError(f"run.dir: cannot write {error.filename or 'the run folder'}: {error.strerror}")
-        problem = self.broadcast_object(problem)
+        problem, result = self.broadcast_object((problem, result))
         if problem is not None:
             raise problem
+        return result

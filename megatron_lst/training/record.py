@@ -1,4 +1,4 @@
-"""One line of metrics.jsonl: what all data-parallel ranks saw and did in a step, gathered on the writer."""
+"""One line of metrics.jsonl: what all data-parallel ranks saw and did in a step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,56 +36,74 @@ def job_peak(config: Config, device: torch.device, ranks: int) -> float | None:
 
 
 class StepRecorder:
-    """Gathers counts and row hashes, and keeps the running totals of raw tokens by source.
+    """Makes a step's record, and keeps the running totals of raw tokens by source.
 
-    Comparing the hashes of all ranks that feed the same rows also proves, every step, that model-parallel peers
-    trained on the same batch.
+    What the ranks know of their rows travels as `numbers` in the reduction that the step makes anyway: counts, and the
+    hash of each row in its place of the global batch, in two halves. All ranks that feed the same rows add the same, so
+    that each sees in the sums whether its model-parallel peers trained on the same batch.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, data_rank: int, data_size: int, peak: float | None = None) -> None:
+    def __init__(self, config: Config, ranks: Ranks, data_size: int, peak: float | None = None) -> None:
         """
         Args:
+            data_size: shares of the global batch.
             peak: FLOPs a second of all devices together, None where it is not known.
         """
         self._peak = peak
         self._config, self._ranks = config, ranks
-        self._data_rank, self._data_size = data_rank, data_size
+        self._peers = ranks.world_size // data_size
         self._sources = [source.name for source in config.data.sources]
         self._raw_tokens = np.zeros(len(self._sources), np.int64)
+        self._header = len(_COUNTS) + len(self._sources)
 
     @property
     def raw_tokens(self) -> dict[str, int]:
-        """Tokens of each source so far; right on the writer."""
+        """Tokens of each source so far."""
         return dict(zip(self._sources, (int(n) for n in self._raw_tokens), strict=True))
 
     def restore(self, raw_tokens: dict[str, int]) -> None:
         self._raw_tokens = np.array([raw_tokens.get(name, 0) for name in self._sources], np.int64)
 
-    def record(
-        self, step: int, lr: float, result: StepResult, rows: Sequence[Row], seconds: float
-    ) -> dict[str, Any] | None:
-        """The step's record on the writer, None elsewhere; collective.
+    def numbers(self, rows: Sequence[Row]) -> np.ndarray:
+        """What this rank adds to the sums, float64 [counts + 2 * global_batch]: all of them whole and below 2^53.
 
         Args:
-            rows: this rank's rows.
+            rows: those that this rank built.
+        """
+        batch = self._config.training.global_batch
+        hashes = np.zeros((2, batch))  # upper and lower 32 bits
+        for row in rows:
+            hashes[:, row.index % batch] = divmod(row.hash, 1 << 32)
+        return np.concatenate([np.array(self._counts(rows), np.float64), hashes.ravel()])
+
+    def record(
+        self, step: int, lr: float, result: StepResult, rows: Sequence[Row], sums: Sequence[float], seconds: float
+    ) -> dict[str, Any]:
+        """The step's record.
+
+        Args:
+            rows: those that this rank built.
+            sums: of all ranks' `numbers`.
             seconds: wall time of the step, data included.
 
         Raises:
             TrainingFault: model-parallel peers built different rows.
         """
-        shares = self._shares(step, rows)
-        if shares is None:
-            return None
-        header = len(_COUNTS) + len(self._sources)
-        total = np.sum([values[1 : 1 + header] for values in shares.values()], axis=0)
+        values = np.array(sums)
+        total = (values[: self._header] / self._peers).astype(np.int64)
+        halves = values[self._header :].reshape(2, -1)
+        for row in rows:
+            upper, lower = divmod(row.hash, 1 << 32)
+            place = halves[:, row.index % halves.shape[1]]
+            if place[0] != self._peers * upper or place[1] != self._peers * lower:
+                raise TrainingFault(
+                    f"step {step}: rank {self._ranks.rank} and its model-parallel peers built different rows "
+                    f"(row {row.index}); their shards or their code differ"
+                )
+        hashes = [(int(u) << 32) + int(v) for u, v in zip(*(halves / self._peers), strict=True)]
         counts = dict(zip(_COUNTS, (int(n) for n in total), strict=False))
         self._raw_tokens += total[len(_COUNTS) :]
-        pairs = [
-            (int(index), int(value) & 0xFFFFFFFFFFFFFFFF)
-            for values in shares.values()
-            for index, value in zip(*np.split(values[1 + header :], 2), strict=True)
-        ]
-        units = len(pairs) * self._config.data.units
+        units = len(hashes) * self._config.data.units
         flops = counts["training_mflops"] * 1e6
         return {
             "step": step,
@@ -96,7 +114,7 @@ class StepRecorder:
             "grad_norm": result.grad_norm,
             "lr": lr,
             "lr_phase": phase(step, self._config.training),
-            "rows": len(pairs),
+            "rows": len(hashes),
             "units": units,
             "tokens": counts["tokens"],
             "speech_tokens": counts["speech_tokens"],
@@ -105,7 +123,7 @@ class StepRecorder:
             "seconds": seconds,
             "units_per_second": units / seconds,
             "mfu": flops / seconds / self._peak if self._peak else None,
-            "batch_hash": batch_hash([value for _, value in sorted(pairs)]),
+            "batch_hash": batch_hash(hashes),
             "aligned_share": counts["aligned"] / counts["with_speech"] if counts["with_speech"] else None,
             "clipped_patches": counts["clipped_patches"],
             "skipped": result.skipped,
@@ -113,12 +131,12 @@ class StepRecorder:
             "raw_tokens": self.raw_tokens,
         }
 
-    def _shares(self, step: int, rows: Sequence[Row]) -> dict[int, np.ndarray] | None:
+    def _counts(self, rows: Sequence[Row]) -> list[int]:
         vocabulary = self._config.vocabulary
         speech = [int(vocabulary.is_speech(r.tokens).sum()) for r in rows]
         padding = [int((r.tokens == vocabulary.pad).sum()) for r in rows]
         lengths = [len(r.tokens) for r in rows]
-        counts = [
+        return [
             sum(lengths),
             sum(speech),
             sum(lengths) - sum(speech) - sum(padding),
@@ -129,20 +147,3 @@ class StepRecorder:
             round(sum(r.statistics.training_flops for r in rows) / 1e6),
             *(sum(r.statistics.tokens_by_source.get(name, 0) for r in rows) for name in self._sources),
         ]
-        indices = np.array([r.index for r in rows], np.int64)
-        hashes = np.array([r.hash for r in rows], np.uint64).view(np.int64)
-        mine = np.concatenate([np.array([self._data_rank, *counts], np.int64), indices, hashes])
-        gathered = self._ranks.gather(torch.from_numpy(mine))
-        if gathered is None:
-            return None
-        shares: dict[int, np.ndarray] = {}
-        for rank, part in enumerate(gathered):
-            values = part.numpy()
-            first = shares.setdefault(int(values[0]), values)
-            if not np.array_equal(first, values):
-                raise TrainingFault(
-                    f"step {step}: rank {rank} built other rows than its model-parallel peers of data-parallel rank "
-                    f"{int(values[0])}; their shards or their code differ"
-                )
-        assert len(shares) == self._data_size, "every data-parallel rank reports"
-        return shares

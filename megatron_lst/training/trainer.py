@@ -4,7 +4,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ from megatron_lst.engines import build_engine
 from megatron_lst.engines.base import Engine, StepResult
 from megatron_lst.errors import LstError, TrainingFault
 from megatron_lst.files import write_text
+from megatron_lst.machine import environment_number
 from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.patching.serialisation import save_rows
 from megatron_lst.progress import Progress
 from megatron_lst.terminal import unfailing_output
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.checkpoint.saving import CheckpointSaver
-from megatron_lst.training.checkpoint.verification import verify_checkpoint
+from megatron_lst.training.checkpoint.verification import load_checkpoint
 from megatron_lst.training.feed import RowFeed, StepBatch
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.init_from import check_export
@@ -37,7 +38,7 @@ from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import EventKind, EventLog
 from megatron_lst.training.resilience.faults import BadSteps, SpikeDetector
 from megatron_lst.training.resilience.lock import check as check_lock
-from megatron_lst.training.resilience.signals import StopSignals
+from megatron_lst.training.resilience.signals import ORDER, StopSignals, agreed
 from megatron_lst.training.resilience.stragglers import StragglerReport, probe
 from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.resume import stored_training
@@ -110,6 +111,9 @@ class _Run:
             world_size=ranks.world_size,
             seconds=training.hang_seconds,
             generation=generation,
+            store=ranks.store,
+            local_rank=environment_number("LOCAL_RANK", 0),
+            node_ranks=environment_number("LOCAL_WORLD_SIZE", 1, least=1),
             report=lambda sentence, step: self.events.write("hang", sentence, step),
         )
         self.bad_steps = BadSteps(training.max_bad_steps)
@@ -163,7 +167,7 @@ class _Run:
     def _train(self, engine: Engine, signals: StopSignals) -> Outcome:
         config, steps = self.config, self.config.training.steps
         peak = job_peak(config, engine.device, self.ranks.world_size)
-        recorder = StepRecorder(config, self.ranks, engine.data_rank, engine.data_size, peak)
+        recorder = StepRecorder(config, self.ranks, engine.data_size, peak)
         start = self._resume(engine, recorder)
         config_yaml = dump_yaml(config)
         if start >= steps:
@@ -187,21 +191,21 @@ class _Run:
             progress = stack.enter_context(Progress(f"train {self.folder.name}", steps, start))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
-                record = self._one_step(engine, recorder, feed)
+                record, told = self._one_step(engine, recorder, feed, lambda: [*signals.numbers(), *saver.numbers()])
                 if held_out.due(self.step):
                     self.watchdog.beat(self.step, "evaluation")
                     measured = held_out.measure()
                     self.heldout_loss = (self.step, held_out.mean_loss(measured))
-                    record = None if record is None else record | measured
-                if metrics is not None and record is not None:
+                    record |= measured
+                if metrics is not None:
                     self.check_lock()
                     metrics.write(record)
                     progress.update(self.step, f"loss {record['loss']:.4f}, {record['units_per_second']:,.0f} units/s")
-                stopped = signals.agreed(self.ranks.max)
+                stopped = agreed(told[: len(ORDER)])
                 stable_end = config.training.schedule == "wsd" and self.step == last_stable_step(config.training)
                 due = self.step == steps or stable_end or self.step % config.checkpoint.every == 0
                 self.watchdog.beat(self.step, "checkpoint")
-                saver.poll()
+                saver.poll(told[len(ORDER) :])
                 if due or stopped is not None or saver.retry_due:
                     saver.start(self.step, self._position(recorder), kept=stable_end)
             saver.finish()
@@ -217,8 +221,17 @@ class _Run:
         self.tell("stop", f"saved after {stopped.name}" if stopped else "all steps are done")
         return Outcome(self.step, stopped)
 
-    def _one_step(self, engine: Engine, recorder: StepRecorder, feed: RowFeed) -> dict[str, Any] | None:
-        """Step number `self.step` + 1: data, engine, bookkeeping. Returns its record on the writer."""
+    def _one_step(
+        self, engine: Engine, recorder: StepRecorder, feed: RowFeed, numbers: Callable[[], list[int]]
+    ) -> tuple[dict[str, Any], Sequence[float]]:
+        """Step number `self.step` + 1: data, engine, bookkeeping.
+
+        Args:
+            numbers: others that travel with those of the record.
+
+        Returns:
+            The step's record, and the sums of `numbers` over all ranks.
+        """
         step = self.step + 1
         began = time.perf_counter()
         self.watchdog.beat(step, "data")
@@ -226,15 +239,22 @@ class _Run:
         self.stragglers.add("data", batch.waited)
         self.watchdog.beat(step, "step")
         lr = learning_rate(step, self.config.training)
-        result = engine.step(batch.packed, lr, frozen=is_frozen(step, self.config.training))
+        own = recorder.numbers(batch.rows)
+        result = engine.step(
+            batch.packed,
+            lr,
+            frozen=is_frozen(step, self.config.training),
+            numbers=lambda: [*own.tolist(), *numbers()],
+        )
+        sums, told = result.numbers[: len(own)], result.numbers[len(own) :]
         self.step = step
         self.cursors.update(batch.cursors)
-        record = recorder.record(step, lr, result, batch.rows, time.perf_counter() - began)
+        record = recorder.record(step, lr, result, batch.rows, sums, time.perf_counter() - began)
         self._look_for_faults(engine, result, batch)
         every = self.config.training.straggler_every
         if every and step % every == 0:
             self._compare_ranks(engine)
-        return record
+        return record, told
 
     def _compare_ranks(self, engine: Engine) -> None:
         """Tell of a rank that is slower than the others in what each does alone: waiting for data, a fixed probe."""
@@ -258,15 +278,16 @@ class _Run:
         if spike is None:
             return
         self.tell("spike", str(spike))
-        found = newest_checkpoint(self.folder) if spike.roll_back else None
+        found = self.ranks.on_writer(lambda: newest_checkpoint(self.folder)) if spike.roll_back else None
         if found is not None:
-            self._verify(found)
-            engine.load(found.engine_folder)
+            self._load(engine, found)
             self.tell("rollback", f"weights and optimizer are those of {found.path.name} again; the data goes on")
 
     def _resume(self, engine: Engine, recorder: StepRecorder) -> int:
         """Load the newest complete checkpoint, or the initial weights. Returns the step that is done already."""
-        found = newest_checkpoint(self.folder, lambda message: self.tell("resume", message))
+        found = self.ranks.on_writer(
+            lambda: newest_checkpoint(self.folder, lambda message: self.tell("resume", message))
+        )
         if found is None:
             if self.config.training.init_from:
                 from megatron_lst.inference.export import load_export
@@ -277,9 +298,8 @@ class _Run:
                 engine.init_weights()
                 self.tell("start", f"weights drawn from training.seed={self.config.training.seed}")
             return 0
-        self._verify(found)
-        engine.load(found.engine_folder)
-        position = found.position()
+        self._load(engine, found)
+        position = self.ranks.on_writer(found.position)
         if position["step"] != found.step:
             raise TrainingFault(f"{found.path}: position.json is of step {position['step']}")
         self.step, self.resumed = found.step, position["cursors"]
@@ -287,13 +307,14 @@ class _Run:
         self.bad_steps.restore(position["bad_steps"])
         self.spikes.restore(position["spikes"])
         self.tell("resume", f"from {found.path}")
-        if changed := change(found.step, stored_training(found), self.config.training):
+        before = self.ranks.on_writer(lambda: stored_training(found))
+        if changed := change(found.step, before, self.config.training):
             self.tell("schedule", changed)
         return found.step
 
-    def _verify(self, found: Checkpoint) -> None:
-        self.watchdog.beat(self.step, "verification")
-        verify_checkpoint(found, self.config.checkpoint, self.ranks, self.tell)
+    def _load(self, engine: Engine, found: Checkpoint) -> None:
+        self.watchdog.beat(self.step, "loading")
+        load_checkpoint(engine, found, self.config.checkpoint, self.ranks, self.tell)
 
     def _position(self, recorder: StepRecorder) -> dict[str, Any]:
         """What position.json holds: the cursors of all streams, gathered from the ranks that feed them."""

@@ -49,15 +49,14 @@ import sys
 from pathlib import Path
 from megatron_lst.config.load import load_config
 from megatron_lst.engines import build_engine
-from megatron_lst.training.checkpoint import begin, describe_files, finish
+from megatron_lst.training.checkpoint import begin, finish
 import numpy as np
 from tests.support.toy import toy_rows
 run = Path(sys.argv[1])
 config = load_config(run / "config.yaml")
 engine = build_engine(config)
 temporary = begin(run, 3)
-engine.save(temporary / "engine")
-files = [describe_files(temporary / "engine")]
+files = engine.save(temporary / "engine")
 finish(temporary, 3, {"step": 3, "cursors": {}}, (run / "config.yaml").read_text(), files)
 np.savez(run / "scores.npz", *engine.score(toy_rows(config, 2)))
 engine.close()
@@ -122,16 +121,16 @@ DELETE = """
 import shutil, sys
 from pathlib import Path
 from megatron_lst.errors import UserError
-from megatron_lst.training.checkpoint import verification
+from megatron_lst.engines.megatron.engine import MegatronEngine
 from tests.cli import test_models
-real = verification.verify_checkpoint
-def verify(found, *rest):
-    real(found, *rest)
-    if found.step == 3:  # between verification and loading, as a run that trains deletes it
-        (found.path / "manifest.json").unlink()
-        shutil.rmtree(found.path)
-        Path(sys.argv[2]).joinpath("checkpoints", "newer").rename(found.path.with_name("step-00000004"))
-verification.verify_checkpoint = verify
+real = MegatronEngine.load
+def load(self, folder):
+    if folder.parent.name == "step-00000003":  # between verification and loading, as a run that trains deletes it
+        (folder.parent / "manifest.json").unlink()
+        shutil.rmtree(folder.parent)
+        Path(sys.argv[2]).joinpath("checkpoints", "newer").rename(folder.parent.with_name("step-00000004"))
+    real(self, folder)
+MegatronEngine.load = load
 try:
     test_models.app()
 except UserError as error:

@@ -37,8 +37,8 @@ def train(
             results.append(engine.step(mine, config.training.lr, frozen=is_frozen(step + 1, config.training)))
             if save_at == step + 1:
                 engine.save(Path(str(folder)), asynchronous=asynchronous)
-        while not engine.finish_saves(wait=True):
-            pass
+        if asynchronous:
+            engine.seal_save()
         rows = toy_rows(config, 3, seed=100)
         scores = [torch.from_numpy(s) for s in engine.score(rows)]
         weights = engine.export_weights()
@@ -62,7 +62,7 @@ def _replicas(engine: Any) -> dict[str, str]:
     """Digest of every local parameter, by (name in the whole model, which shard): equal keys must be equal bits."""
     if not hasattr(engine, "chunks"):
         return {}
-    from megatron_lst.engines.sharded_checkpoint import _global_name
+    from megatron_lst.engines.sharded_checkpoint import global_name
     from megatron_lst.engines.weights_io import local_parameters
 
     engine._gather_parameters()
@@ -71,7 +71,7 @@ def _replicas(engine: Any) -> dict[str, str]:
         for name, parameter, spec in local_parameters([chunk], engine.config):
             shard = 0 if spec.kind == "whole" else engine.state.tensor_rank
             digest = hashlib.sha256(parameter.detach().float().numpy().tobytes()).hexdigest()
-            found[f"{_global_name(name, chunk.first_layer)}@{shard}"] = digest
+            found[f"{global_name(name, chunk.first_layer)}@{shard}"] = digest
     return found
 
 

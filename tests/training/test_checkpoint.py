@@ -11,8 +11,10 @@ from megatron_lst.training.checkpoint import folders
 def write(run: Path, step: int, content: bytes = b"weights") -> folders.Checkpoint:
     temporary = folders.begin(run, step)
     (temporary / "engine" / "model.bin").write_bytes(content)
-    files = folders.describe_files(temporary / "engine")
-    return folders.finish(temporary, step, {"step": step, "cursors": {}}, "a: 1\n", [files])
+    files = {
+        f.name: {"bytes": f.stat().st_size, "xxh3_64": folders.hash_file(f)} for f in (temporary / "engine").iterdir()
+    }
+    return folders.finish(temporary, step, {"step": step, "cursors": {}}, "a: 1\n", files)
 
 
 def test_a_finished_checkpoint_is_found_and_verifies(tmp_path: Path) -> None:
@@ -100,13 +102,20 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     assert done.damaged_files(hashes=False) == ([] if damage == "flip" else done.damaged_files())
 
 
-def test_ranks_divide_the_verification(tmp_path: Path) -> None:
+def test_a_load_hashes_what_it_reads_and_verification_leaves_that_out(tmp_path: Path) -> None:
     done = write(tmp_path, 10, b"0123456789")
-    for name in done.manifest()["files"]:
-        (done.path / name).write_bytes(b"other")
-    shares = [done.damaged_files(share=rank, shares=2) for rank in range(2)]
-    assert [len(part) for part in shares] == [2, 1]
-    assert sorted(shares[0] + shares[1]) == sorted(done.damaged_files())
+    entries = done.manifest()["files"]
+    entries["engine/model.bin"]["by_shard"] = True
+    for name in entries:
+        content = (done.path / name).read_bytes()
+        (done.path / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert len(done.damaged(entries, hashes=True)) == 3
+    assert [line.partition(":")[0] for line in done.damaged(entries, hashes=True, loading=True)] == [
+        "config.yaml",
+        "position.json",
+    ]
+    (done.engine_folder / "model.bin").write_bytes(b"0")
+    assert len(done.damaged(entries, hashes=True, loading=True)) == 3
 
 
 def test_a_missing_step_names_those_that_are_there(tmp_path: Path) -> None:
@@ -115,12 +124,3 @@ def test_a_missing_step_names_those_that_are_there(tmp_path: Path) -> None:
         folders.find_checkpoint(tmp_path, 11)
     with pytest.raises(UserError, match="no complete checkpoint"):
         folders.find_checkpoint(tmp_path / "elsewhere")
-
-
-def test_ranks_divide_the_hashing(tmp_path: Path) -> None:
-    for i in range(5):
-        (tmp_path / f"{i}.bin").write_bytes(bytes([i]))
-    whole = folders.describe_files(tmp_path)
-    shares = [folders.describe_files(tmp_path, rank, 3) for rank in range(3)]
-    assert {k: v for part in shares for k, v in part.items()} == whole
-    assert sum(len(part) for part in shares) == len(whole) == 5

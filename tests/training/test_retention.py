@@ -15,9 +15,11 @@ from megatron_lst.training.checkpoint.retention import best_checkpoint, keep, re
 def write(run: Path, step: int, heldout_loss: float | None = None) -> Checkpoint:
     temporary = folders.begin(run, step)
     (temporary / "engine" / "model.bin").write_bytes(b"weights")
-    files = folders.describe_files(temporary / "engine")
+    files = {
+        f.name: {"bytes": f.stat().st_size, "xxh3_64": folders.hash_file(f)} for f in (temporary / "engine").iterdir()
+    }
     position = {"step": step, "cursors": {}, "heldout_loss": heldout_loss}
-    return folders.finish(temporary, step, position, "a: 1\n", [files])
+    return folders.finish(temporary, step, position, "a: 1\n", files)
 
 
 def names(run: Path) -> set[str]:

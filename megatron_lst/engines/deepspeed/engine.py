@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config
-from megatron_lst.engines.base import StepResult
+from megatron_lst.engines.base import Numbers, StepResult, no_numbers
 from megatron_lst.engines.deepspeed.settings import merged
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
 from megatron_lst.engines.microbatches import PackedStep, pack_micro_batch, pack_step
@@ -46,6 +46,7 @@ class DeepSpeedEngine:
         self.config, self.layout = config, layout
         self.state = parallel.start(layout, config.training.seed)
         self.data_rank, self.data_size = self.state.data_rank, layout.data
+        self.data_group = self.state.data_group
         self.is_writer, self.device = self.state.rank == 0, self.state.device
         deepspeed = _import_deepspeed()
         from megatron_lst.engines.deepspeed.zero_state import ZeroState
@@ -70,7 +71,7 @@ class DeepSpeedEngine:
         )
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # also in fp32: a step that is not finite is skipped
-        self._zero = ZeroState(self._engine)
+        self._zero = ZeroState(self._engine, self.state.data_group)
         self.initialiser = Initialiser(config.model, config.training.seed)
         if fresh:
             self.init_weights()
@@ -117,7 +118,9 @@ class DeepSpeedEngine:
     def pack(self, rows: Sequence[Row]) -> PackedStep:
         return pack_step(rows, self.config, self.layout)
 
-    def step(self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False) -> StepResult:
+    def step(
+        self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False, numbers: Numbers = no_numbers
+    ) -> StepResult:
         from megatron_lst.model.batch import to_device
 
         engine, vocabulary = self._engine, self.config.vocabulary
@@ -139,8 +142,13 @@ class DeepSpeedEngine:
             sums += loss_sums(losses, batch.labels[: losses.shape[0]], vocabulary)
             engine.backward(losses.sum() * scale)
             if i == len(batches) - 1:
+                told = torch.tensor(list(numbers()), dtype=torch.float64, device=self.device)
+                sums = torch.cat((sums, told))
                 dist.all_reduce(sums, group=self.state.data_group)
-                norm, updated = self._update(bool(torch.isfinite(sums).all()))
+                if len(told) and self.layout.tensor > 1:
+                    dist.all_reduce(told := sums[2 * KINDS :].clone(), group=self.state.tensor_group)
+                    sums[2 * KINDS :] = told
+                norm, updated = self._update(bool(torch.isfinite(sums[: 2 * KINDS]).all()))
             else:
                 engine.step()
         return step_result(sums, norm, not updated)
@@ -188,11 +196,14 @@ class DeepSpeedEngine:
                 results.append((-losses[: len(row.tokens)]).float().cpu().numpy())
         return results
 
-    def save(self, folder: Path, *, asynchronous: bool = False) -> None:
-        self._checkpoints.save(folder, asynchronous)
+    def save(self, folder: Path, *, asynchronous: bool = False) -> dict[str, dict[str, Any]]:
+        return self._checkpoints.save(folder, asynchronous)
 
     def finish_saves(self, *, wait: bool) -> bool:
         return self._checkpoints.finish(wait)
+
+    def seal_save(self) -> Callable[[], dict[str, dict[str, Any]]] | None:
+        return self._checkpoints.seal()
 
     def load(self, folder: Path) -> None:
         self._checkpoints.load(folder)
@@ -205,7 +216,8 @@ class DeepSpeedEngine:
     def export_weights(self) -> dict[str, Tensor] | None:
         from megatron_lst.engines.weights_io import collect_weights
 
-        return collect_weights([self._chunk], self.config, self.state, self._zero.masters())
+        self._zero.begin()
+        return collect_weights([self._chunk], self.config, self.state, self._zero.fetch)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from megatron_lst.engines.weights_io import given_shards

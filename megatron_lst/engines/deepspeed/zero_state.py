@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_lst.engines.sharded_checkpoint import MASTER, MODEL, STATES
@@ -12,8 +13,8 @@ from megatron_lst.engines.sharded_checkpoint import MASTER, MODEL, STATES
 class ZeroState:
     """What `engines.sharded_checkpoint` needs of an optimizer, for a DeepSpeed engine."""
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
+    def __init__(self, engine: Any, group: dist.ProcessGroup) -> None:
+        self._engine, self._group = engine, group
 
     @property
     def is_zero(self) -> bool:
@@ -46,54 +47,52 @@ class ZeroState:
     def get_step(self) -> int:
         return max((int(state["step"]) for state in self._adam.state.values()), default=0)
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return list(self._engine.module.parameters())
-
-    @torch.no_grad()
-    def gather(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """The tensors of each parameter, in its shape; collective."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
+    def begin(self) -> None:
+        """Before `fetch` and `put`."""
         self.prime()
-        found = {}
-        for parameter, master in self.masters().items():
-            if self.is_zero:
-                moments = {name: safe_get_full_optimizer_state(parameter, name) for name in STATES}
-            else:
-                moments = {name: self._adam.state[parameter][name] for name in STATES}
-            found[parameter] = {MODEL: master.to(parameter.dtype), MASTER: master, **moments}
-        return found
-
-    def masters(self) -> dict[nn.Parameter, Tensor]:
-        """The fp32 master of each parameter, in its shape; collective."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return {p: safe_get_full_fp32_param(p) if self.is_zero else p.detach() for p in self._parameters()}
-
-    def targets(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """Tensors of the same shapes for a load to fill."""
-        found = {}
-        for parameter in self._parameters():
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 leaves an empty parameter
-            empty = torch.zeros(shape, device=parameter.device)
-            found[parameter] = {MODEL: empty.to(parameter.dtype)} | {name: empty.clone() for name in (MASTER, *STATES)}
-        return found
 
     @torch.no_grad()
-    def scatter(self, states: dict[nn.Parameter, dict[str, Tensor]], step: int) -> None:
-        """Take what a load has filled; `step` updates have been done."""
+    def fetch(self, parameter: nn.Parameter, name: str, to: int) -> Tensor | None:
+        """One of a parameter's tensors, in its shape, on data-parallel rank `to`; None elsewhere. Collective over the
+        data-parallel ranks."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if name in STATES:
+            value = (
+                safe_get_full_optimizer_state(parameter, name) if self.is_zero else self._adam.state[parameter][name]
+            )
+        else:
+            value = safe_get_full_fp32_param(parameter) if self.is_zero else parameter.detach()
+        if dist.get_rank(self._group) != to:
+            return None
+        return value.to(parameter.dtype) if name == MODEL else value
+
+    @torch.no_grad()
+    def put(self, parameter: nn.Parameter, name: str, value: Tensor | None, source: int) -> None:
+        """The inverse of `fetch`: what data-parallel rank `source` has becomes the state of all."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        self.prime()
-        self.set_weights({parameter: values[MODEL] for parameter, values in states.items()})
-        for parameter, values in states.items():
+        dtype = parameter.dtype if name == MODEL else torch.float32
+        if value is None:
+            value = torch.empty(self.shape(parameter), dtype=dtype, device=parameter.device)
+        value = value.to(device=parameter.device, dtype=dtype).contiguous()
+        if dist.get_world_size(self._group) > 1:
+            dist.broadcast(value, group_src=source, group=self._group)
+        if name == MODEL:
+            self.set_weights({parameter: value})
+        elif name == MASTER:
             if self.is_zero:
-                safe_set_full_fp32_param(parameter, values[MASTER])
-            for name in STATES:
-                if self.is_zero:
-                    safe_set_full_optimizer_state(parameter, values[name], name)
-                else:
-                    self._adam.state[parameter][name].copy_(values[name])
+                safe_set_full_fp32_param(parameter, value)
+        elif self.is_zero:
+            safe_set_full_optimizer_state(parameter, value, name)
+        else:
+            self._adam.state[parameter][name].copy_(value)
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 leaves an empty parameter
+
+    def set_step(self, step: int) -> None:
+        """`step` updates have been done."""
         for state in self._adam.state.values():
             state["step"] = torch.tensor(float(step))
 

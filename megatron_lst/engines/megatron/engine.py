@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_lst.config.schema import Config
-from megatron_lst.engines.base import StepResult
+from megatron_lst.engines.base import Numbers, StepResult, no_numbers
 from megatron_lst.engines.losses import KINDS, loss_sums, step_result
 from megatron_lst.engines.microbatches import PackedStep, pack_micro_batch, pack_step
 from megatron_lst.initialisation import Initialiser
@@ -42,6 +42,7 @@ class MegatronEngine:
         self.config, self.layout = config, layout
         self.state = parallel.start(layout, config.training.seed)
         self.data_rank, self.data_size = self.state.data_rank, layout.data
+        self.data_group = self.state.data_group
         self.is_writer, self.device = self.state.rank == 0, self.state.device
         # Megatron-core may be imported only now: on a CPU it is patched first.
         from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -63,7 +64,7 @@ class MegatronEngine:
         self._freezable = freezable_rows(self.chunks, config, self.state) if config.training.freeze_global_steps else {}
         trunk = trunk_parameters(self.chunks, config)
         self.optimizer = Optimizer(config, self._wrapped, overlap, set(self._freezable), trunk)
-        self._tensors = CoreTensors(self.optimizer.core, self.chunks)
+        self._tensors = CoreTensors(self.optimizer.core, self.chunks, self.state.data_group)
         self.initialiser = Initialiser(config.model, config.training.seed)
         if fresh:
             self.init_weights()
@@ -98,7 +99,9 @@ class MegatronEngine:
     def pack(self, rows: Sequence[Row]) -> PackedStep:
         return pack_step(rows, self.config, self.layout)
 
-    def step(self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False) -> StepResult:
+    def step(
+        self, rows: Sequence[Row] | PackedStep, lr: float, *, frozen: bool = False, numbers: Numbers = no_numbers
+    ) -> StepResult:
         packed = rows if isinstance(rows, PackedStep) else self.pack(rows)
         for chunk in self._wrapped:
             chunk.train()
@@ -108,14 +111,24 @@ class MegatronEngine:
         sums = torch.zeros(2 * KINDS, dtype=torch.float64, device=self.device)
         for report in reports:
             sums += report
-        if self.layout.data > 1:
-            dist.all_reduce(sums, group=self.state.data_group)
-        self._broadcast_from_last_stage(sums)
+        sums = self._summed(sums, numbers())
         if frozen:
             for parameter, leading in self._freezable.items():
                 parameter.main_grad[:leading].zero_()  # type: ignore[attr-defined]
-        norm, updated = self.optimizer.step(lr, bool(torch.isfinite(sums).all()), frozen)
+        norm, updated = self.optimizer.step(lr, bool(torch.isfinite(sums[: 2 * KINDS]).all()), frozen)
         return step_result(sums, norm, not updated)
+
+    def _summed(self, sums: Tensor, numbers: Sequence[float]) -> Tensor:
+        """Loss sums [8] of the last stages and numbers [n] of all ranks, over the global batch: float64 [8 + n]."""
+        state = self.state
+        told = torch.cat((sums, torch.tensor(list(numbers), dtype=torch.float64, device=self.device)))
+        if self.layout.data > 1:
+            dist.all_reduce(told, group=state.data_group)
+        if self.layout.tensor * self.layout.pipeline > 1:
+            if not state.is_last_stage or state.tensor_rank:
+                told[: len(sums)] = 0  # of the model's ranks one gives the loss
+            dist.all_reduce(told, group=state.model_group)
+        return told
 
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
         self._gather_parameters()
@@ -206,16 +219,25 @@ class MegatronEngine:
             for chunk in self._wrapped:
                 chunk.start_param_sync(force_sync=True)
 
-    def save(self, folder: Path, *, asynchronous: bool = False) -> None:
+    def save(self, folder: Path, *, asynchronous: bool = False) -> dict[str, dict[str, Any]]:
         self._gather_parameters()
-        self._checkpoints.save(folder, asynchronous)
+        return self._checkpoints.save(folder, asynchronous)
 
     def finish_saves(self, *, wait: bool) -> bool:
         return self._checkpoints.finish(wait)
 
+    def seal_save(self) -> Callable[[], dict[str, dict[str, Any]]] | None:
+        return self._checkpoints.seal()
+
     def load(self, folder: Path) -> None:
+        from megatron_lst.engines.megatron.gradients import replicated_parameters
+
         self._gather_parameters()
         self._checkpoints.load(folder)
+        if self.state.embedding_group is not None:  # the last stage's copies, from the stage that has read them
+            self._tensors.share(
+                replicated_parameters(self.chunks), self.state.stage_ranks[0], self.state.embedding_group
+            )
 
     def init_weights(self) -> None:
         from megatron_lst.engines.weights_io import initial_shards
@@ -225,7 +247,8 @@ class MegatronEngine:
     def export_weights(self) -> dict[str, Tensor] | None:
         from megatron_lst.engines.weights_io import collect_weights
 
-        return collect_weights(self.chunks, self.config, self.state, self._tensors.masters())
+        self._tensors.begin()
+        return collect_weights(self.chunks, self.config, self.state, self._tensors.fetch)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from megatron_lst.engines.weights_io import given_shards

@@ -1,6 +1,6 @@
 """The last word on gradients: data-parallel reduction, replicated weights, division by the number of targets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,10 +39,15 @@ def gradient_finaliser(state: ParallelState) -> Callable[..., None]:
 
 def replicated_gradients(model: list[nn.Module]) -> list[torch.Tensor]:
     """Gradients of the weights that the first and last stages both hold, in the order of their names."""
+    return [parameter.main_grad for parameter in replicated_parameters(model)]  # type: ignore[attr-defined]
+
+
+def replicated_parameters(model: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """The weights that the first and last stages both hold, in the order of their names."""
     found = []
     for chunk in model:
         for name, parameter in chunk.named_parameters():
             if getattr(parameter, "shared_embedding", False):
-                found.append((name, parameter.main_grad))  # type: ignore[attr-defined]
-    # Both stages walk the same order: each gradient meets its twin.
-    return [gradient for _, gradient in sorted(found, key=lambda pair: pair[0])]
+                found.append((name, parameter))
+    # Both stages walk the same order: each meets its twin.
+    return [parameter for _, parameter in sorted(found, key=lambda pair: pair[0])]

@@ -71,7 +71,7 @@ class Optimizer:
             slow: {"lr_share": training.trunk_lr_ratio},
         }
         with cpu.optimizer_types():
-            self.core = get_megatron_optimizer(settings, chunks, groups)
+            self.core = get_megatron_optimizer(settings, chunks, groups, use_gloo_process_groups=False)
         if self.name == "torch":
             for group in self.core.param_groups:
                 group["fused"] = True  # one pass over each parameter; torch has it for CPU and CUDA

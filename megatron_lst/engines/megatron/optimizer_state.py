@@ -6,6 +6,7 @@ advances once a parameter, so that the loss silently drifts.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,48 +16,147 @@ from torch import Tensor, nn
 from megatron_lst.engines.sharded_checkpoint import MASTER, MODEL, STATES
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Where the optimizer holds a parameter's state.
+
+    Attributes:
+        part: the Megatron-core optimizer that updates it.
+        main: the tensor that it updates, under the distributed optimizer a piece of the parameter; None: no piece here.
+        pieces: (first, last + 1) of the parameter's elements on each data-parallel rank; None: each has all of them.
+    """
+
+    part: Any
+    main: Tensor | None
+    pieces: tuple[tuple[int, int], ...] | None
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The master or a moment of what is held here, flat."""
+        if self.main is None:
+            return None
+        held = self.main if name == MASTER else self.part.optimizer.state[self.main][name]
+        return held.detach().view(-1)
+
+
 class CoreTensors:
     """What a checkpoint holds of each parameter: the weight, its fp32 master and AdamW's two moments.
+
+    One tensor at a time goes from the ranks that hold its pieces to one rank, or back: nobody else has it whole.
 
     Args:
         core: a Megatron-core optimizer.
         chunks: the model chunks that it updates.
+        group: the data-parallel ranks.
     """
 
-    def __init__(self, core: Any, chunks: Sequence[nn.Module]) -> None:
-        self._core, self._chunks = core, chunks
+    def __init__(self, core: Any, chunks: Sequence[nn.Module], group: dist.ProcessGroup) -> None:
+        self._core, self._chunks, self._group = core, chunks, group
+        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
 
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        for chunk in self._chunks:
-            yield from chunk.parameters()
+    def _held(self) -> dict[nn.Parameter, _Held]:
+        """Anew at each use: an optimizer may exchange its tensors."""
+        found: dict[nn.Parameter, _Held] = {}
+        for part in self._core.chained_optimizers:
+            if not hasattr(part, "gbuf_ranges"):
+                if part.optimizer is not None:
+                    found.update({model: _Held(part, main, None) for model, main in _main_parameters(part)})
+                continue
+            for buffer, ranges_by_type in zip(part.buffers, part.gbuf_ranges, strict=True):
+                for bucket, ranges in zip(buffer.buckets, next(iter(ranges_by_type.values())), strict=True):
+                    shard = bucket.grad_data.numel() // self._size
+                    for parameter in bucket.params_list:
+                        start, end = (i - bucket.offset for i in buffer.param_index_map[parameter][:2])
+                        pieces = tuple(
+                            (
+                                max(start, r * shard) - start,
+                                max(min(end, (r + 1) * shard), max(start, r * shard)) - start,
+                            )
+                            for r in range(self._size)
+                        )
+                        here = parameter in ranges["param_map"]
+                        main = part._get_main_param_and_optimizer_states(parameter)["param"] if here else None
+                        found[parameter] = _Held(part, main, pieces)
+        return found
 
-    def gather(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """The tensors of each parameter, in its shape; collective."""
-        states = gather(self._core)
-        return {parameter: {MODEL: parameter.detach(), **states[parameter]} for parameter in self._parameters()}
+    def begin(self) -> None:
+        """Before `fetch` and `put`."""
+        prime(self._core)
+        self._now = self._held()
 
-    def masters(self) -> dict[nn.Parameter, Tensor]:
-        """The fp32 master of each parameter, in its shape; collective."""
-        states = gather(self._core, (MASTER,))
-        return {parameter: states[parameter][MASTER] for parameter in self._parameters()}
+    @torch.no_grad()
+    def fetch(self, parameter: nn.Parameter, name: str, to: int) -> Tensor | None:
+        """One of a parameter's tensors, in its shape, on data-parallel rank `to`; None elsewhere. Collective over the
+        data-parallel ranks. May be the engine's own tensor."""
+        if name == MODEL:
+            return parameter.detach() if self._rank == to else None
+        held = self._now[parameter]
+        mine = held.tensor(name)
+        if held.pieces is None or self._size == 1:
+            assert mine is not None, "every rank holds all of it"
+            return mine.view(parameter.shape) if self._rank == to else None
+        sizes = [end - start for start, end in held.pieces]
+        if mine is None:
+            mine = torch.empty(0, device=parameter.device)
+        here = self._rank == to
+        whole = torch.empty(parameter.numel() if here else 0, device=parameter.device)
+        sent, received = [0] * self._size, sizes if here else [0] * self._size
+        sent[to] = mine.numel()
+        dist.all_to_all_single(whole, mine, received, sent, group=self._group)
+        return whole.view(parameter.shape) if here else None
 
-    def targets(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """Tensors of the same shapes for a load to fill; the weights themselves are filled in place."""
-        return {
-            parameter: {MODEL: parameter.detach()}
-            | {name: torch.zeros(parameter.shape, device=parameter.device) for name in (MASTER, *STATES)}
-            for parameter in self._parameters()
-        }
+    @torch.no_grad()
+    def put(self, parameter: nn.Parameter, name: str, value: Tensor | None, source: int) -> None:
+        """The inverse of `fetch`: every rank takes its piece of what data-parallel rank `source` has."""
+        held = self._now[parameter]
+        target = parameter.detach() if name == MODEL else held.tensor(name)
+        if value is not None:
+            value = value.to(device=parameter.device, dtype=parameter.dtype if name == MODEL else torch.float32)
+        if self._size > 1 and (name == MODEL or held.pieces is None):
+            if value is None:
+                value = torch.empty_like(parameter, dtype=parameter.dtype if name == MODEL else torch.float32)
+            dist.broadcast(value, group_src=source, group=self._group)
+        elif self._size > 1:
+            assert held.pieces is not None, "the distributed optimizer's"
+            sizes = [end - start for start, end in held.pieces]
+            sent = sizes if self._rank == source else [0] * self._size
+            received = [0] * self._size
+            received[source] = sizes[self._rank]
+            leaving = torch.empty(0, device=parameter.device) if value is None else value.contiguous().view(-1)
+            value = torch.empty(sizes[self._rank], device=parameter.device)
+            dist.all_to_all_single(value, leaving, received, sent, group=self._group)
+        if target is not None:
+            assert value is not None, "source has a value, the others received one"
+            target.copy_(value.view(target.shape))
 
-    def scatter(self, states: dict[nn.Parameter, dict[str, Tensor]], step: int) -> None:
-        """Take what a load has filled; `step` updates have been done."""
-        scatter(self._core, states, step)
+    @torch.no_grad()
+    def share(self, parameters: Sequence[nn.Parameter], source: int, group: dist.ProcessGroup) -> None:
+        """What this rank holds of some parameters becomes what world rank `source` holds of them. Collective over the
+        group, whose ranks have the same parameters and the same pieces of them."""
+        for parameter in parameters:
+            held = self._now[parameter]
+            for tensor in (parameter.detach(), *(held.tensor(name) for name in (MASTER, *STATES))):
+                if tensor is not None:
+                    dist.broadcast(tensor, src=source, group=group)
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        return parameter.shape
 
     def get_step(self) -> int:
         return get_step(self._core)
 
+    def set_step(self, step: int) -> None:
+        """`step` updates have been done."""
+        set_step(self._core, step)
+
     def master_parts(self) -> dict[nn.Parameter, tuple[Tensor, slice]]:
-        return master_parts(self._core)
+        """This rank's part of the fp32 masters: flat tensors to write into, and which of the parameter's elements each
+        has. Under the distributed optimizer a rank has parts of some parameters only."""
+        found = {}
+        for parameter, held in self._held().items():
+            if held.main is not None:
+                mine = slice(None) if held.pieces is None else slice(*held.pieces[self._rank])
+                found[parameter] = (held.main.detach().view(-1), mine)
+        return found
 
 
 def prime(core: Any) -> None:
@@ -101,87 +201,6 @@ def _adams(core: Any) -> Iterator[Any]:
     for part in core.chained_optimizers:
         if part.optimizer is not None:
             yield part.optimizer
-
-
-@torch.no_grad()
-def gather(core: Any, names: Sequence[str] = (MASTER, *STATES)) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """fp32 master weight, exp_avg and exp_avg_sq of each model parameter, in its shape; collective.
-
-    Under the distributed optimizer the shards are joined bucket by bucket over the data-parallel group; otherwise
-    the tensors are the optimizer's own.
-    """
-    if set(names) & set(STATES):
-        prime(core)
-    found: dict[nn.Parameter, dict[str, Tensor]] = {}
-    for part in core.chained_optimizers:
-        if hasattr(part, "gbuf_ranges"):
-            found.update(_joined(part, names))
-        elif part.optimizer is not None:
-            for model, main in _main_parameters(part):
-                state = part.optimizer.state[main]
-                found[model] = {name: main.detach() if name == MASTER else state[name] for name in names}
-    return found
-
-
-def _joined(part: Any, names: Sequence[str]) -> dict[nn.Parameter, dict[str, Tensor]]:
-    found: dict[nn.Parameter, dict[str, Tensor]] = {}
-    ranks = part.data_parallel_group.size()
-    for buffer, ranges_by_type in zip(part.buffers, part.gbuf_ranges, strict=True):
-        for bucket, ranges in zip(buffer.buckets, next(iter(ranges_by_type.values())), strict=True):
-            size = bucket.grad_data.numel()
-            for name in names:
-                shard = torch.zeros(size // ranks, device=bucket.grad_data.device)
-                for parameter, where in ranges["param_map"].items():
-                    held = part._get_main_param_and_optimizer_states(parameter)
-                    local = where["gbuf_local"]
-                    shard[local.start : local.end] = held["param" if name == MASTER else name].view(-1)
-                whole = shard
-                if ranks > 1:
-                    whole = shard.new_empty(size)
-                    dist.all_gather_into_tensor(whole, shard, group=part.data_parallel_group)
-                for parameter in bucket.params_list:
-                    start, end = (i - bucket.offset for i in buffer.param_index_map[parameter][:2])
-                    found.setdefault(parameter, {})[name] = whole[start:end].view(parameter.shape)
-    return found
-
-
-@torch.no_grad()
-def scatter(core: Any, states: dict[nn.Parameter, dict[str, Tensor]], step: int) -> None:
-    """The inverse of `gather`: take each rank's part of the states; `step` updates have been done."""
-    prime(core)
-    for part in core.chained_optimizers:
-        if hasattr(part, "gbuf_ranges"):
-            for ranges_by_type in part.gbuf_ranges:
-                for ranges in next(iter(ranges_by_type.values())):
-                    for parameter, where in ranges["param_map"].items():
-                        held = part._get_main_param_and_optimizer_states(parameter)
-                        mine = slice(where["param"].start, where["param"].end)
-                        for name in (MASTER, *STATES):
-                            target = held["param" if name == MASTER else name]
-                            target.view(-1).copy_(states[parameter][name].reshape(-1)[mine])
-        elif part.optimizer is not None:
-            for model, main in _main_parameters(part):
-                main.copy_(states[model][MASTER])
-                for name in STATES:
-                    part.optimizer.state[main][name].copy_(states[model][name])
-    set_step(core, step)
-
-
-def master_parts(core: Any) -> dict[nn.Parameter, tuple[Tensor, slice]]:
-    """This rank's part of the fp32 masters: flat tensors to write into, and which of the parameter's elements each has.
-    Under the distributed optimizer a rank has parts of some parameters only."""
-    found: dict[nn.Parameter, tuple[Tensor, slice]] = {}
-    for part in core.chained_optimizers:
-        if hasattr(part, "gbuf_ranges"):
-            for ranges_by_type in part.gbuf_ranges:
-                for ranges in next(iter(ranges_by_type.values())):
-                    for parameter, where in ranges["param_map"].items():
-                        main = part._get_main_param_and_optimizer_states(parameter)["param"]
-                        found[parameter] = (main.detach().view(-1), slice(where["param"].start, where["param"].end))
-        elif part.optimizer is not None:
-            for model, main in _main_parameters(part):
-                found[model] = (main.detach().view(-1), slice(None))
-    return found
 
 
 def _main_parameters(part: Any) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:

@@ -18,7 +18,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,17 +90,27 @@ class Checkpoint:
         """Bytes."""
         return sum(entry["bytes"] for entry in self.manifest()["files"].values())
 
-    def damaged_files(self, hashes: bool = True, share: int = 0, shares: int = 1) -> list[str]:
-        """One line for every file that is not what was written; ranks divide the work.
+    def damaged_files(self, hashes: bool = True) -> list[str]:
+        """One line for every file that is not what was written.
 
         Args:
             hashes: compare every byte, several files at a time; False: only that each file is there with its size.
-            share, shares: only every `shares`-th file, from number `share` on.
         """
-        entries = list(self.manifest()["files"].items())[share::shares]
+        return self.damaged(self.manifest()["files"], hashes)
+
+    def damaged(self, entries: dict[str, dict[str, Any]], hashes: bool, *, loading: bool = False) -> list[str]:
+        """`damaged_files` of some of the manifest's entries.
+
+        Args:
+            loading: the hashes of what the engine checks as it reads are left to it.
+        """
+
+        def look(item: tuple[str, dict[str, Any]]) -> str | None:
+            name, entry = item
+            return self._damage(name, entry, hashes and not (loading and entry.get("by_shard")))
+
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
-            found = threads.map(lambda entry: self._damage(entry[0], entry[1], hashes), entries)
-            return [problem for problem in found if problem is not None]
+            return [problem for problem in threads.map(look, entries.items()) if problem is not None]
 
     def _damage(self, name: str, entry: dict[str, Any], hashes: bool) -> str | None:
         file = self.path / name
@@ -122,15 +132,6 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def describe_files(folder: Path, share: int = 0, shares: int = 1) -> dict[str, dict[str, Any]]:
-    """Size and hash of this share of a folder's files, by relative name; ranks divide the work."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3_64": hash_file(path)}
-        for path in files[share::shares]
-    }
 
 
 def complete_checkpoints(run: Path) -> list[Checkpoint]:
@@ -190,16 +191,16 @@ def begin(run: Path, step: int) -> Path:
 
 
 def finish(
-    temporary: Path, step: int, position: dict[str, Any], config_yaml: str, engine_files: Iterable[dict[str, Any]]
+    temporary: Path, step: int, position: dict[str, Any], config_yaml: str, engine_files: dict[str, dict[str, Any]]
 ) -> Checkpoint:
     """Write the trainer's own files and the manifest, rename, point `latest` to it (one rank does this).
 
     Args:
-        engine_files: what `describe_files(temporary / "engine")` gave, one for each share.
+        engine_files: the manifest's entry of each file in `engine/`, by its name.
     """
     write_json(temporary / "position.json", position)
     write_text(temporary / "config.yaml", config_yaml)
-    files = {f"engine/{name}": entry for part in engine_files for name, entry in part.items()}
+    files = {f"engine/{name}": entry for name, entry in engine_files.items()}
     for name in ("position.json", "config.yaml"):
         files[name] = {"bytes": (temporary / name).stat().st_size, "xxh3_64": hash_file(temporary / name)}
     write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": dict(sorted(files.items()))})

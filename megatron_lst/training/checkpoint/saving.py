@@ -1,15 +1,16 @@
 """Saving while training goes on: a small state machine that all ranks step through together.
 
-start -> the engine writes (perhaps in the background) -> every rank hashes its share in a thread -> the writer
-finishes the folder.  A save that fails leaves the previous checkpoint as it was, and is tried again after a later
-step, when there may be room.
+start -> the engine copies to the host, and threads write and hash -> the writer completes the folder and removes what
+retention lets go, in a thread too.  While a save is under way the step waits for no file system: whether all ranks are
+done travels with the step's own reduction (`numbers`).  A save that fails leaves the previous checkpoint as it was, and
+is tried again after a later step, when there may be room.
 """
 
 import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ class CheckpointSaver:
         self._last_step = 0
         self._position: dict[str, Any] = {}
         self._kept = False
-        self._hashing: threading.Thread | None = None
-        self._files: dict[str, dict[str, Any]] = {}
-        self._hash_error: OSError | None = None
+        self._completing: _Completing | None = None  # the second half of a save, on every rank
 
     @property
     def busy(self) -> bool:
@@ -93,22 +92,40 @@ class CheckpointSaver:
             problem = error
         if self._failed(problem):
             return
+        files: dict[str, dict[str, Any]] = {}
         try:
-            self._engine.save(self._temporary / "engine", asynchronous=self._settings.asynchronous)
+            files = self._engine.save(self._temporary / "engine", asynchronous=self._settings.asynchronous)
         except (OSError, RuntimeError) as error:
             problem = error
         if not self._failed(problem) and not self._settings.asynchronous:
+            self._complete(lambda: files)
             self.wait()
 
-    def poll(self) -> None:
-        """Once a step: finish what is ready. Costs nothing when no save is under way."""
-        if self.busy:
-            self._advance(wait=False)
+    def numbers(self) -> tuple[int, int]:
+        """Whether this rank has something under way, and whether it failed, as 1 or 0: to be summed over ranks."""
+        if not self.busy:
+            return 0, 0
+        if self._completing is not None:
+            return int(self._completing.running), 0
+        try:
+            return int(not self._engine.finish_saves(wait=False)), 0
+        except OSError:
+            return 0, 1
+
+    def poll(self, numbers: Sequence[float]) -> None:
+        """Once a step: go on with what is ready. No communication where nothing is.
+
+        Args:
+            numbers: the sums of all ranks' `numbers`.
+        """
+        under_way, failed = numbers
+        if self.busy and (failed or not under_way):
+            self._advance()
 
     def wait(self) -> None:
         """Until nothing is under way."""
         while self.busy:
-            self._advance(wait=True)
+            self._advance()
 
     def finish(self) -> None:
         """Until the last checkpoint stands; the run's end has no later step that could try again.
@@ -124,62 +141,49 @@ class CheckpointSaver:
         if self._failures:
             raise TrainingFault(f"the last checkpoint could not be written to {folders.checkpoint_root(self._run)}")
 
-    def _advance(self, wait: bool) -> None:
-        problem: Exception | None = None
-        if self._hashing is None:
+    def _advance(self) -> None:
+        """The next half of the save, waiting for the one before on all ranks."""
+        if self._completing is None:
+            problem: Exception | None = None
             try:
-                if not self._engine.finish_saves(wait=wait):
-                    return
+                rest = self._engine.seal_save()
             except (OSError, RuntimeError) as error:
                 problem = error
-            if self._failed(problem):
-                return
-            self._hash_error = None
-            self._hashing = threading.Thread(target=self._hash, name="checkpoint-hash", daemon=True)
-            self._hashing.start()
-        if wait:
-            self._hashing.join()
-        if not self._ranks.all(not self._hashing.is_alive()):
+            if not self._failed(problem):
+                self._complete(rest)
             return
-        self._hashing = None
-        if self._failed(self._hash_error):
+        done, sentences = self._completing.result()
+        if self._failed(self._completing.problem):
             return
-        parts = self._ranks.gather_objects(self._files)
-        done: folders.Checkpoint | None = None
-        try:
-            if self._engine.is_writer:
-                self._guard()
-                assert parts is not None, "the writer is rank 0"
-                assert self._step is not None, "a save is under way"
-                if self._kept:
-                    write_text(self._temporary / folders.KEEP, "the last one before the learning rate's decay\n")
-                done = folders.finish(self._temporary, self._step, self._position, self._config_yaml, parts)
-        except OSError as error:
-            problem = error
-        if self._failed(problem):
-            return
-        self._failures, self._tries, self._step = 0, 0, None
+        self._failures, self._tries, self._step, self._completing = 0, 0, None, None
         if done is not None:
-            self._tell_and_retain(done)
+            self._tell("checkpoint", f"{done.path} is complete ({done.size() / 1e6:.1f} MB)")
+        for sentence in sentences:
+            self._tell("checkpoint", sentence)
 
-    def _tell_and_retain(self, done: folders.Checkpoint) -> None:
-        """The checkpoint is complete: nothing from here on can make it a failed one."""
-        self._tell("checkpoint", f"{done.path} is complete ({done.size() / 1e6:.1f} MB)")
-        settings = self._settings
-        with contextlib.suppress(OSError):  # the folder cannot be listed: the next checkpoint tries again
-            retain(
-                self._run,
-                settings.keep,
-                keep_best=settings.keep_best,
-                tell=lambda sentence: self._tell("checkpoint", sentence),
-            )
+    def _complete(self, rest: Callable[[], dict[str, dict[str, Any]]] | None) -> None:
+        """Begin the second half; `rest` ends what the engine writes, on the writer."""
+        if not self._engine.is_writer:
+            self._completing = _Completing(None)
+            return
+        assert rest is not None and self._step is not None, "a save is under way, and this is the writer"
+        temporary, step, kept, position = self._temporary, self._step, self._kept, self._position
 
-    def _hash(self) -> None:
-        try:
-            folder = self._temporary / "engine"
-            self._files = folders.describe_files(folder, self._ranks.rank, self._ranks.world_size)
-        except OSError as error:
-            self._hash_error = error
+        def complete() -> tuple[folders.Checkpoint, list[str]]:
+            self._guard()
+            files = rest()
+            if kept:
+                write_text(temporary / folders.KEEP, "the last one before the learning rate's decay\n")
+            done = folders.finish(temporary, step, position, self._config_yaml, files)
+            sentences: list[str] = []
+            # The checkpoint is complete: nothing from here on can make it a failed one. Where the folder cannot be
+            # listed, the next checkpoint tries again.
+            with contextlib.suppress(OSError):
+                settings = self._settings
+                retain(self._run, settings.keep, keep_best=settings.keep_best, tell=sentences.append)
+            return done, sentences
+
+        self._completing = _Completing(complete)
 
     def _check_space(self) -> None:
         """Refuse early when the disk has less room than the last checkpoint took: a half-written one helps nobody."""
@@ -197,7 +201,7 @@ class CheckpointSaver:
             return False
         temporary = self._temporary
         assert self._step is not None, "a save is under way"
-        self._last_step, self._step, self._hashing = self._step, None, None
+        self._last_step, self._step, self._completing = self._step, None, None
         self._tries += 1
         if problem is not None:
             of = f"try {self._tries} of {self._settings.retries + 1}"
@@ -214,3 +218,45 @@ class CheckpointSaver:
                 f"(checkpoint.max_failures={self._settings.max_failures}); free some space or point run.dir elsewhere"
             )
         return True
+
+
+class _Completing:
+    """Completes a folder in a thread; on ranks with nothing to complete it is done at once.
+
+    Attributes:
+        problem: the OSError that it ended with.
+    """
+
+    def __init__(self, action: Callable[[], tuple[folders.Checkpoint, list[str]]] | None) -> None:
+        self._done: tuple[folders.Checkpoint | None, list[str]] = (None, [])
+        self._error: BaseException | None = None
+        self.problem: OSError | None = None
+
+        def complete() -> None:
+            try:
+                if action is not None:
+                    self._done = action()
+            except OSError as error:
+                self.problem = error
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=complete, name="checkpoint-complete", daemon=True)
+        if action is not None:
+            self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def result(self) -> tuple[folders.Checkpoint | None, list[str]]:
+        """The checkpoint and what retention says of others.
+
+        Raises:
+            TrainingFault: this process may write no longer.
+        """
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._done

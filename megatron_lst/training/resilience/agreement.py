@@ -20,6 +20,8 @@ class KeyValueStore(Protocol):
 
     def get(self, key: str) -> bytes: ...
 
+    def add(self, key: str, amount: int) -> int: ...
+
 
 def source_hash() -> str:
     """Hash over the package's source files: tells an edited checkout from another of the same version."""
@@ -56,13 +58,21 @@ def agree(store: KeyValueStore, rank: int, world_size: int, mine: dict[str, str]
     Raises:
         UserError: on every rank, naming the ranks, their hosts, and what differs.
     """
-    told = json.dumps({"host": socket.gethostname(), "values": mine}, sort_keys=True)
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
-    store.set(f"{prefix}/told/{rank}", told)
-    store.set(f"{prefix}/hash/{rank}", digest)
+    told = json.dumps({"host": socket.gethostname(), "rank": rank, "values": mine}, sort_keys=True)
+    # Rank 0 says what is right, and the others compare: a few messages a rank, and none for rank 0 to look at unless
+    # something differs.
     if rank == 0:
-        others = [r for r in range(1, world_size) if store.get(f"{prefix}/hash/{r}").decode() != digest]
-        lines = [_difference(told, 0, store.get(f"{prefix}/told/{r}").decode(), r) for r in others[:8]]
+        store.set(f"{prefix}/first", digest)
+    elif store.get(f"{prefix}/first").decode() != digest:
+        store.set(f"{prefix}/other/{store.add(f'{prefix}/others', 1)}", told)
+    if store.add(f"{prefix}/arrived", 1) == world_size:
+        store.set(f"{prefix}/all", "1")
+    if rank == 0:
+        store.get(f"{prefix}/all")
+        others = [json.loads(store.get(f"{prefix}/other/{i + 1}")) for i in range(store.add(f"{prefix}/others", 0))]
+        others.sort(key=lambda other: other["rank"])
+        lines = [_difference(json.loads(told), other) for other in others[:8]]
         if len(others) > 8:
             lines.append(f"and {len(others) - 8} more ranks")
         store.set(f"{prefix}/verdict", "\n".join(lines))
@@ -71,9 +81,8 @@ def agree(store: KeyValueStore, rank: int, world_size: int, mine: dict[str, str]
         raise UserError(f"the ranks do not agree, so none starts:\n{verdict}")
 
 
-def _difference(first: str, first_rank: int, second: str, second_rank: int) -> str:
-    a, b = json.loads(first), json.loads(second)
+def _difference(a: dict[str, Any], b: dict[str, Any]) -> str:
     keys = [key for key in sorted(a["values"] | b["values"]) if a["values"].get(key) != b["values"].get(key)]
     what = "; ".join(f"{key} is {b['values'].get(key)}, not {a['values'].get(key)}" for key in keys[:5])
     more = f"; and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return f"rank {second_rank} on {b['host']} differs from rank {first_rank} on {a['host']}: {what}{more}"
+    return f"rank {b['rank']} on {b['host']} differs from rank {a['rank']} on {a['host']}: {what}{more}"

@@ -3,21 +3,22 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from megatron_lst.terminal import heard_signals
 
-Reduce = Callable[[int], int]
-"""The largest of a number over all ranks."""
+ORDER = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""What wins over what."""
 
 
 class StopSignals:
     """Catches signals and remembers them; nothing else happens until the ranks agree.
 
     Ranks do not get a signal at the same moment, and some get none: a rank that stopped by itself would leave the
-    others in a collective for ever. So each step ends with `agreed`.
+    others in a collective for ever. So each rank's `numbers` travel in the step's own reduction, and `agreed` reads
+    the sums.
     """
 
     def __init__(self) -> None:
@@ -59,11 +60,14 @@ class StopSignals:
         """What this rank has received."""
         return signal.Signals(self._received) if self._received else None
 
-    def agreed(self, largest: Reduce) -> signal.Signals | None:
-        """What any rank has received; collective, the same answer on all ranks.
+    def numbers(self) -> list[int]:
+        """1 for what this rank has received, in the order of `ORDER`, 0 for the others: to be summed over ranks."""
+        return [int(self._received == number) for number in ORDER]
 
-        SIGUSR1 wins over SIGTERM, that over SIGHUP, and that over SIGINT.
-        """
-        order = (0, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
-        answer = largest(order.index(self._received))
-        return signal.Signals(order[answer]) if answer else None
+
+def agreed(counts: Sequence[float]) -> signal.Signals | None:
+    """What any rank has received, from the sums of all ranks' `numbers`: the same answer on all ranks.
+
+    SIGUSR1 wins over SIGTERM, that over SIGHUP, and that over SIGINT.
+    """
+    return next((number for number, count in zip(ORDER, counts, strict=True) if count), None)

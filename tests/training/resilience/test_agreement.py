@@ -1,6 +1,7 @@
 """One rank with another configuration or other code: nobody starts, and both are named."""
 
 import socket
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,8 +12,27 @@ from megatron_lst.errors import UserError
 from megatron_lst.training.resilience.agreement import agree, describe_rank, source_hash
 
 
-def run(told: list[dict[str, str]]) -> list[str]:
-    store = dist.HashStore()
+class CountingStore:
+    """A store that counts each key's messages."""
+
+    def __init__(self) -> None:
+        self._store, self.messages = dist.HashStore(), Counter()
+
+    def set(self, key: str, value: str) -> None:
+        self.messages[key] += 1
+        self._store.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        self.messages[key] += 1
+        return self._store.get(key)
+
+    def add(self, key: str, amount: int) -> int:
+        self.messages[key] += 1
+        return self._store.add(key, amount)
+
+
+def run(told: list[dict[str, str]], store: CountingStore | None = None) -> list[str]:
+    store = store or CountingStore()
 
     def rank(r: int) -> str:
         try:
@@ -49,3 +69,15 @@ def test_a_whole_cluster_of_old_nodes_makes_a_short_message():
     said = run([mine] + [mine | {"version of megatron_lst": "0.0.9"}] * 20)
     assert "and 12 more ranks" in said[0]
     assert len(said[0].splitlines()) == 10
+
+
+def test_a_rank_sends_a_few_messages_however_many_there_are():
+    """Three more a rank, and as many keys on 64 ranks as on 8."""
+    mine, counted = describe_rank(Config()), []
+    for ranks in (8, 64):
+        store = CountingStore()
+        assert run([mine] * ranks, store) == [""] * ranks
+        counted.append((sum(store.messages.values()), len(store.messages)))
+    (few, keys), (many, same_keys) = counted
+    assert many - few == 3 * 56
+    assert keys == same_keys

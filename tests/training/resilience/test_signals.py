@@ -11,19 +11,15 @@ import pytest
 
 from megatron_lst.errors import TrainingFault
 from megatron_lst.training.resilience import outcome
-from megatron_lst.training.resilience.signals import StopSignals
-
-
-def alone(value: int) -> int:
-    return value
+from megatron_lst.training.resilience.signals import ORDER, StopSignals, agreed
 
 
 def test_a_signal_is_remembered():
     with StopSignals() as stop:
-        assert stop.agreed(alone) is None
+        assert agreed(stop.numbers()) is None
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.agreed(alone) == signal.SIGUSR1
+        assert agreed(stop.numbers()) == signal.SIGUSR1
 
 
 def test_a_late_signal_does_not_kill_a_rank_on_its_way_out():
@@ -62,9 +58,14 @@ def test_another_ranks_signal_counts():
     with StopSignals() as one, StopSignals() as other:
         os.kill(os.getpid(), signal.SIGTERM)  # the inner handlers get it
         assert one.received is None
-        told: list[int] = []
-        other.agreed(lambda mine: (told.append(mine), mine)[1])
-        assert one.agreed(lambda mine: max(mine, told[0])) == signal.SIGTERM
+        sums = [mine + theirs for mine, theirs in zip(one.numbers(), other.numbers(), strict=True)]
+        assert agreed(sums) == signal.SIGTERM
+
+
+@pytest.mark.parametrize("received", [(10,), (15, 1), (1, 2), (2, 15, 10), (2,)])
+def test_what_wins_is_the_same_on_any_number_of_ranks(received):
+    counts = [received.count(number) * 5000 for number in ORDER]
+    assert agreed(counts) == next(n for n in (10, 15, 1, 2) if n in received)
 
 
 def test_a_second_interrupt_is_at_once():
@@ -100,15 +101,15 @@ def test_the_first_failure_counts(tmp_path):
 
 RANK = """
 import json, os, sys, time, torch, torch.distributed as dist
-from megatron_lst.training.resilience.signals import StopSignals
+from megatron_lst.training.resilience.signals import StopSignals, agreed
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-def largest(value):
-    t = torch.tensor([value]); dist.all_reduce(t, op=dist.ReduceOp.MAX); return int(t)
+def summed(values):
+    t = torch.tensor(values); dist.all_reduce(t); return t.tolist()
 with StopSignals() as stop:
     for step in range(1, 10_000):
         time.sleep(0.002 * (1 + dist.get_rank()))
         if step == 1: print("going", flush=True)
-        if number := stop.agreed(largest): break
+        if number := agreed(summed(stop.numbers())): break
 print(json.dumps([step, int(number), int(stop.received or 0)]))
 """
 

@@ -1,5 +1,6 @@
 """A hang ends with code 4, all stacks, and the name of the rank that did not arrive."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lst.errors import TrainingFault
+from megatron_lst.files import read_json, write_json
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.watchdog import Watchdog, explain
 
@@ -146,3 +148,69 @@ def test_another_ranks_failure_ends_this_one(tmp_path):
     assert left
     assert set(left) == {4}
     assert json.loads((tmp_path / "STOPPED.json").read_text())["rank"] == 1
+
+
+class CountedStore:
+    """The ranks' store, as one dictionary; counts what each rank asks."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.checks = 0
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def get(self, key: str) -> bytes:
+        return self.values[key].encode()
+
+    def check(self, keys: list[str]) -> bool:
+        self.checks += 1
+        return keys[0] in self.values
+
+
+@pytest.mark.parametrize("told_by_store", [True, False])
+def test_one_rank_of_a_node_looks_and_the_store_tells_the_others(tmp_path, monkeypatch, told_by_store):
+    """Looks at the run folder, of 16 ranks on two nodes; without the store each rank looks (the control)."""
+    store, looks, left = CountedStore(), [], []
+    read = outcome.read
+    monkeypatch.setattr(outcome, "read", lambda folder: (looks.append(1), read(folder))[1])
+    with contextlib.ExitStack() as stack:
+        for rank in range(16):
+            stack.enter_context(
+                Watchdog(tmp_path, rank=rank, world_size=16, seconds=10, grace=0.1, peers=0.5,
+                         store=store if told_by_store else None, local_rank=rank % 8, node_ranks=8, leave=left.append)
+            )  # fmt: skip
+        time.sleep(2.5)
+        before = len(looks)
+        assert left == []
+        outcome.failed(tmp_path, TrainingFault("loss is nan"), rank=11, step=3)
+        time.sleep(3.5)
+    assert len(left) >= 16
+    assert (before <= 2 * 5) == told_by_store
+    assert bool(store.checks) == told_by_store
+
+
+@pytest.mark.parametrize("ranks", [24, 2400])
+def test_accounts_of_a_hang_are_opened_by_two_ranks(tmp_path, monkeypatch, ranks):
+    """2 N in all, a thousand to a folder; rank 0 and the first of the next node compare."""
+    from megatron_lst.training.resilience import watchdog
+
+    opened = []
+    monkeypatch.setattr(watchdog, "read_json", lambda path: (opened.append(path), read_json(path))[1])
+    dogs = [
+        Watchdog(tmp_path, rank=rank, world_size=ranks, seconds=10, grace=0.2, store=CountedStore(),
+                 local_rank=rank % 8, node_ranks=8)
+        for rank in range(ranks)
+    ]  # fmt: skip
+    for dog in dogs:
+        dog.beat(3)
+        dog._account(3).parent.mkdir(parents=True, exist_ok=True)
+        write_json(dog._account(3), account(dog._rank, beats=4 if dog._rank == 17 else 5) | {"step": 3})
+    assert [dog._rank for dog in dogs if dog._rank in dog._collectors] == [0, 8]
+    assert (
+        max(len(list(folder.iterdir())) for folder in [dogs[0]._account(3).parent, dogs[-1]._account(3).parent]) <= 1000
+    )
+    for rank in (0, 8):
+        assert len(dogs[rank]._collect(3)) == ranks
+    assert len(opened) == 2 * ranks
+    assert "rank 17 on node17" in watchdog.explain(dogs[0]._collect(3), ranks)
