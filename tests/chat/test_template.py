@@ -9,7 +9,7 @@ from lst_prep.tokenizer import Tokenizer, chat_format, load_tokenizer
 from megatron_lst.chat import BadConversation, ChatFormat, ChatTemplate, Said, Speech, Text, Turn
 from megatron_lst.chat.turns import Audio, turns_of
 from megatron_lst.errors import UserError
-from tests.support.chat import CHATML, GENERATION, THINKING, chat_tokenizer
+from tests.support.chat import CHATML, GENERATION, INST, THINKING, chat_tokenizer
 
 HEARD = Speech(np.array([3, 1, 4]), "hello there")
 TALK = [
@@ -31,7 +31,7 @@ def pieces(found: ChatTemplate, turns: list[Turn]) -> list[tuple[str, str, bool]
     return [(s.modality, s.text, s.learnt) for s in found.stretches(turns)]
 
 
-@pytest.mark.parametrize("template", [CHATML, GENERATION, THINKING])
+@pytest.mark.parametrize("template", [CHATML, GENERATION, THINKING, INST])
 def test_what_is_rendered_and_encoded_is_what_transformers_gives(tmp_path: Path, template: str) -> None:
     """Text and ids of the whole conversation up to the last end of turn, of a tokenizer that transformers opens."""
     from transformers import PreTrainedTokenizerFast
@@ -40,7 +40,7 @@ def test_what_is_rendered_and_encoded_is_what_transformers_gives(tmp_path: Path,
     theirs = PreTrainedTokenizerFast(
         tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token="<s>", eos_token="</s>", chat_template=template
     )
-    for turns in (TYPED, TYPED[1:], TYPED[:3]):
+    for turns in (TYPED[1:], TYPED[1:3]) if template == INST else (TYPED, TYPED[1:], TYPED[:3]):
         messages = [{"role": t.role, "content": "".join(p.text for p in t.parts)} for t in turns]  # type: ignore[union-attr]
         text = theirs.apply_chat_template(messages, tokenize=False)
         assert found.render(turns) == text.removeprefix("<s>")
@@ -67,6 +67,10 @@ def test_the_assistants_spans_are_exact(tmp_path: Path) -> None:
     ]  # fmt: skip
     last = found.stretches(TALK)[-1]
     assert last.ids.tolist() == [found.end_of_turn]
+    inst, _ = opened(tmp_path / "inst", INST)
+    assert pieces(inst, TYPED[1:3]) == [("text", "[INST]  hello \n [/INST]", False), ("text", " ok</s>", True)]
+    with pytest.raises(UserError, match="system, user, assistant.*: roles must alternate"):
+        inst.stretches(TYPED)
     thinking, _ = opened(tmp_path / "thinking", THINKING)
     assert [text for _, text, learnt in pieces(thinking, TYPED) if learnt] == [
         "ok<|im_end|>",

@@ -8,6 +8,7 @@ from megatron_lst.documents.format import ARRAYS
 from megatron_lst.documents.schema import COLUMNS
 from megatron_lst.documents.shards import ShardSet, verify
 from megatron_lst.evaluation.benchmarks import read_prepared
+from tests.data.conversations import CONVERSATIONS
 from tests.data.toy import speech_document, text_document
 
 OLD = Path(__file__).resolve().parents[1] / "data_formats"
@@ -26,6 +27,16 @@ def test_shards_of_schema_1_hold_what_was_put_in() -> None:
             assert found.has_speech == (kind == "speech")
             for name, value in vars(expected).items():
                 np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+
+
+def test_shards_of_schema_3_hold_what_was_put_in() -> None:
+    """`shards-3-chat` was written when conversations came to shards."""
+    assert verify(OLD / "shards-3-chat") == []
+    shards = ShardSet.open(OLD / "shards-3-chat", kind="chat")
+    assert shards.manifest["schema_version"] == 3
+    for found, expected in zip(shards, CONVERSATIONS[:3], strict=True):
+        for name, value in vars(expected).items():
+            np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
 def test_columns_of_a_shard_keep_their_names() -> None:

@@ -34,6 +34,11 @@ THINKING = (  # as Qwen3's: the last answer alone has an empty thought before it
     "{% if loop.last and message['role'] == 'assistant' %}(thought)\n{% endif %}{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+INST = (  # as Mistral's: roles alternate, and the generation prompt is nothing
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if message['role'] == 'user' %}"
+    "[INST] {{ message['content'] }} [/INST]{% else %} {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 

@@ -1,6 +1,8 @@
 """Audio of a turn -> speech ids, with the transcript and the words that are known of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +67,15 @@ class Hearing:
 
     def __init__(self, config: ChatConfig, codec: Codec | None, inputs: Inputs) -> None:
         self._config, self._codec, self._inputs = config, codec, inputs
-        self._book = Codebook.load(Path(config.codebook)) if config.codebook else None
-        self._extractor = extractor_of(self._book, config.units_model, device=config.device) if self._book else None
         self._sets = {name: ShardSet.open(path) for name, path in config.spans.items()}
         self._indices: dict[str, dict[str, int]] = {}
+
+    @cached_property
+    def _units(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Audio -> units; the model is loaded when there is audio to read."""
+        book = Codebook.load(Path(self._config.codebook))
+        extractor = extractor_of(book, self._config.units_model, device=self._config.device)
+        return lambda samples: book.units(extractor, [samples])[0]
 
     def hear(self, part: Audio, folder: Path) -> Heard:
         """
@@ -86,13 +93,13 @@ class Hearing:
         if part.units is not None:
             codes = codes_of(part.units, "tq", self._codec, folder, self._inputs)
             return Heard(self._codec.ids(codes), part.transcript)
-        if self._book is None or self._extractor is None:
+        if not self._config.codebook:
             raise Rejection("bad_conversation", f"{part.path}: units of audio need a codebook, and none is configured")
         path = folder / part.path
         if not Path(part.path).is_absolute() and not path.resolve().is_relative_to(folder.resolve()):
             raise Rejection("outside_corpus", part.path)
         samples = audio.load(path, None, None, self._config.audio, self._inputs).samples
-        ids = self._book.units(self._extractor, [samples])[0]
+        ids = self._units(samples)
         if not len(ids):
             raise Rejection("too_short", f"{part.path}: shorter than a frame")
         return Heard(ids, part.transcript)
