@@ -42,6 +42,11 @@ _API = {
     "generate": "megatron_lst.inference",
     "GenerationSettings": "megatron_lst.inference",
     "load_tokenizer": "lst_prep.tokenizer",
+    # conversations
+    "Conversation": "megatron_lst.inference",
+    "ChatTemplate": "megatron_lst.chat",
+    "ChatFormat": "megatron_lst.chat",
+    "Speech": "megatron_lst.chat",
     # what is raised
     "LstError": "megatron_lst.errors",
     "UserError": "megatron_lst.errors",

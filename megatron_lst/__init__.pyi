@@ -1,6 +1,9 @@
 """The types of the API, which `__init__.py` imports when it is used."""
 
 from lst_prep.tokenizer import load_tokenizer as load_tokenizer
+from megatron_lst.chat import ChatFormat as ChatFormat
+from megatron_lst.chat import ChatTemplate as ChatTemplate
+from megatron_lst.chat import Speech as Speech
 from megatron_lst.config import Config as Config
 from megatron_lst.config import load_config as load_config
 from megatron_lst.data.patches import patch_document as patch_document
@@ -16,6 +19,7 @@ from megatron_lst.errors import TrainingFault as TrainingFault
 from megatron_lst.errors import UserError as UserError
 from megatron_lst.flops import parameters as parameters
 from megatron_lst.flops import row_flops as row_flops
+from megatron_lst.inference import Conversation as Conversation
 from megatron_lst.inference import Export as Export
 from megatron_lst.inference import GenerationSettings as GenerationSettings
 from megatron_lst.inference import generate as generate

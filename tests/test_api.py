@@ -11,9 +11,10 @@ import megatron_lst as lst
 from tests.training.tiny import write_run
 
 NAMES = {
-    "Chunk", "Config", "DamagedDataError", "Document", "Engine", "Export", "GenerationSettings", "LstError", "Row",
-    "RowStream", "ShardSet", "StepResult", "TrainingFault", "UserError", "generate", "load_config", "load_export",
-    "load_tokenizer", "open_engine", "parameters", "patch_document", "row_flops",
+    "ChatFormat", "ChatTemplate", "Chunk", "Config", "Conversation", "DamagedDataError", "Document", "Engine",
+    "Export", "GenerationSettings", "LstError", "Row", "RowStream", "ShardSet", "Speech", "StepResult",
+    "TrainingFault", "UserError", "generate", "load_config", "load_export", "load_tokenizer", "open_engine",
+    "parameters", "patch_document", "row_flops",
 }  # fmt: skip
 
 
