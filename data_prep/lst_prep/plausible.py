@@ -8,7 +8,7 @@ import xxhash
 
 from lst_prep.tokenizer import Tokenizer, load_tokenizer
 from megatron_lst.documents.format import TokenizerInfo
-from megatron_lst.documents.schema import Document
+from megatron_lst.documents.schema import SPEECH, Document
 from megatron_lst.documents.words import Words, normalise_text
 from megatron_lst.errors import LstError
 from megatron_lst.files import read_json
@@ -42,6 +42,9 @@ def doubts(
         tokenizer: what made its pieces, where it is at hand.
         rate: frames a second; None: units are none, as in sets for the BPE baseline.
     """
+    if len(document.turn_spans):
+        found = _turns(document, tokenizer)
+        return [f"document {document.id!r} of source {document.source!r}: {what}" for what in found]
     found = list(_pieces(document, info, tokenizer))
     if document.has_speech and len(document.token_ids) and rate:
         found += _sound(document, rate)
@@ -64,6 +67,17 @@ def _pieces(document: Document, info: TokenizerInfo, tokenizer: Tokenizer | None
         if end and not _letters(text[-400:]).endswith(end):
             found.append(f"its pieces end in {end!r}, its text in {text[-20:]!r}")
     return found
+
+
+def _turns(document: Document, tokenizer: Tokenizer | None) -> list[str]:
+    """Text of a conversation is encoded stretch by stretch, special tokens included."""
+    if tokenizer is None:
+        return []
+    for (kind, begin, end), (first, last) in zip(document.turn_spans, document.turn_chars, strict=True):
+        text, ids = document.text[first:last], document.token_ids[begin:end].tolist()
+        if kind != SPEECH and tokenizer.encode_marked(text) != ids:
+            return [f"pieces [{begin}, {end}) are not those of their text {text[:60]!r}"]
+    return []
 
 
 def _letters(text: str) -> str:
@@ -89,7 +103,8 @@ class Sounds:
     """Hashes of the sound and the text of documents, to find one sound that has several texts.
 
     Attributes:
-        sound, text: uint64, one a document; sound 0: too little to tell.
+        sound, text: uint64, one a document; sound 0: too little to tell, or a conversation, which may stand in several
+            styles.
     """
 
     sound: np.ndarray
@@ -98,7 +113,9 @@ class Sounds:
     @classmethod
     def of(cls, documents: list[Document]) -> "Sounds":
         sound = [
-            xxhash.xxh3_64_intdigest(d.speech_ids.tobytes()) if len(d.speech_ids) >= _REPEATED and d.text else 0
+            xxhash.xxh3_64_intdigest(d.speech_ids.tobytes())
+            if len(d.speech_ids) >= _REPEATED and d.text and not len(d.turn_spans)
+            else 0
             for d in documents
         ]
         text = [xxhash.xxh3_64_intdigest(normalise_text(d.text).encode()) for d in documents]

@@ -1,11 +1,14 @@
 """`lst prep chat`: conversations as JSONL to shards that a stream reads (docs/chat.md)."""
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
+from lst_prep.plausible import doubts
 from lst_prep.tokenizer import load_tokenizer
+from lst_prep.verify import verify_sets
 from megatron_lst.chat import ChatFormat
 from megatron_lst.config.load import load_config
 from megatron_lst.data.stream import RowStream
@@ -76,6 +79,17 @@ def test_styles_are_templates(world: ChatWorld) -> None:
     assert speech.tolist() == world.documents[1].speech_ids.tolist(), "chunks hold every frame once"
     questions = [sum(frames for _, frames, learnt in shown(d) if not learnt) for d in found]
     assert questions == [43, 43, 0, 0, 43]
+    assert verify_sets([world.folder / "styles"], lambda line: None, workers=1) == []
+
+
+def test_pieces_that_are_not_those_of_their_text_are_found(world: ChatWorld) -> None:
+    (document,) = world.run("pieces", world.write("pieces", [TALK]))
+    tokenizer = load_tokenizer(str(world.tokenizer))
+    assert doubts(document, tokenizer.info, tokenizer) == []
+    wrong = document.token_ids.copy()
+    wrong[3] += 1
+    (found,) = doubts(dataclasses.replace(document, token_ids=wrong), tokenizer.info, tokenizer)
+    assert "document 'talk-1' of source 'talk': pieces [0, " in found
 
 
 def bad(name: str, messages: list[Any], **more: Any) -> dict[str, Any]:
