@@ -197,7 +197,11 @@ def _text_losses(
     mine = text_loss(
         windows, scorer.score, scorer.vocabulary, scorer.units, _progress("held-out text", scorer.is_writer)
     )
-    found = {"text_loss": mine.loss, "text_perplexity": mine.perplexity, "text_pieces": mine.pieces}
+    found = {
+        "heldout_text_loss": mine.loss,
+        "heldout_text_perplexity": mine.perplexity,
+        "heldout_text_pieces": mine.pieces,
+    }
     if original is not None and scorer.is_writer:
         free = scorer.config is None and torch.cuda.is_available()  # an engine leaves no room beside it
         model = Original(original, scorer.vocabulary, scorer.units, device or ("cuda" if free else "cpu"))

@@ -221,9 +221,9 @@ def test_documents_without_speech_give_a_text_loss(exported: Path, tmp_path: Pat
             row = assemble_row([Chunk(tokens, np.ones_like(tokens), np.zeros(len(tokens), bool))], len(tokens), v)
             logs = model.row_logits(row).log_softmax(-1)
             total -= float(logs[np.arange(len(tokens) - 1), tokens[1:].astype(np.int64)].sum())
-    assert found["text_pieces"] == 110
-    assert found["text_loss"] == pytest.approx(total / 110, rel=1e-5)
-    assert found["text_perplexity"] == pytest.approx(np.exp(total / 110), rel=1e-5)
+    assert found["heldout_text_pieces"] == 110
+    assert found["heldout_text_loss"] == pytest.approx(total / 110, rel=1e-5)
+    assert found["heldout_text_perplexity"] == pytest.approx(np.exp(total / 110), rel=1e-5)
 
 
 def test_documents_of_neither_kind_are_refused_by_name(exported: Path, tmp_path: Path) -> None:
