@@ -7,7 +7,8 @@ and within what is known of each:
 - narrower products, less by width / (width + 200): a tile fills and drains its pipeline once for each inner dimension;
 - attention, 0.30 forward and 0.24 backward: FlashAttention-2 reaches 0.35 of an H100 (Shah et al. 2024, abstract);
 - memory, 0.75 of the data sheet: 2.5 of 3.35 TB/s in elementwise kernels;
-- links 0.75 and network 0.85: what NCCL leaves of NVLink and of the adapters.
+- links 0.75 and network 0.85: what NCCL leaves of NVLink and of the adapters;
+- 2 us between two kernels, 20 us of the host to launch one: a micro-batch of few rows may wait for the host.
 """
 
 import math
@@ -23,6 +24,10 @@ FILL = 200.0
 """Steps of the inner dimension that a tile loses."""
 BACKWARD_PRODUCTS = 2.5
 """Attention: five products backward for two forward."""
+GAP, HOST = 2e-6, 20e-6
+"""Seconds from one kernel to the next on the device, and of the host to launch one, autograd included."""
+LAYER_OPERATORS = 40
+"""Kernels of a layer, both ways; a local layer with its cross-attention has twice as many (`benchmarks.roofline`)."""
 UPDATE_BYTES = 28.0
 """AdamW for one parameter: gradient, master weight and two moments read, three of them and the bf16 weight written."""
 

@@ -10,7 +10,7 @@ from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import PipelineSplit
 from megatron_lst.planning.devices import Device
 from megatron_lst.planning.memory import stage_parameters
-from megatron_lst.planning.rates import FUSED, PRODUCTS, UPDATE_BYTES, Elementwise, Rates
+from megatron_lst.planning.rates import FUSED, GAP, HOST, LAYER_OPERATORS, PRODUCTS, UPDATE_BYTES, Elementwise, Rates
 from megatron_lst.planning.traffic import boundary_bytes, element_bytes, tensor_traffic
 
 
@@ -100,8 +100,19 @@ def stage_seconds(config: Config, layout: ParallelLayout, split: PipelineSplit, 
         seconds += last if stage == layout.pipeline - 1 else 0.0
         if stage == layout.pipeline - 1 > 0 and model.kind == "lst" and model.decoder_input == "encoder":
             seconds += first  # its replica of the encoder
-        stages.append(seconds)
+        operators = _operators(config, layout, split, stage)
+        stages.append(max(seconds + GAP * operators, HOST * operators))
     return stages
+
+
+def _operators(config: Config, layout: ParallelLayout, split: PipelineSplit, stage: int) -> int:
+    """Kernels that a stage launches for one micro-batch, about."""
+    model, layers = config.model, sum(split.layers[stage :: layout.pipeline])
+    if model.kind == "lst" and stage == 0:
+        layers += 2 * model.encoder_layers
+    if model.kind == "lst" and stage == layout.pipeline - 1:
+        layers += 2 * model.decoder_layers
+    return LAYER_OPERATORS * layers
 
 
 def _layer_seconds(config: Config, layout: ParallelLayout, work: Work, rates: Rates) -> float:
