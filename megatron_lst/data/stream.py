@@ -201,7 +201,9 @@ class Stream:
                 break
         self.rows += 1
         statistics = RowStatistics(counts, aligned, speech, clipped, skipped)
-        return assemble_row(chunks, data.units, vocabulary, index, statistics)
+        row = assemble_row(chunks, data.units, vocabulary, index, statistics)
+        row.check(vocabulary)
+        return row
 
     def _draw(self, row: int, chunk: int) -> float:
         """Uniform draw of the strategy: by row, and by the document's place in it."""

@@ -126,4 +126,5 @@ def pack_chunks(
             place[number] = (row, offset)
             offset += len(chunks[number].chunk.tokens)
         rows.append(assemble_row([chunks[n].chunk for n in group], units, vocabulary, index=row))
+        rows[-1].check(vocabulary)
     return rows, place

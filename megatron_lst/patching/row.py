@@ -108,7 +108,7 @@ class Row:
         return len(self.tokens) if axis == "token" else self.units
 
     def check(self, vocabulary: Vocabulary) -> None:
-        """Refuse a row whose maps would leak or crash.
+        """Refuse a row whose maps would leak or crash. Who makes rows for an engine asks once, where they are made.
 
         Raises:
             DamagedDataError: names the row, the document and what is wrong.
@@ -220,7 +220,6 @@ def assemble_row(
 
     Raises:
         UserError: a chunk is empty, or they do not fit.
-        DamagedDataError: maps that would leak or crash (`Row.check`): rows are checked where they are made.
     """
     for chunk in chunks:
         if not len(chunk.tokens):
@@ -249,7 +248,7 @@ def assemble_row(
         if chunk.learnt is not None:
             labels[start : end - 1][~chunk.learnt[1:]] = IGNORE  # the label of a token is the next one
         start = end
-    row = Row(
+    return Row(
         tokens=tokens,
         unit=np.repeat(np.arange(units, dtype=np.int32), patch_length),  # [N]
         closed=closed_units(patch_length, late),
@@ -261,5 +260,3 @@ def assemble_row(
         document_ids=tuple(c.document_id for c in chunks),
         statistics=statistics or RowStatistics(),
     )
-    row.check(vocabulary)
-    return row

@@ -3,13 +3,16 @@
 import itertools
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_lst.data.mixture import Mixture
+from megatron_lst.data.source import DocumentList, JoinedSets
 from megatron_lst.data.stream import RowStream, Share, Stream
-from megatron_lst.errors import UserError
+from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.flops import row_flops
 from megatron_lst.patching.row import Row, batch_hash
 from tests.data.toy import SPEECH_DOCUMENTS, TEXT, TEXT_DOCUMENTS, make_config, make_mixture
@@ -216,3 +219,16 @@ def test_rows_come_with_their_flops() -> None:
     rows = next(RowStream(config, 0, 1, mixture=make_mixture(config))).rows
     assert [row.statistics.training_flops for row in rows] == [row_flops(config, row) for row in rows]
     assert len({row.statistics.training_flops for row in rows}) > 1, "control: rows differ"
+
+
+def test_rows_are_checked_where_they_are_built() -> None:
+    """A worker refuses what would crash the model, with the document's name."""
+    config = make_config()
+    beyond = [replace(d, speech_ids=d.speech_ids + config.vocabulary.speech_size) for d in SPEECH_DOCUMENTS]
+    sets = {"speech": beyond, "text": TEXT_DOCUMENTS}
+    joined = [JoinedSets([DocumentList(sets[s.name])]) for s in config.data.sources]
+    mixture = Mixture.of(config, config.data.sources, joined, config.streams)
+    stream = RowStream(config, 0, 1, mixture=mixture)
+    with pytest.raises(DamagedDataError, match=rf"document '{beyond[0].id[:3]}.*outside the vocabulary"):
+        for _ in range(4):
+            next(stream)

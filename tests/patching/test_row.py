@@ -1,4 +1,4 @@
-"""A row whose maps would leak or crash is refused with its document, where it is made."""
+"""A row whose maps would leak or crash is refused with its document."""
 
 import dataclasses
 
@@ -31,12 +31,12 @@ def test_a_broken_row_is_refused_with_its_document(name: str, place: int, value:
     assert repr(row.document_ids[int(row.document[place])]) in str(caught.value)
 
 
-def test_no_row_is_made_of_a_document_that_begins_with_speech() -> None:
+def test_a_document_that_begins_with_speech_is_refused() -> None:
     vocabulary = toy_config().vocabulary
 
     def row_of(tokens: list[int]) -> None:
         ones = np.ones(len(tokens), np.int32)
-        assemble_row([Chunk(np.array(tokens, np.int32), ones, ones < 0, "book-7")], 4, vocabulary)
+        assemble_row([Chunk(np.array(tokens, np.int32), ones, ones < 0, "book-7")], 4, vocabulary).check(vocabulary)
 
     row_of([vocabulary.bos, vocabulary.speech_marker, vocabulary.text_size])
     with pytest.raises(DamagedDataError, match=r"'book-7', token 0: .*begins with speech and no marker|no closed unit"):
