@@ -1,7 +1,9 @@
 """Process groups. The only place that reads Megatron-core's global parallel state; others are handed groups."""
 
 import datetime
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,14 +96,35 @@ def groups_of_members(parallel_state: Any) -> Iterator[None]:
     By itself every rank makes every group, in step with all others: thousands of groups on some thousand ranks.
     """
     make, rank = parallel_state.create_group, dist.get_rank()
+    name = patch.object(dist.distributed_c10d, "_process_group_name", _name_of_members)
 
     def made(ranks: Sequence[int] | None = None, *arguments: Any, **options: Any) -> Any:
         if ranks is not None and rank not in ranks:
             return None
         return make(ranks, *arguments, **{**options, "use_local_synchronization": True})
 
-    with patch.object(parallel_state, "create_group", made):
+    with patch.object(parallel_state, "create_group", made), name:
         yield
+
+
+_made: Counter[tuple[int, ...]] = Counter()
+
+
+def _name_of_members(ranks: Sequence[int], use_hashed_name: bool) -> str:
+    """Members of a group agree on its name: it follows from them, and how many groups of the same members came before.
+
+    PyTorch's own has the number of all groups of a rank in it. Stages of a pipeline are in different numbers of groups,
+    and would wait for each other under different names for ever.
+    """
+    key = tuple(ranks)
+    _made[key] += 1
+    return hashlib.sha1(f"{key} {_made[key]}".encode(), usedforsecurity=False).hexdigest()
+
+
+def group_of(ranks: Sequence[int], backend: str) -> dist.ProcessGroup:
+    """A group that its members alone make, each with the same call."""
+    with patch.object(dist.distributed_c10d, "_process_group_name", _name_of_members):
+        return dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)
 
 
 def start(layout: ParallelLayout, seed: int = 0) -> ParallelState:

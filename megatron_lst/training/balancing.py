@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lst.engines.microbatches import balanced_groups
+from megatron_lst.parallel.state import group_of
 from megatron_lst.patching.row import Row
 from megatron_lst.patching.serialisation import row_to_bytes, rows_from_bytes
 
@@ -32,7 +33,7 @@ class RowBalancer:
         self._group: dist.ProcessGroup | None = None
         if self._size > 1:
             # Made by its members alone, without the other ranks.
-            self._group = dist.new_group(list(builders), backend="gloo", use_local_synchronization=True)
+            self._group = group_of(builders, "gloo")
             members = dist.get_process_group_ranks(self._group)
             self._place = [members.index(rank) for rank in builders]  # of each share in the group
 
