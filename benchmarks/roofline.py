@@ -1,20 +1,24 @@
-"""The least time that a step can take on a device: every operator's FLOPs and bytes, at the device's full rates.
+"""The least time that a step can take on a device, and the time that is expected: every operator's FLOPs and bytes.
 
     python -m benchmarks.roofline configs/lst-1b.yaml [--device h200] [--micro-batch 4] [--document-tokens 1500]
     python -m benchmarks.roofline configs/lst-70b.yaml --stage 3     one rank of that stage, in the configured layout
 
-An estimate from a data sheet, not a measurement: nothing runs but a trace (`benchmarks.trace`).  Kernels reach part of
-these rates, launches cost time, and tiles of attention compute masked pairs.  It says where the time would go before a
-GPU is at hand, which operators are worth fusing, and which goal no tuning can reach.
+Estimates, not measurements: nothing runs but a trace (`benchmarks.trace`).  "Least" is a bound: each tensor moved
+once, at the full rates of the data sheet.  "Expected" takes operators as they are executed, rates that kernels reach,
+tiles of attention and launches (`benchmarks.expected`).  They say where the time would go before a GPU is at hand,
+which operators are worth fusing, and which goal no tuning can reach.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
+import torch
+
+from benchmarks.expected import ELEMENTWISE, GAP, IDLE, PRODUCTS, Executed, Update, attention_seconds, executed
 from benchmarks.rank import stage_rank, traced_rank
 from benchmarks.rows import synthetic_rows
 from benchmarks.trace import Operation, trace_schedule
@@ -22,6 +26,7 @@ from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.flops.work import Work, row_work
+from megatron_lst.model.batch import make_batch
 from megatron_lst.parallel.layout import check_layout
 from megatron_lst.planning.devices import Device, find_device
 
@@ -35,23 +40,37 @@ KINDS = {
 }
 UPDATE = "gradients and AdamW"
 ADAM_BYTES = 4 + 30
-"""Of each parameter in bf16, in a step: the gradient's norm, AdamW with masters. The rest of a step is traced."""
+"""Least bytes a parameter in bf16 in a step: the gradient's norm, AdamW with masters. The rest of a step is traced."""
 
 
 @dataclass
 class Share:
-    """One kind of operation: calls, bytes, FLOPs, and the least seconds that they take."""
+    """One kind of operation.
+
+    Attributes:
+        calls: operators; launches: kernels.
+        bytes: each tensor once; executed: as they are moved.
+        seconds: the least; expected: see `benchmarks.expected`, gaps between kernels left out.
+    """
 
     calls: int = 0
+    launches: float = 0.0
     bytes: float = 0.0
+    executed: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
+    expected: float = 0.0
 
-    def add(self, moved: float, flops: float, device: Device) -> None:
+    def add(self, moved: float, flops: float, device: Device, like: Executed, attention: float = 0.0) -> None:
+        """attention: expected seconds where tiles decide."""
         self.calls += 1
+        self.launches += like.launches
         self.bytes += moved
+        self.executed += moved * like.passes
         self.flops += flops
         self.seconds += max(moved / device.bandwidth, flops / device.peak)
+        passing = moved * like.passes / (device.bandwidth * ELEMENTWISE * like.rate)
+        self.expected += max(passing, attention or flops / (device.peak * PRODUCTS))
 
 
 def attention_flops(op: Operation, work: Work, units: int, queries: int) -> float:
@@ -77,8 +96,7 @@ def kind_of(op: Operation, config: Config, weights: set[tuple[int, ...]]) -> str
     if not op.phase or (op.name.startswith("aten.add_") and op.outputs[0] in weights):
         return UPDATE  # zeroed before the passes, added up in fp32 in them, scaled after them
     vocabulary = config.vocabulary.padded_size // config.parallel.tensor
-    of_words = [shape for shape in op.shapes if vocabulary in shape and (shape[-1] == vocabulary or shape in weights)]
-    return "loss" if of_words else "other elementwise"
+    return "loss" if any(shape[-1:] == (vocabulary,) for shape in op.shapes) else "other elementwise"
 
 
 def shares(config: Config, device: Device, document_tokens: int, stage: int = 0) -> tuple[dict[str, Share], Share]:
@@ -98,36 +116,47 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
         weights = {tuple(p.shape) for chunk in engine.chunks for p in chunk.parameters()}
         parameters = sum(p.numel() for chunk in engine.chunks for p in chunk.parameters())
     units = config.training.micro_batch * config.data.units
+    batch = make_batch(rows, config, torch.device("cpu"))
     found = {kind: Share() for kind in (*KINDS, "loss", "other elementwise", UPDATE)}
     for op in trace.operations:
         kind = kind_of(op, config, weights)
         flops = attention_flops(op, work, units, config.model.queries) if kind == "attention" else op.flops
-        found[kind].add(op.bytes, flops, device)
-    found[UPDATE].add(float(ADAM_BYTES * parameters), 0.0, device)
+        tiled = attention_seconds(op, batch, device) if op.name.startswith(KINDS["attention"][0]) else 0.0
+        found[kind].add(op.bytes, flops, device, executed(op.name), tiled)
+    least = float(ADAM_BYTES * parameters)
+    update = Update()
+    found[UPDATE].add(least, 0.0, device, Executed(update.bytes / ADAM_BYTES, update.launches))
     sent = [c.wire for c in trace.collectives if c.group == "tensor"]
     return found, Share(len(sent), sum(sent), 0.0, sum(sent) / device.link if device.link else 0.0)
 
 
 def report(config: Config, device: Device, found: dict[str, Share], sent: Share) -> str:
     """Markdown."""
-    total = sum(share.seconds for share in found.values())
     units = config.training.micro_batch * config.data.units
-    lines = ["| | operators | GB | TFLOP | least ms | share |", "|---|---:|---:|---:|---:|---:|"]
-    for kind, s in found.items():
-        amounts = f"{s.calls} | {s.bytes / 1e9:.1f} | {s.flops / 1e12:.2f} | {s.seconds * 1e3:.1f}"
-        lines.append(f"| {kind} | {amounts} | {s.seconds / total:.0%} |")
-    flops, moved = sum(s.flops for s in found.values()), sum(s.bytes for s in found.values())
-    calls = sum(s.calls for s in found.values())
-    lines.append(f"| all | {calls} | {moved / 1e9:.1f} | {flops / 1e12:.2f} | {total * 1e3:.1f} | |")
+    whole = Share(**{f.name: sum(getattr(s, f.name) for s in found.values()) for f in fields(Share)})
+    waiting = whole.launches * GAP + IDLE
+    lines = [
+        "| | operators | kernels | GB | as executed | TFLOP | least ms | expected ms |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        *(_line(kind, share) for kind, share in found.items()),
+        f"| between kernels, and waiting for the host | | | | | | | {waiting * 1e3:.1f} |",
+        _line("all", replace(whole, expected=whole.expected + waiting)),
+    ]
     if sent.calls:
         lines.append(
-            f"| beside it, on the wires | {sent.calls} | {sent.bytes / 1e9:.1f} | | {sent.seconds * 1e3:.1f} | |"
+            f"| beside it, on the wires | {sent.calls} | | {sent.bytes / 1e9:.1f} | | | {sent.seconds * 1e3:.1f} | |"
         )
-    bound = f"{total * 1e3:.0f} ms"
-    if config.parallel.tensor * config.parallel.pipeline == 1:
-        bound += f", so at most {units / total:,.0f} units/s"
-    lines += ["", f"Least time of a step of {units} units on {device.name}: {bound}."]
-    return "\n".join([*lines, "An estimate from a data sheet, not a measurement."])
+    least, expected = whole.seconds, whole.expected + waiting
+    alone = config.parallel.tensor * config.parallel.pipeline == 1
+    for name, seconds in (("Least", least), ("Expected", expected)):
+        rate = f", {units / seconds:,.0f} units/s" if alone else ""
+        lines += ["", f"{name} time of a step of {units} units on {device.name}: {seconds * 1e3:.0f} ms{rate}."]
+    return "\n".join([*lines, "", "Estimates from a data sheet and published rates, not measurements."])
+
+
+def _line(kind: str, s: Share) -> str:
+    amounts = f"{s.bytes / 1e9:.1f} | {s.executed / 1e9:.1f} | {s.flops / 1e12:.2f}"
+    return f"| {kind} | {s.calls} | {s.launches:.0f} | {amounts} | {s.seconds * 1e3:.1f} | {s.expected * 1e3:.1f} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
