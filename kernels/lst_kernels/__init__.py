@@ -1,5 +1,5 @@
-"""Ragged-patch operations: pooling, un-pooling, per-patch attention, interval attention, rotary embedding and a
-chunked cross-entropy.
+"""Ragged-patch operations (pooling, un-pooling, per-patch attention, interval attention) and what a layer needs beside
+them: rotary embedding, RMSNorm with its residual, SwiGLU and a chunked cross-entropy.
 
 Every operation has a folder with a plain PyTorch reference (any device, float64 included), a Triton kernel
 pair and a benchmark.  This package needs torch alone; Triton is imported when a CUDA tensor first asks for
@@ -12,7 +12,9 @@ from .linear_cross_entropy import linear_cross_entropy
 from .patch_attention import patch_attention
 from .patch_pool import patch_pool
 from .patch_unpool import patch_unpool
+from .rms_norm import rms_norm, rms_norm_residual
 from .rotary import rotary
+from .swiglu import swiglu
 
 __all__ = [
     "available_backends",
@@ -22,5 +24,8 @@ __all__ = [
     "patch_attention",
     "patch_pool",
     "patch_unpool",
+    "rms_norm",
+    "rms_norm_residual",
     "rotary",
+    "swiglu",
 ]

@@ -12,6 +12,8 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "patch_attention": ("triton", "reference"),
     "interval_attention": ("triton", "reference"),
     "rotary": ("triton", "reference"),
+    "rms_norm": ("triton", "reference"),
+    "swiglu": ("triton", "reference"),
     "linear_cross_entropy": ("reference",),
 }
 """Backends that exist for each operation, fastest first as far as is known."""

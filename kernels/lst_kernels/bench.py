@@ -29,7 +29,9 @@ from .interval_attention.bench import cases as interval_cases
 from .linear_cross_entropy.bench import cases as loss_cases
 from .patch_attention.bench import cases as attention_cases
 from .patch_pool.bench import cases as pool_cases
+from .rms_norm.bench import cases as norm_cases
 from .rotary.bench import cases as rotary_cases
+from .swiglu.bench import cases as swiglu_cases
 
 OURS = ("triton", "chunked")
 """Backends that are ours: held to their gradients, and a problem of the whole benchmark when they are wrong."""
@@ -201,6 +203,8 @@ def operations() -> dict[str, Callable[[Setting], Iterator[Case]]]:
         "patch_attention": attention_cases,
         "interval_attention": interval_cases,
         "rotary": rotary_cases,
+        "rms_norm": norm_cases,
+        "swiglu": swiglu_cases,
         "linear_cross_entropy": loss_cases,
     }
 

@@ -24,6 +24,7 @@ class Setting:
     global_heads: int = 16
     global_kv_heads: int = 16
     global_head_dim: int = 128
+    global_ffn: int = 5632
     vocabulary: int = 32768
     dtype: torch.dtype = torch.bfloat16
     device: str = "cuda"

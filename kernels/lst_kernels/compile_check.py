@@ -44,6 +44,11 @@ class Shape:
     pooling: str = "max"
     tensor: int = 1
 
+    @property
+    def hidden(self) -> int:
+        """Width of the global transformer."""
+        return self.global_heads * self.global_head_dim
+
     def __post_init__(self) -> None:
         if self.local_heads % self.tensor or self.global_heads % self.tensor:
             raise ValueError(f"{self}: tensor must divide the heads")
@@ -112,7 +117,9 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     from .patch_attention.triton import patch_attention_backward_launch, patch_attention_forward_launch
     from .patch_pool.triton import pool_backward_launch, pool_forward_launch
     from .patch_unpool.triton import unpool_backward_launch, unpool_forward_launch
+    from .rms_norm.triton import norm_backward_launch, norm_forward_launch
     from .rotary.triton import rotary_launch
+    from .swiglu.triton import swiglu_backward_launch, swiglu_forward_launch
 
     def bf16(*size: int) -> torch.Tensor:
         return torch.empty(*size, dtype=torch.bfloat16)
@@ -141,6 +148,22 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
             patch_attention_backward_launch(pq, pq, kv, kv, start, end, pq, lse, 0.1),
         ),
     }
+    for width, hidden in sorted({d: 11 * d // 4 // 64 * 64, shape.hidden: shape.hidden * 11 // 4}.items()):
+        states, gates, scales = bf16(tokens, width), bf16(tokens, 2 * hidden), torch.empty(tokens)
+        weight = bf16(width)
+
+        def norm(x: torch.Tensor = states, weight: torch.Tensor = weight, scales: torch.Tensor = scales) -> None:
+            norm_forward_launch(x, None, weight, 1e-5)
+            norm_forward_launch(x, x, weight, 1e-5)
+            norm_backward_launch(x, None, x, weight, scales)
+            norm_backward_launch(x, x, x, weight, scales)
+
+        def gate(x: torch.Tensor = gates, f: int = hidden) -> None:
+            swiglu_forward_launch(x)
+            swiglu_backward_launch(x[:, :f], x)
+
+        work[f"rms_norm d={width}"] = norm
+        work[f"swiglu F={hidden}"] = gate
     for heads, kv_heads, width in (
         (local, local, dim),
         (

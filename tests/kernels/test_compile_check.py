@@ -20,6 +20,11 @@ KERNELS = {
     "interval_backward_dq",
     "interval_backward_dkdv",
     "rotary_turn",
+    "norm_forward",
+    "norm_backward",
+    "norm_columns",
+    "swiglu_forward",
+    "swiglu_backward",
 }
 
 

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lst_kernels import interval_attention, linear_cross_entropy, patch_attention, patch_pool, patch_unpool, rotary
+from lst_kernels import (
+    interval_attention,
+    linear_cross_entropy,
+    patch_attention,
+    patch_pool,
+    patch_unpool,
+    rms_norm,
+    rms_norm_residual,
+    rotary,
+    swiglu,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -31,6 +41,8 @@ def inputs(units: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]
     t = torch.arange(tokens)
     values = {
         "x": torch.randn(tokens, 256),
+        "y": torch.randn(tokens, 256),
+        "scale": torch.rand(256) + 0.5,
         "patches": torch.randn(units, 256),
         "queries": torch.randn(units, 2, 4, 64),
         "narrow": torch.randn(tokens, 4, 64),
@@ -93,6 +105,12 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], Operation]] = {
         lambda i, b: interval_attention(*3 * [i["odd"]], i["window_start"], i["after"], backend=b),
     ),
     "rotary": (("odd",), _turned),
+    "norm": (("x", "scale"), lambda i, b: rms_norm(i["x"], i["scale"], backend=b)),
+    "norm and residual": (
+        ("x", "scale", "y"),
+        lambda i, b: torch.stack(rms_norm_residual(i["x"], i["scale"], i["y"], backend=b)),
+    ),
+    "swiglu": (("x",), lambda i, b: swiglu(i["x"], b)),
     "loss": (("x", "table"), _loss),
 }
 

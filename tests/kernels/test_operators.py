@@ -12,7 +12,10 @@ from lst_kernels import (
     patch_attention,
     patch_pool,
     patch_unpool,
+    rms_norm,
+    rms_norm_residual,
     rotary,
+    swiglu,
 )
 
 TOKENS, HEADS, DIM = 20, 2, 16
@@ -33,7 +36,11 @@ def patched(x: Tensor, start: Tensor, end: Tensor, backend: str) -> Tensor:
     pooled = patch_pool(x, start, end, "max", backend=backend)
     heads = x.reshape(TOKENS, HEADS, DIM)
     mixed = patch_attention(pooled.view(-1, 1, HEADS, DIM), heads, heads, start, end, backend=backend)
-    return patch_unpool(mixed.reshape(-1, HEADS * DIM), t // 4, x, backend=backend)
+    x = patch_unpool(mixed.reshape(-1, HEADS * DIM), t // 4, x, backend=backend)
+    scale = torch.linspace(0.5, 1.5, HEADS * DIM, dtype=x.dtype)
+    normed, total = rms_norm_residual(x, scale, x.flip(0), backend=backend)
+    gated = swiglu(torch.cat((normed, total), dim=-1), backend)
+    return rms_norm(total, scale, backend=backend) + gated
 
 
 @pytest.mark.interpreter
@@ -69,6 +76,8 @@ def test_cpu_takes_the_reference() -> None:
         "patch_attention",
         "interval_attention",
         "rotary",
+        "rms_norm",
+        "swiglu",
         "linear_cross_entropy",
     }
     if not torch.cuda.is_available():
