@@ -36,11 +36,6 @@ INPUTS = {
         "share of the memory's bandwidth in kernels that read and write once: 2.8 TB/s on an H100, 4.0 on an H200",
         "what copies reach on both; for norms and SwiGLU a guess",
     ),
-    "symbolic": Input(
-        0.72,
-        "share of that in what torch.compile makes for a width it does not know",
-        "a guess: index arithmetic, no wide loads",
-    ),
     "clock": Input(0.85, "clock under load over the peak's, in attention: 1.55 of 1.83 GHz", "a guess"),
     "gap": Input(2e-6, "seconds from one kernel to the next, the host being ahead", "launch, ramp and tail; a guess"),
     "idle": Input(
@@ -70,7 +65,7 @@ def _input(name: str) -> float:
 
 
 GAP, IDLE = _input("gap"), _input("idle")
-PRODUCTS, ELEMENTWISE, SYMBOLIC = _input("products"), _input("elementwise"), _input("symbolic")
+PRODUCTS, ELEMENTWISE = _input("products"), _input("elementwise")
 
 
 @dataclass(frozen=True)
@@ -80,13 +75,11 @@ class Executed:
     Attributes:
         passes: bytes moved over bytes counted, which are each tensor once.
         launches: kernels.
-        rate: share of ELEMENTWISE.
         why: for people.
     """
 
     passes: float = 1.0
     launches: float = 1
-    rate: float = 1.0
     why: str = ""
 
 
@@ -98,10 +91,8 @@ AS_EXECUTED = {
     "aten.select_backward": Executed(1.5, 2, why="zeros, then a copy"),
     "aten.index_put": Executed(1.5, 6, why="a copy, then a sort of the index and one pass over rows"),
     "aten.embedding_dense_backward": Executed(1, 8, why="a sort of the tokens and one pass over rows"),
-    "lst_trace.rms_norm_backward": Executed(5 / 3, 3, why="for the weight, input and gradient are read again"),
-    "lst_trace.swiglu": Executed(1, 1, SYMBOLIC, "compiled twice, the second time for any width"),
-    "lst_trace.swiglu_backward": Executed(1.4, 1, SYMBOLIC, "compiled: each half of the output reads its input"),
     "lst_kernels.interval_attention_backward": Executed(1, 5, why="two, and three that turn intervals round"),
+    "lst_kernels.rms_norm_backward": Executed(1.03, 2, why="the weight's partial sums are written, then added up"),
     "lst_kernels.patch_unpool_backward": Executed(1, 7, why="tokens sorted by patch"),
 }  # fmt: skip
 """By the beginning of an operator's name, the longest that fits; others move each tensor once, in one kernel. From the

@@ -18,42 +18,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.parallel.layout import ParallelLayout
 
 META = torch.device("meta")
-_library = torch.library.Library("lst_trace", "FRAGMENT")
 _collectives = torch.library.Library("c10d", "IMPL")
-
-
-def _stand_in(schema: str, shapes: Callable[..., Any]) -> Any:
-    """A new operator without arithmetic: `shapes` makes its outputs."""
-    name = _library.define(schema)
-    _library.impl(name, shapes, "Meta")
-    return getattr(torch.ops.lst_trace, name)
-
-
-def _with_scale(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-
-
-_norm = _stand_in("rms_norm(Tensor x, Tensor weight) -> (Tensor, Tensor)", _with_scale)
-_norm_back = _stand_in(
-    "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor scale) -> (Tensor, Tensor)",
-    lambda grad, x, weight, scale: (torch.empty_like(x), torch.empty_like(weight)),
-)
-_swiglu = _stand_in("swiglu(Tensor x) -> Tensor", lambda x: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
-_swiglu_back = _stand_in("swiglu_backward(Tensor grad, Tensor x) -> Tensor", lambda grad, x: torch.empty_like(x))
-
-
-class _FusedNorm(torch.autograd.Function):
-    """Keeps what PyTorch's fused RMSNorm keeps: its input and one number a row."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        out, scale = _norm(x, weight)
-        ctx.save_for_backward(x, weight, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return _norm_back(grad, *ctx.saved_tensors)
 
 
 def stage_rank(layout: ParallelLayout, stage: int) -> int:
@@ -81,12 +46,10 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
     cpu.install()
     with _absent_group(world, rank), ExitStack() as patches:
         from megatron.core import parallel_state
-        from megatron.core.fusions import fused_bias_swiglu
         from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
         from megatron_lst.engines.megatron.engine import MegatronEngine
         from megatron_lst.engines.megatron.optimizer_state import prime
-        from megatron_lst.model.layers import RMSNorm
 
         for owner, name, instead in (
             (cpu, "on_cpu", lambda: False),  # the settings of a GPU
@@ -94,9 +57,6 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
             (cpu, "optimizer_types", _types_of_cuda),
             (torch.cuda, "current_device", lambda: META),
             (torch, "zeros", _without_values(torch.zeros)),
-            (RMSNorm, "forward", lambda self, x: _FusedNorm.apply(x, self.weight)),
-            (fused_bias_swiglu, "swiglu", _swiglu),
-            (fused_bias_swiglu, "swiglu_back", _swiglu_back),
             # Around regions of sequence parallelism random states are compared, on the host; nothing draws from them.
             (CudaRNGStatesTracker, "fork", lambda *_: nullcontext()),
         ):

@@ -35,8 +35,8 @@ KINDS = {
     "attention": ("lst_kernels.interval_attention", "lst_kernels.patch_attention"),
     "rotary": ("lst_kernels.rotary",),
     "pooling": ("lst_kernels.patch_pool", "lst_kernels.patch_unpool"),
-    "norms": ("lst_trace.rms_norm",),
-    "SwiGLU": ("lst_trace.swiglu",),
+    "norms": ("lst_kernels.rms_norm",),
+    "SwiGLU": ("lst_kernels.swiglu",),
 }
 UPDATE = "gradients and AdamW"
 ADAM_BYTES = 4 + 30
@@ -69,7 +69,7 @@ class Share:
         self.executed += moved * like.passes
         self.flops += flops
         self.seconds += max(moved / device.bandwidth, flops / device.peak)
-        passing = moved * like.passes / (device.bandwidth * ELEMENTWISE * like.rate)
+        passing = moved * like.passes / (device.bandwidth * ELEMENTWISE)
         self.expected += max(passing, attention or flops / (device.peak * PRODUCTS))
 
 

@@ -2,8 +2,8 @@
 
 The real engine's pipeline schedule runs on PyTorch's meta device (`benchmarks.rank`), where a tensor has a shape and no
 contents.  Whoever reads a value there fails: a traced step provably never makes the host wait for the device, and no
-shape in it depends on data.  Bytes are those that a GPU's allocator would hand out.  RMSNorm and SwiGLU are one kernel
-on a GPU and several operators elsewhere, so a stand-in of one operator takes the place of each.
+shape in it depends on data.  Bytes are those that a GPU's allocator would hand out.  Kernels of `lst_kernels` are the
+operators that a GPU runs.
 """
 
 import weakref

@@ -8,6 +8,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from lst_kernels import interval_attention, patch_attention, rotary
+from megatron_lst.model.layers import normed
 from megatron_lst.model.settings import keep_uninitialised
 
 
@@ -56,13 +57,14 @@ class CrossAttention(MegatronModule):
         return x.reshape(-1, x.shape[-1] // self.head_size, self.head_size)
 
     def _project(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = self._heads(self.q_proj(self.q_norm(queries))[0])  # [N, heads of this rank, D]
-        k, v = self.kv_proj(self.kv_norm(keys))[0].chunk(2, dim=-1)  # [M, d of this rank] each
+        """Heads of queries, keys and values, from what is normed."""
+        q = self._heads(self.q_proj(queries)[0])  # [N, heads of this rank, D]
+        k, v = self.kv_proj(keys)[0].chunk(2, dim=-1)  # [M, d of this rank] each
         return q, self._heads(k), self._heads(v)
 
     def of_intervals(
         self, queries: Tensor, keys: Tensor, mask: Tensor, tables: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Each query sees one interval of the keys.
 
         Args:
@@ -72,13 +74,15 @@ class CrossAttention(MegatronModule):
             tables: rotary tables of queries and keys, [2, N or M, D / 2] (`cross_rope`).
 
         Returns:
-            [N, 1, d_l], sharded as the queries are.
+            [N, 1, d_l], sharded as the queries are; and queries and keys, for whoever reads them too (see `normed`).
         """
-        q, k, v = self._project(queries, keys)
+        query_states, queries = normed(self.q_norm, queries)
+        key_states, keys = normed(self.kv_norm, keys)
+        q, k, v = self._project(query_states, key_states)
         if tables is not None:
             q, k = rotary(q, *tables[0]), rotary(k, *tables[1])
         out = interval_attention(q, k, v, mask[0], mask[1])  # [N, heads of this rank, D]
-        return self.o_proj(out.reshape(out.shape[0], 1, -1))[0]
+        return self.o_proj(out.reshape(out.shape[0], 1, -1))[0], queries, keys
 
     def of_patches(self, queries: Tensor, tokens: Tensor, start: Tensor, end: Tensor) -> Tensor:
         """The k queries of each patch see exactly the patch's own tokens.
@@ -92,6 +96,7 @@ class CrossAttention(MegatronModule):
             [P, k, d_l].
         """
         patches, count, d = queries.shape
-        q, k, v = self._project(queries.reshape(-1, d), tokens)  # q [P * k, heads, D]; k, v [N, heads, D]
+        # q [P * k, heads, D]; k, v [N, heads, D]
+        q, k, v = self._project(self.q_norm(queries.reshape(-1, d)), self.kv_norm(tokens))
         out = patch_attention(q.view(patches, count, *q.shape[1:]), k, v, start, end)
         return self.o_proj(out.reshape(patches * count, -1))[0].view(patches, count, d)

@@ -34,12 +34,14 @@ class PatchDecoderLayer(MegatronModule):
 
     def forward(
         self, hidden: Tensor, units: Tensor, batch: Batch, tables: Tensor, cross_tables: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """hidden [n, 1, d_l], units Z [P*k, d_l] -> [n, 1, d_l]."""
-        out = self.cross_attention.of_intervals(hidden, units, batch.cross_mask, cross_tables)
-        hidden = out + (2 * hidden if self.double_residual else hidden)
-        hidden, _ = self.block(hidden_states=hidden, attention_mask=batch.decoder_mask, attention_bias=tables)
-        return hidden
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [n, 1, d_l], units Z [P*k, d_l] -> [n, 1, d_l], and the units, for the next layer (see `normed`)."""
+        out, hidden, units = self.cross_attention.of_intervals(hidden, units, batch.cross_mask, cross_tables)
+        residual = 2 * hidden if self.double_residual else hidden
+        out, _ = self.block(
+            hidden_states=out, attention_mask=batch.decoder_mask, attention_bias=tables, residual=residual
+        )
+        return out, units
 
 
 class PatchDecoder(MegatronModule):
@@ -77,7 +79,7 @@ class PatchDecoder(MegatronModule):
         tables = rotary_tables(batch.decoder_position, head_size, model.rope_theta)
         cross_tables = self._cross_tables(batch, head_size) if model.cross_rope else None
         for layer in self.layers:
-            hidden = layer(hidden, keys, batch, tables, cross_tables)
+            hidden, keys = layer(hidden, keys, batch, tables, cross_tables)
         return self.norm(hidden)
 
     def _cross_tables(self, batch: Batch, head_size: int) -> tuple[Tensor, Tensor]:

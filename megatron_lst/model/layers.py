@@ -1,9 +1,9 @@
-"""The building blocks: RMSNorm, rotary tables, attention over intervals, and one transformer layer made of them."""
+"""The building blocks: RMSNorm, rotary tables, attention over intervals, SwiGLU, and one transformer layer of them."""
 
 from typing import Any
 
 import torch
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import checkpoint, get_cuda_rng_tracker
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig, TransformerLayer
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -11,9 +11,10 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.utils import make_viewless_tensor
 from torch import Tensor, nn
 
-from lst_kernels import interval_attention, rotary
+from lst_kernels import interval_attention, rms_norm, rms_norm_residual, rotary, swiglu
 from megatron_lst.config.schema import RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
@@ -32,8 +33,22 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, device=torch.cuda.current_device(), dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+    def forward(self, x: Tensor, residual: Tensor | None = None, keep: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """See `normed`. The module is called, since ZeRO-3 and overlapped gathers bring its weight when it is."""
+        if residual is None and not keep:
+            return rms_norm(x, self.weight, self.eps)
+        return rms_norm_residual(x, self.weight, residual, self.eps)
+
+
+def normed(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(norm(total), total) where total = residual + x, or x without a residual. x, residual: [n, 1, d].
+
+    Whoever reads both takes them from here: the built-in norm then adds where it norms, forward and backward.
+    """
+    if isinstance(norm, RMSNorm):
+        return norm(x, residual, True)
+    total = x if residual is None else residual + x
+    return norm(total), total
 
 
 def norm_class(choice: str) -> type:
@@ -121,6 +136,44 @@ def global_attention(choice: str, dtype: torch.dtype) -> type[IntervalCoreAttent
     return FlashCoreAttention
 
 
+class Layer(TransformerLayer):
+    """Megatron-core's layer of one kind: pre-norm, no dropout, no bias. Residuals are added where they are normed."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        attention_bias: Tensor,
+        packed_seq_params: Any = None,
+        residual: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """[n, 1, d] -> the same. `residual` is added to the input; for the others see IntervalCoreAttention."""
+        states, residual = normed(self.input_layernorm, hidden_states, residual)
+        states, _bias = self.self_attention(
+            states,
+            attention_mask=attention_mask,
+            attention_bias=attention_bias,
+            packed_seq_params=packed_seq_params,
+        )
+        states, residual = normed(self.pre_mlp_layernorm, states, residual)
+        states = self._fed_forward(states)
+        return make_viewless_tensor(residual + states, requires_grad=residual.requires_grad, keep_graph=True), None
+
+    def _gated(self, states: Tensor) -> Tensor:
+        """SwiGLU by a kernel of its own: Megatron-core's goes through torch.compile, once for every width."""
+        return self.mlp.linear_fc2(swiglu(self.mlp.linear_fc1(states)[0]))[0]
+
+    def _fed_forward(self, states: Tensor) -> Tensor:
+        if not self.recompute_mlp:
+            return self._gated(states)
+        if self.config.fp8:
+            from megatron.core.extensions.transformer_engine import te_checkpoint
+
+            return te_checkpoint(self._gated, False, get_cuda_rng_tracker, self.pg_collection.tp, states)
+        return checkpoint(self._gated, False, states)
+
+
 def layer_spec(
     norm: type,
     qk_norm: bool = False,
@@ -135,7 +188,7 @@ def layer_spec(
     head_norm = norm if qk_norm else IdentityOp
     column, row = linear
     return ModuleSpec(
-        module=TransformerLayer,
+        module=Layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
@@ -149,9 +202,7 @@ def layer_spec(
                     k_layernorm=head_norm,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
-            mlp_bda=get_bias_dropout_add,
         ),
     )

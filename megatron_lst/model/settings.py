@@ -40,7 +40,7 @@ def _common(config: Config, layout: ParallelLayout) -> dict[str, Any]:
         "calculate_per_token_loss": True,
         "gradient_accumulation_fusion": False,
         "bias_dropout_fusion": False,
-        "bias_activation_fusion": not cpu.on_cpu(),
+        "bias_activation_fusion": False,
         "masked_softmax_fusion": False,
         "apply_rope_fusion": False,
         "persist_layer_norm": False,

@@ -1,4 +1,4 @@
-"""Runs every test marked `interpreter` in one process with TRITON_INTERPRET=1 (see conftest.py)."""
+"""Runs every test marked `interpreter` that is not `slow` in one process with TRITON_INTERPRET=1 (see conftest.py)."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def test_triton_kernels_under_the_interpreter() -> None:
         "-p",
         "no:cacheprovider",
         "-m",
-        "interpreter",
+        "interpreter and not slow",
         "tests/kernels",
     ]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
