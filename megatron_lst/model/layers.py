@@ -33,11 +33,13 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, device=torch.cuda.current_device(), dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, keep: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, residual: Tensor | None = None, keep: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """See `normed`. The module is called, since ZeRO-3 and overlapped gathers bring its weight when it is."""
         if residual is None and not keep:
-            return rms_norm(x, self.weight, self.eps)
-        return rms_norm_residual(x, self.weight, residual, self.eps)
+            return rms_norm(x, self.weight, self.eps or 0.0)
+        return rms_norm_residual(x, self.weight, residual, self.eps or 0.0)
 
 
 def normed(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:

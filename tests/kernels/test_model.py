@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lst_kernels.backends import BACKENDS
 from megatron_lst.config.schema import Config
 from tests.support.single import engine_of
 from tests.support.toy import toy_config, toy_rows
@@ -22,9 +23,8 @@ def with_triton(patch: pytest.MonkeyPatch) -> list[str]:
         return "triton"
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("lst_kernels.") and hasattr(module, "choose_backend") and not name.endswith("backends"):
-            if "triton" in sys.modules["lst_kernels.backends"].BACKENDS.get(name.rpartition(".")[2], ()):
-                patch.setattr(module, "choose_backend", choose)
+        if name.startswith("lst_kernels.") and "triton" in BACKENDS.get(name.rpartition(".")[2], ()):
+            patch.setattr(module, "choose_backend", choose)
     return asked
 
 
@@ -39,8 +39,8 @@ def curve(config: Config) -> list[float]:
 @pytest.mark.parametrize("options", [{}, {"model__text_path": "direct", "model__double_residual": True}], ids=str)
 def test_a_step_is_that_of_the_references(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(
-        **options, model__layers=1, model__decoder_layers=1, model__heads=1, model__local_heads=1, engine__loss_chunk=64,
-        training__global_batch=1, training__micro_batch=1,
+        **options, model__layers=1, model__decoder_layers=1, model__heads=1, model__local_heads=1,
+        engine__loss_chunk=64, training__global_batch=1, training__micro_batch=1,
     )  # fmt: skip
     want = curve(config)
     asked = with_triton(monkeypatch)
