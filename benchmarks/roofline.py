@@ -31,7 +31,7 @@ from megatron_lst.parallel.layout import check_layout
 from megatron_lst.planning.devices import Device, find_device
 
 KINDS = {
-    "matrix products": ("aten.mm", "aten.bmm", "aten.addmm"),
+    "matrix products": ("aten.mm", "aten.bmm", "aten.addmm", "lst_kernels.add_product"),
     "attention": ("lst_kernels.interval_attention", "lst_kernels.patch_attention"),
     "rotary": ("lst_kernels.rotary",),
     "pooling": ("lst_kernels.patch_pool", "lst_kernels.patch_unpool"),

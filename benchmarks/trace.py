@@ -121,6 +121,9 @@ class _Recorder(TorchDispatchMode):
         fresh = [t for t in outputs if t.untyped_storage()._cdata not in before]
         for tensor in fresh:
             self._watch(tensor.untyped_storage())
+        if not outputs and func._schema.is_mutable:  # an operator of our own that writes into an argument
+            marks = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+            outputs = [t for t, written in zip(args, marks, strict=False) if written and isinstance(t, Tensor)]
         if outputs and (fresh or func._schema.is_mutable):
             name = str(func).removesuffix(".default")
             count = flop_registry.get(func.overloadpacket)

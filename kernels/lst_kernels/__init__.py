@@ -6,6 +6,7 @@ pair and a benchmark.  This package needs torch alone; Triton is imported when a
 it. See the README beside this package for what each operation promises.
 """
 
+from .add_product import add_product
 from .backends import available_backends, choose_backend
 from .interval_attention import interval_attention
 from .linear_cross_entropy import linear_cross_entropy
@@ -17,6 +18,7 @@ from .rotary import rotary
 from .swiglu import swiglu
 
 __all__ = [
+    "add_product",
     "available_backends",
     "choose_backend",
     "interval_attention",

@@ -14,7 +14,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "rotary": ("triton", "reference"),
     "rms_norm": ("triton", "reference"),
     "swiglu": ("triton", "reference"),
-    "linear_cross_entropy": ("reference",),
+    "linear_cross_entropy": ("triton", "reference"),
 }
 """Backends that exist for each operation, fastest first as far as is known."""
 

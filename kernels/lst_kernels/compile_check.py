@@ -114,6 +114,7 @@ class _CompileOnly:
 def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], object]]:
     """Host wrappers of every kernel at this shape, on small tensors that are never read."""
     from .interval_attention.triton import interval_backward_launch, interval_forward_launch
+    from .linear_cross_entropy.triton import softmax_gradient_launch, softmax_statistics_launch
     from .patch_attention.triton import patch_attention_backward_launch, patch_attention_forward_launch
     from .patch_pool.triton import pool_backward_launch, pool_forward_launch
     from .patch_unpool.triton import unpool_backward_launch, unpool_forward_launch
@@ -134,11 +135,18 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     pq = bf16(patches, shape.queries, local, dim)
     kv = bf16(tokens, local, dim)
     lse = torch.empty(pq.shape[:3])
+    logits, numbers, column = bf16(tokens, 32768 // shape.tensor), torch.empty(tokens), torch.arange(tokens)
+
+    def softmax() -> None:
+        softmax_statistics_launch(logits, column)
+        softmax_gradient_launch(logits, numbers, column, numbers)
+
     work: dict[str, Callable[[], object]] = {
         f"patch_pool {shape.pooling}": lambda: (
             pool_forward_launch(x, start, end, shape.pooling),
             pool_backward_launch(p, start, end, winner, tokens, shape.pooling),
         ),
+        "linear_cross_entropy": softmax,
         "patch_unpool": lambda: (
             unpool_forward_launch(p, index, x),
             unpool_backward_launch(x, index, patches),

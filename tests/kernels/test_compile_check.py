@@ -25,6 +25,8 @@ KERNELS = {
     "norm_columns",
     "swiglu_forward",
     "swiglu_backward",
+    "softmax_statistics",
+    "softmax_gradient",
 }
 
 

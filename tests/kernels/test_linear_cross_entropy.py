@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lst_kernels import linear_cross_entropy
+from lst_kernels import add_product, linear_cross_entropy
+from tests.kernels.test_patch_pool import HALVES, compare
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -76,3 +77,64 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             linear_cross_entropy(*arguments)
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("tokens", "vocabulary", "chunk"), [(23, 31, 10), (5, 4100, 3), (3, 1, 8)])
+def test_triton(tokens: int, vocabulary: int, chunk: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(tokens, 8).to(dtype), torch.randn(vocabulary, 8).to(dtype)]
+    labels = torch.randint(0, vocabulary, (tokens,))
+    labels[::5] = -100
+    ours, theirs = ([t.detach().to(d).requires_grad_() for t in inputs] for d in (dtype, torch.float64))
+    grad = torch.rand(tokens)
+    out = linear_cross_entropy(*ours, labels, chunk=chunk, backend="triton")
+    want = cross_entropy(theirs[0] @ theirs[1].t(), labels, reduction="none")
+    compare(out, want, HALVES[dtype])
+    got = torch.autograd.grad(out, ours, grad)
+    expected = torch.autograd.grad(want, theirs, grad.double())
+    for a, b in zip(got, expected, strict=True):
+        compare(a, b, 4 * HALVES[dtype])
+    labels[1] = (labels[1].clamp(min=0) + 1) % vocabulary
+    other = linear_cross_entropy(*ours, labels, chunk=chunk, backend="triton")
+    assert vocabulary == 1 or not torch.equal(out[1], other[1]), "the control: a target counts"
+
+
+@pytest.mark.interpreter
+def test_statistics_of_a_shard_and_of_infinities() -> None:
+    """Columns outside give 0, rows that hold -inf and large values neither NaN nor infinity."""
+    from lst_kernels.linear_cross_entropy.library import gradient, statistics
+
+    logits = torch.tensor([[1e4, -float("inf"), 3.0], [-1e4, -1e4, -1e4]])
+    normaliser, target = statistics(logits, torch.tensor([-2, 7]))
+    torch.testing.assert_close(normaliser, logits.double().logsumexp(-1).float())
+    assert not target.any()
+    torch.library.opcheck(statistics, (logits, torch.tensor([0, 2])))
+    torch.library.opcheck(gradient, (logits.clone(), normaliser, torch.tensor([0, 2]), torch.ones(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_add_product(backend: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(6, 5).to(dtype).t(), torch.randn(6, 7).to(dtype)
+    into = torch.randn(5, 7, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    want = into.double() + left.double() @ right.double()
+    add_product(into, left, right, backend)
+    exact = backend == "fused" or dtype != torch.bfloat16
+    assert (into.double() - want).abs().max() < (1e-5 if exact else 3e-2)
+    if not exact:
+        assert (into.double() - want).abs().max() > 1e-4, "the control: the reference rounds the product first"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [(((2, 3), (2, 4), (5, 3)), "shapes must fit"), (((2, 3), (2, 4), (4,)), "matrices")],
+)
+def test_add_product_refuses(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_product(*(torch.zeros(shape) for shape in shapes))
+    with pytest.raises(ValueError, match="accumulator"):
+        add_product(torch.zeros(2, 3).bfloat16(), torch.zeros(2, 4).bfloat16(), torch.zeros(4, 3).bfloat16())

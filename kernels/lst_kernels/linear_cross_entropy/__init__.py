@@ -33,6 +33,9 @@ def linear_cross_entropy(
     whole vocabulary (two all-reduces of [N], however many chunks); the gradient of hidden is this shard's part, for
     the caller to add up over the group, as Megatron's `copy_to_tensor_model_parallel_region` does.
 
+    The Triton kernels are the softmax between the two products: logits stay in hidden's dtype, are read once forward,
+    and read and overwritten once backward; the weight's gradient is summed in float32 (`add_product`).
+
     Raises ValueError on wrong input.
     """
     name = "linear_cross_entropy"
@@ -65,8 +68,8 @@ def linear_cross_entropy(
         size = weight.shape[0] * (group.size() if group is not None else 1)
         bad = (labels != ignore_index) & ((labels < 0) | (labels >= size))
         require(not bool(bad.any()), name, "a label is outside the vocabulary", weight=weight, labels=labels)
-    choose_backend(name, hidden.device, backend)
+    chosen = choose_backend(name, hidden.device, backend, hidden.dtype)
     from .reference import linear_cross_entropy_reference
 
-    losses = linear_cross_entropy_reference(hidden, weight, labels, ignore_index, chunk, group)
+    losses = linear_cross_entropy_reference(hidden, weight, labels, ignore_index, chunk, group, chosen)
     return losses.sum() if reduction == "sum" else losses

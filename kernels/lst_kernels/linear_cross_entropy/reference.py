@@ -1,4 +1,7 @@
-"""linear_cross_entropy in plain PyTorch, a chunk of rows at a time, on any device, for any shard of the vocabulary."""
+"""linear_cross_entropy, a chunk of rows at a time, for any shard of the vocabulary.
+
+The softmax between the products is PyTorch's operators, on any device, or two Triton kernels: `_Softmax`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..add_product import add_product
 from ..checks import accumulator
-
-
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[c, d] x [V, d] -> [c, V] in float32 (float64 for float64)."""
-    return (hidden @ weight.t()).to(accumulator(hidden.dtype))
 
 
 def _combine(normaliser: Tensor, target: Tensor, group: Any) -> tuple[Tensor, Tensor]:
@@ -25,51 +24,76 @@ def _combine(normaliser: Tensor, target: Tensor, group: Any) -> tuple[Tensor, Te
     return sums[0].log_().add_(largest), sums[1]
 
 
+def _statistics(logits: Tensor, column: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """Of each row of logits [c, V]: log-sum-exp, and the logit at `column`, 0 where that is in another shard."""
+    if backend == "triton":
+        from .library import statistics
+
+        return statistics(logits, column)
+    inside = (column >= 0) & (column < logits.shape[1])
+    logits = logits.to(accumulator(logits.dtype))
+    target = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+    return logits.logsumexp(-1), target * inside
+
+
+def _gradient(logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor, backend: str) -> Tensor:
+    """The loss's gradient of logits [c, V], which may be overwritten; in their dtype."""
+    if backend == "triton":
+        from .library import gradient
+
+        gradient(logits, normaliser, column, grad)
+        return logits
+    inside = (column >= 0) & (column < logits.shape[1])
+    dlogits = logits.to(accumulator(logits.dtype)).sub_(normaliser[:, None]).exp_()
+    dlogits.scatter_add_(1, column.clamp(0, logits.shape[1] - 1)[:, None], -inside[:, None].to(dlogits.dtype))
+    return dlogits.mul_(grad[:, None]).to(logits.dtype)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore: int, chunk: int, group: Any
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore: int, chunk: int, group: Any, backend: str
     ) -> Tensor:
-        shard = weight.shape[0]
-        first = dist.get_rank(group) * shard if group is not None else 0  # this shard's first vocabulary row
+        first = dist.get_rank(group) * weight.shape[0] if group is not None else 0
+        # Of the shard that holds a row's target; below 0 or past the end in the others.
         column = labels.long().masked_fill(labels == ignore, 0) - first
-        # The shard that holds a row's target; 1 everywhere without a group.
-        mine = ((column >= 0) & (column < shard)).to(accumulator(hidden.dtype))
-        column = column.clamp(0, shard - 1)
-        normaliser, target = torch.empty_like(mine), torch.empty_like(mine)
+        normaliser = torch.empty(len(labels), dtype=accumulator(hidden.dtype), device=hidden.device)
+        target = torch.empty_like(normaliser)
         for i in range(0, hidden.shape[0], chunk):
             rows = slice(i, i + chunk)
-            logits = _logits(hidden[rows], weight)  # [c, V]: the only one that exists at a time
-            target[rows] = logits.gather(1, column[rows, None]).squeeze(1)
-            normaliser[rows] = logits.logsumexp(-1)
-        target *= mine  # the other shards add 0
+            normaliser[rows], target[rows] = _statistics(hidden[rows] @ weight.t(), column[rows], backend)
         if group is not None:
             normaliser, target = _combine(normaliser, target, group)
-        ctx.save_for_backward(hidden, weight, labels, column, mine, normaliser)
-        ctx.ignore, ctx.chunk = ignore, chunk
+        ctx.save_for_backward(hidden, weight, labels, column, normaliser)
+        ctx.ignore, ctx.chunk, ctx.softmax = ignore, chunk, backend
         return (normaliser - target).masked_fill_(labels == ignore, 0.0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, labels, column, mine, normaliser = ctx.saved_tensors
+        hidden, weight, labels, column, normaliser = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         dhidden = torch.empty_like(hidden) if need_hidden else None
         dweight = torch.zeros_like(weight, dtype=accumulator(weight.dtype)) if need_weight else None
         grad = grad.masked_fill(labels == ctx.ignore, 0.0)
         for i in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(i, i + ctx.chunk)
-            dlogits = _logits(hidden[rows], weight).sub_(normaliser[rows, None]).exp_()  # the softmax again, [c, V]
-            dlogits.scatter_add_(1, column[rows, None], -mine[rows, None])  # minus 1 at the target
-            dlogits = dlogits.mul_(grad[rows, None]).to(hidden.dtype)
+            logits = hidden[rows] @ weight.t()
+            dlogits = _gradient(logits, normaliser[rows], column[rows], grad[rows], ctx.softmax)
             if dhidden is not None:
-                dhidden[rows] = dlogits @ weight
+                torch.mm(dlogits, weight, out=dhidden[rows])
             if dweight is not None:
-                dweight += dlogits.t() @ hidden[rows]
-        return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None
+                add_product(dweight, dlogits.t(), hidden[rows])
+        return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None, None
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, labels: Tensor, ignore: int, chunk: int, group: Any = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ignore: int,
+    chunk: int,
+    group: Any = None,
+    backend: str = "reference",
 ) -> Tensor:
     """Losses [N] of hidden [N, d] against weight [V, d].  See `lst_kernels.linear_cross_entropy`."""
-    return _LinearCrossEntropy.apply(hidden, weight, labels, ignore, chunk, group)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, ignore, chunk, group, backend)
