@@ -39,9 +39,9 @@ INPUTS = {
     "clock": Input(0.85, "clock under load over the peak's, in attention: 1.55 of 1.83 GHz", "a guess"),
     "gap": Input(2e-6, "seconds from one kernel to the next, the host being ahead", "launch, ramp and tail; a guess"),
     "idle": Input(
-        5e-3,
-        "seconds a step in which the device waits for the host",
-        "norm and sums are read, rows laid out (2.5 ms on one core of a busy CPU), layers launched; a guess",
+        1.5e-3,
+        "seconds a step in which the device waits for the host: norm and sums are read, the update launched",
+        "a guess; rows are laid out (2.5 ms on one core of a busy CPU) during the update",
     ),
     "forward tiles": Input(0.75, "share of the peak in attention's products, forward", "a guess; see `rates` below"),
     "backward tiles": Input(0.6, "the same backward, where tiles are smaller", "a guess; see `rates` below"),
@@ -111,14 +111,14 @@ class Update:
 
     Attributes:
         norm: the gradient is read.
-        adam: gradient, master and two moments are read, the latter three written.
+        adam: gradient, master and two moments are read, all written: dividing, PyTorch's keeps the quotient.
         copy: the master is read, the bf16 weight written.
         launches: of all, for 1.5e9 parameters in some 230 tensors: norm and update take many tensors together,
             copies go one by one.
     """
 
     norm: float = 4
-    adam: float = 28
+    adam: float = 32
     copy: float = 6
     launches: int = 400
 

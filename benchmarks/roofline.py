@@ -63,7 +63,7 @@ class Share:
 
     def add(self, moved: float, flops: float, device: Device, like: Executed, attention: float = 0.0) -> None:
         """attention: expected seconds where tiles decide."""
-        self.calls += 1
+        self.calls += like.launches > 0  # what only allocates is no operator
         self.launches += like.launches
         self.bytes += moved
         self.executed += moved * like.passes

@@ -29,10 +29,9 @@ def loss_sums(losses: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
     return torch.cat((kinds @ losses.detach().double(), kinds.sum(1)))
 
 
-def step_result(sums: Tensor, grad_norm: float, skipped: bool) -> StepResult:
-    """sums: float64 [8 + n]: those of `loss_sums` over the global batch, then those of the n numbers of each rank."""
-    values = sums.tolist()
-    means = [s / n if n else math.nan for s, n in zip(values[:KINDS], values[KINDS : 2 * KINDS], strict=True)]
+def step_result(values: list[float], grad_norm: float, skipped: bool) -> StepResult:
+    """values: the 8 sums of `loss_sums` over the global batch."""
+    means = [s / n if n else math.nan for s, n in zip(values[:KINDS], values[KINDS:], strict=True)]
     return StepResult(
         loss=means[0],
         loss_speech=means[1],

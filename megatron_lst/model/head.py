@@ -20,8 +20,7 @@ class VocabularyHead(ColumnParallelLinear):
     """An untied linear map onto the vocabulary, and its cross-entropy.
 
     A module, so that DeepSpeed's ZeRO-3 brings the weight together for it.  The weight's gradient is returned to
-    autograd, as Megatron-core's own linear maps do without gradient-accumulation fusion: its DDP adds it to the
-    float32 `main_grad`.
+    autograd, on a GPU too, where other linear maps add theirs to the float32 `main_grad`: Megatron-core's DDP does.
 
     Args:
         inputs: width d of the hidden states.
@@ -39,6 +38,8 @@ class VocabularyHead(ColumnParallelLinear):
             tp_group=group,
         )
         self.chunk = config.engine.loss_chunk
+        # One way for chunks and for whole logits: a step may have micro-batches of both.
+        self.gradient_accumulation_fusion = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, 1, d] (a shard of n under sequence parallelism) -> [n, 1, V / ranks], this rank's vocabulary.

@@ -9,6 +9,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.parallel import accelerators, cpu
 from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.parallel.split import PipelineSplit
+from megatron_lst.parallel.weight_gradients import add_in_place
 
 
 def parameter_dtype(config: Config) -> torch.dtype:
@@ -38,7 +39,7 @@ def _common(config: Config, layout: ParallelLayout) -> dict[str, Any]:
         "init_method": keep_uninitialised,
         "output_layer_init_method": keep_uninitialised,
         "calculate_per_token_loss": True,
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": config.engine.name == "megatron" and add_in_place(cpu.device(), dtype),
         "bias_dropout_fusion": False,
         "bias_activation_fusion": False,
         "masked_softmax_fusion": False,
@@ -64,7 +65,8 @@ def global_settings(
     settings = _common(config, layout)
     recipe = accelerators.fp8_recipe(engine.fp8, engine.fp8_recipe, fp8_manager)
     if recipe is not None:
-        settings |= {"fp8": engine.fp8, "fp8_recipe": recipe}
+        # Transformer Engine's own way into main_grad has not run here yet.
+        settings |= {"fp8": engine.fp8, "fp8_recipe": recipe, "gradient_accumulation_fusion": False}
     if sequence is not None:
         settings["sequence_parallel"] = sequence
     if layout.pipeline > 1:

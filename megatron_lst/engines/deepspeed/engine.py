@@ -151,7 +151,7 @@ class DeepSpeedEngine:
                 norm, updated = self._update(bool(torch.isfinite(sums[: 2 * KINDS]).all()))
             else:
                 engine.step()
-        return step_result(sums, norm, not updated)
+        return step_result(sums.tolist(), norm, not updated)
 
     def _update(self, loss_is_finite: bool) -> tuple[float, bool]:
         """The optimizer's step at the boundary: (norm before clipping, whether the update took place)."""

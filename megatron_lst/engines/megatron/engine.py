@@ -1,5 +1,6 @@
 """MegatronEngine: one rank's part of a model under tensor, sequence, pipeline and data parallelism (contract 3)."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class MegatronEngine:
         if fresh:
             self.init_weights()
         settings = self.chunks[0].config
-        settings.finalize_model_grads_func = gradient_finaliser(self.state)
+        settings.finalize_model_grads_func = gradient_finaliser(self.state, divide=not self.optimizer.divides)
         settings.no_sync_func = None
         if overlap:
             no_sync = [chunk.no_sync for chunk in self._wrapped]
@@ -115,8 +116,10 @@ class MegatronEngine:
         if frozen:
             for parameter, leading in self._freezable.items():
                 parameter.main_grad[:leading].zero_()  # type: ignore[attr-defined]
-        norm, updated = self.optimizer.step(lr, bool(torch.isfinite(sums[: 2 * KINDS]).all()), frozen)
-        return step_result(sums, norm, not updated)
+        values = sums.tolist()  # before the update: the host prepares the next step while the device updates
+        finite = all(map(math.isfinite, values))
+        norm, updated = self.optimizer.step(lr, finite, frozen, targets=max(values[KINDS], 1.0))
+        return step_result(values, norm, not updated)
 
     def _summed(self, sums: Tensor, numbers: Sequence[float]) -> Tensor:
         """Loss sums [8] of the last stages and numbers [n] of all ranks, over the global batch: float64 [8 + n]."""

@@ -11,8 +11,11 @@ from torch import nn
 from megatron_lst.parallel.state import ParallelState
 
 
-def gradient_finaliser(state: ParallelState) -> Callable[..., None]:
+def gradient_finaliser(state: ParallelState, divide: bool = True) -> Callable[..., None]:
     """What Megatron-core's schedules call after the last backward pass of a step.
+
+    Args:
+        divide: by the number of targets; False: the update does (`Optimizer`).
 
     The replicas of embedding and encoder on the first and last stages are summed *after* the data-parallel reduction.
     Under the distributed optimizer a rank then holds only its shard of that reduction; both stages hold the same one,
@@ -26,6 +29,8 @@ def gradient_finaliser(state: ParallelState) -> Callable[..., None]:
         if state.embedding_group is not None:
             for gradient in replicated_gradients(model):
                 dist.all_reduce(gradient, group=state.embedding_group)
+        if not divide:
+            return
         assert num_tokens is not None, "the loss is summed over targets: their number is always known"
         # Only the last stage has counted targets, each data-parallel rank its own.
         dist.broadcast(num_tokens, src=state.stage_ranks[-1], group=state.pipeline_group)

@@ -30,6 +30,8 @@ class Optimizer:
         overlap: parameters are gathered while the next forward pass runs.
         freezable: parameters that do not decay in a frozen step.
         trunk: parameters that learn at `training.trunk_lr_ratio` of the rate.
+        divides: gradients are sums over targets, and the fused update divides them, clipping by the same factor: a pass
+            over all gradients less, two where they are clipped. None: on a GPU, by PyTorch's AdamW.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Optimizer:
         overlap: bool,
         freezable: Collection[nn.Parameter] = (),
         trunk: Collection[nn.Parameter] = (),
+        divides: bool | None = None,
     ) -> None:
         training = config.training
         self.name = accelerators.choose("optimizer", config.engine.optimizer)
+        self.divides = (not cpu.on_cpu() if divides is None else divides) and self.name == "torch"
         self._clip, self._weight_decay = training.clip, training.weight_decay
         if self.name == "torch":
             core_optimizer.Adam, core_optimizer.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, True
@@ -80,22 +84,28 @@ class Optimizer:
         self.core.zero_grad()
 
     @torch.no_grad()
-    def step(self, lr: float, loss_is_finite: bool, frozen: bool) -> tuple[float, bool]:
+    def step(self, lr: float, loss_is_finite: bool, frozen: bool, targets: float) -> tuple[float, bool]:
         """Clip and update.
+
+        Args:
+            targets: of the global batch; read where the update divides.
 
         Returns:
             Norm of the global gradient before clipping, and whether the update took place.
         """
         with cpu.optimizer_types():
             self.core.prepare_grads()
-            norm = float(self.core.get_grad_norm())
+            divisor = targets if self.divides else 1.0
+            norm = float(self.core.get_grad_norm()) / divisor
             if not (loss_is_finite and math.isfinite(norm)):
                 return norm, False
             for group in self.core.param_groups:
                 group["lr"] = lr * group.get("lr_mult", 1.0) * group.get("lr_share", 1.0)
                 stands_still = frozen and group.get("freezable", False)
                 group["weight_decay"] = 0.0 if stands_still else self._weight_decay * group.get("wd_mult", 1.0)
-            for part in self.core.chained_optimizers:
+            if self.divides:
+                self._divide_in_update(divisor * max((norm + 1e-6) / self._clip, 1.0) if self._clip else divisor)
+            for part in [] if self.divides else self.core.chained_optimizers:
                 parameters = part.get_parameters()
                 if self._clip and parameters and not getattr(part, "is_stub_optimizer", False):
                     core_optimizer.optimizer.clip_grad_by_total_norm_fp32(
@@ -103,6 +113,14 @@ class Optimizer:
                     )
             self.core.step_with_ready_grads()
         return norm, True
+
+    def _divide_in_update(self, divisor: float) -> None:
+        """PyTorch's fused AdamW finds what it divides gradients by where a gradient scaler would leave it."""
+        for part in self.core.chained_optimizers:
+            inner = part.optimizer
+            if inner is not None and inner.param_groups:
+                device = inner.param_groups[0]["params"][0].device
+                inner.grad_scale = torch.full((), divisor, dtype=torch.float32, device=device)
 
 
 def _clip_together() -> None:

@@ -1,0 +1,37 @@
+"""Weight gradients of Megatron-core's linear maps go straight into the float32 `main_grad`, without NVIDIA's apex.
+
+Megatron-core can add them there by an extension of apex. Its place is taken by `lst_kernels.add_product`, where a small
+product on the device shows that it works: no rounded gradient is written, read and added in another pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lst_kernels import add_product
+from lst_kernels.add_product.library import works_on
+from megatron_lst.parallel import cpu
+
+
+class _Products:
+    """What Megatron-core calls of apex's `fused_weight_gradient_mlp_cuda`."""
+
+    @staticmethod
+    def wgrad_gemm_accum_fp32(inputs: Tensor, grad: Tensor, main_grad: Tensor) -> None:
+        """main_grad [o, i] float32 += grad [n, o] transposed @ inputs [n, i]."""
+        add_product(main_grad, grad.t(), inputs)
+
+
+def add_in_place(device: torch.device, dtype: torch.dtype) -> bool:
+    """Install it where it works, for models that are built from now on; False on a CPU, where autograd adds.
+
+    Asks the device, so it comes before the first step. For weights that have a `main_grad` alone: not under DeepSpeed.
+    """
+    if cpu.on_cpu() or (device.type == "cuda" and not works_on(device, dtype)):
+        return False
+    from megatron.core.tensor_parallel import layers
+
+    module: Any = layers
+    module.fused_weight_gradient_mlp_cuda, module._grad_accum_fusion_available = _Products, True
+    return True

@@ -1,0 +1,82 @@
+"""What only GPUs do in a step, done on a CPU: gradients added in place, targets and clipping in the fused update."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_lst.config.schema import Config
+from megatron_lst.engines.megatron.optimizer import Optimizer
+from megatron_lst.model import settings
+from megatron_lst.parallel import weight_gradients
+from tests.support.single import engine_of
+from tests.support.toy import toy_config, toy_rows
+
+
+def curve(config: Config, steps: int = 5) -> list[float]:
+    """Losses and gradient norms, and then the sum of the weights' magnitudes."""
+    found = []
+    with engine_of(config) as engine:
+        rows = toy_rows(config, config.training.global_batch)
+        for _ in range(steps):
+            result = engine.step(rows, lr=3e-3)
+            found += [result.loss, result.grad_norm]
+        found.append(sum(float(w.double().abs().sum()) for w in engine.export_weights().values()))
+    return found
+
+
+def test_weight_gradients_added_in_place_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the product is rounded as autograd's, so nothing may differ; the control forgets one in ten."""
+    from megatron.core.tensor_parallel import layers
+
+    config = toy_config(engine__loss_chunk=16)  # heads add theirs another way
+    want = curve(config)
+    calls = 0
+
+    def install(device: torch.device, dtype: torch.dtype) -> bool:
+        monkeypatch.setattr(layers, "fused_weight_gradient_mlp_cuda", Products, raising=False)
+        monkeypatch.setattr(layers, "_grad_accum_fusion_available", True)
+        return True
+
+    class Products(weight_gradients._Products):
+        forgets = False
+
+        @staticmethod
+        def wgrad_gemm_accum_fp32(inputs: Any, grad: Any, main_grad: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if not (Products.forgets and calls % 10 == 0):
+                weight_gradients._Products.wgrad_gemm_accum_fp32(inputs, grad, main_grad)
+
+    monkeypatch.setattr(settings, "add_in_place", install)
+    assert curve(config) == want
+    assert calls >= 5 * 4 * 4, "each linear map of each micro-batch"
+    Products.forgets = True
+    assert curve(config, 1)[1] != want[1]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e3])
+def test_division_and_clipping_in_the_update(clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(training__clip=clip)
+    want = curve(config)
+    monkeypatch.setattr(Optimizer, "__init__", functools.partialmethod(Optimizer.__init__, divides=True))
+    found = curve(config)
+    assert found[::2] == pytest.approx(want[::2], rel=2e-6), "losses and weights"
+    assert found[1::2] == pytest.approx(want[1::2], rel=1e-4)
+    if clip == 0.5:
+        # AdamW hardly sees a constant factor: norms that differ from step to step make it show.
+        monkeypatch.setattr(Optimizer, "_divide_in_update", lambda self, divisor: None)
+        assert curve(config)[-1] != pytest.approx(want[-1], rel=2e-6), "the control: nothing divides"
+
+
+def test_a_step_that_is_not_finite_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Optimizer, "__init__", functools.partialmethod(Optimizer.__init__, divides=True))
+    config = toy_config()
+    with engine_of(config) as engine:
+        rows = toy_rows(config, config.training.global_batch)
+        before = {name: w.clone() for name, w in engine.export_weights().items()}
+        plain = engine._training_loss
+        monkeypatch.setattr(engine, "_training_loss", lambda losses, batch: plain(losses * float("nan"), batch))
+        assert engine.step(rows, lr=1e-2).skipped
+        assert all(torch.equal(before[name], w) for name, w in engine.export_weights().items())
