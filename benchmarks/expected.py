@@ -92,6 +92,7 @@ AS_EXECUTED = {
     "aten.index_put": Executed(1.5, 6, why="a copy, then a sort of the index and one pass over rows"),
     "aten.embedding_dense_backward": Executed(1, 8, why="a sort of the tokens and one pass over rows"),
     "lst_kernels.interval_attention_backward": Executed(1, 5, why="two, and three that turn intervals round"),
+    "lst_kernels.packed_attention_backward": Executed(1, 5, why="as above, the turn back apart"),
     "lst_kernels.rms_norm_backward": Executed(1.03, 2, why="the weight's partial sums are written, then added up"),
     "lst_kernels.patch_unpool_backward": Executed(1, 7, why="tokens sorted by patch"),
 }  # fmt: skip
@@ -153,11 +154,27 @@ def tile_pairs(start: np.ndarray, end: np.ndarray, keys: int, rows: int, columns
     return Pairs(every, every - float(whole.sum() * rows * columns))
 
 
+def attention_shape(op: Operation) -> tuple[int, int, int, int]:
+    """Queries, keys, heads of queries, and their size, of an attention."""
+    if "packed" not in op.name:
+        return op.shapes[0][0], op.shapes[1][0], *op.shapes[0][-2:]
+    (tokens, groups, width), (_, half) = op.shapes[1:3] if "backward" in op.name else op.shapes[:2]
+    return tokens, tokens, groups * (width // (2 * half) - 2), 2 * half
+
+
+def turned_bytes(op: Operation) -> int:
+    """Bytes of the rotary embedding in a packed attention, either way: queries and keys read and written; else 0."""
+    if "packed" not in op.name:
+        return 0
+    tokens, groups, width = op.shapes[1 if "backward" in op.name else 0]
+    size = attention_shape(op)[3]
+    return 2 * 2 * tokens * groups * (width - size) + 2 * 4 * tokens * size // 2
+
+
 def attention_seconds(op: Operation, batch: Batch, device: Device, masked_alone: bool = False) -> float:
     """Seconds of one call of interval_attention, forward or backward, by the scores that its tiles compute."""
-    heads, size = op.shapes[0][-2:]
-    counted, keys = op.shapes[0][0], op.shapes[1][0]
-    start, end = mask_of(batch, counted, keys)
+    queries, keys, heads, size = attention_shape(op)
+    start, end = mask_of(batch, queries, keys)
     tiles = tiles_for("sm90", torch.bfloat16, size)
     peak = device.peak * _input("clock")
 

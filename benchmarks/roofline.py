@@ -18,7 +18,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.expected import ELEMENTWISE, GAP, IDLE, PRODUCTS, Executed, Update, attention_seconds, executed
+from benchmarks.expected import (
+    ELEMENTWISE,
+    GAP,
+    IDLE,
+    PRODUCTS,
+    Executed,
+    Update,
+    attention_seconds,
+    attention_shape,
+    executed,
+    turned_bytes,
+)
 from benchmarks.rank import stage_rank, traced_rank
 from benchmarks.rows import synthetic_rows
 from benchmarks.trace import Operation, trace_schedule
@@ -26,13 +37,13 @@ from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.flops.work import Work, row_work
-from megatron_lst.model.batch import make_batch
+from megatron_lst.model.batch import to_device
 from megatron_lst.parallel.layout import check_layout
 from megatron_lst.planning.devices import Device, find_device
 
 KINDS = {
     "matrix products": ("aten.mm", "aten.bmm", "aten.addmm", "lst_kernels.add_product"),
-    "attention": ("lst_kernels.interval_attention", "lst_kernels.patch_attention"),
+    "attention": ("lst_kernels.interval_attention", "lst_kernels.packed_attention", "lst_kernels.patch_attention"),
     "rotary": ("lst_kernels.rotary",),
     "pooling": ("lst_kernels.patch_pool", "lst_kernels.patch_unpool"),
     "norms": ("lst_kernels.rms_norm",),
@@ -75,8 +86,7 @@ class Share:
 
 def attention_flops(op: Operation, work: Work, units: int, queries: int) -> float:
     """Visible pairs alone: two products a pair forward, five backward, which computes the scores again."""
-    heads, size = op.shapes[0][-2:]
-    counted, keys = op.shapes[0][0], op.shapes[1][0]
+    counted, keys, heads, size = attention_shape(op)
     if "patch_attention" in op.name:
         pairs = work.patch_pairs * queries
     elif counted == keys == units:
@@ -113,16 +123,19 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
         raise UserError(f"--stage {stage}: {config.parallel.pipeline} stages are counted from 0")
     with traced_rank(config, world, stage_rank(layout, stage)) as engine:
         trace = trace_schedule(engine, rows)
+        batch = to_device(engine.pack(rows).batches[0], torch.device("cpu"))
         weights = {tuple(p.shape) for chunk in engine.chunks for p in chunk.parameters()}
         parameters = sum(p.numel() for chunk in engine.chunks for p in chunk.parameters())
     units = config.training.micro_batch * config.data.units
-    batch = make_batch(rows, config, torch.device("cpu"))
     found = {kind: Share() for kind in (*KINDS, "loss", "other elementwise", UPDATE)}
     for op in trace.operations:
         kind = kind_of(op, config, weights)
         flops = attention_flops(op, work, units, config.model.queries) if kind == "attention" else op.flops
-        tiled = attention_seconds(op, batch, device) if op.name.startswith(KINDS["attention"][0]) else 0.0
+        tiled = attention_seconds(op, batch, device) if op.name.startswith(KINDS["attention"][:2]) else 0.0
         found[kind].add(op.bytes, flops, device, executed(op.name), tiled)
+        if turned := turned_bytes(op):  # a kernel of its own inside the operator
+            found["rotary"].add(turned, 0.0, device, Executed())
+            found["rotary"].calls -= 1
     least = float(ADAM_BYTES * parameters)
     update = Update()
     found[UPDATE].add(least, 0.0, device, Executed(update.bytes / ADAM_BYTES, update.launches))

@@ -10,6 +10,7 @@ from .add_product import add_product
 from .backends import available_backends, choose_backend
 from .interval_attention import interval_attention
 from .linear_cross_entropy import linear_cross_entropy
+from .packed_attention import packed_attention
 from .patch_attention import patch_attention
 from .patch_pool import patch_pool
 from .patch_unpool import patch_unpool
@@ -23,6 +24,7 @@ __all__ = [
     "choose_backend",
     "interval_attention",
     "linear_cross_entropy",
+    "packed_attention",
     "patch_attention",
     "patch_pool",
     "patch_unpool",

@@ -12,6 +12,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "patch_attention": ("triton", "reference"),
     "interval_attention": ("triton", "reference"),
     "rotary": ("triton", "reference"),
+    "packed_attention": ("triton", "reference"),
     "rms_norm": ("triton", "reference"),
     "swiglu": ("triton", "reference"),
     "linear_cross_entropy": ("triton", "reference"),

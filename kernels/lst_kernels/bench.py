@@ -27,6 +27,7 @@ import torch
 from .bench_case import Case, Setting
 from .interval_attention.bench import cases as interval_cases
 from .linear_cross_entropy.bench import cases as loss_cases
+from .packed_attention.bench import cases as packed_cases
 from .patch_attention.bench import cases as attention_cases
 from .patch_pool.bench import cases as pool_cases
 from .rms_norm.bench import cases as norm_cases
@@ -203,6 +204,7 @@ def operations() -> dict[str, Callable[[Setting], Iterator[Case]]]:
         "patch_attention": attention_cases,
         "interval_attention": interval_cases,
         "rotary": rotary_cases,
+        "packed_attention": packed_cases,
         "rms_norm": norm_cases,
         "swiglu": swiglu_cases,
         "linear_cross_entropy": loss_cases,

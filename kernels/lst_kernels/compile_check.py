@@ -115,6 +115,7 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     """Host wrappers of every kernel at this shape, on small tensors that are never read."""
     from .interval_attention.triton import interval_backward_launch, interval_forward_launch
     from .linear_cross_entropy.triton import softmax_gradient_launch, softmax_statistics_launch
+    from .packed_attention.triton import packed_backward_launch, packed_forward_launch
     from .patch_attention.triton import patch_attention_backward_launch, patch_attention_forward_launch
     from .patch_pool.triton import pool_backward_launch, pool_forward_launch
     from .patch_unpool.triton import unpool_backward_launch, unpool_forward_launch
@@ -192,6 +193,23 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
             interval_forward_launch(q, k, k, interval, interval, 0.1, family)
             interval_backward_launch(q, q, k, k, interval, interval, q, row, 0.1, family)
 
+        packed, flat = (
+            bf16(tokens, kv_heads, (heads // kv_heads + 2) * width),
+            bf16(tokens * (heads + kv_heads) * width),
+        )
+
+        def together(
+            x: torch.Tensor = packed,
+            turned: torch.Tensor = flat,
+            q: torch.Tensor = q,
+            row: torch.Tensor = row,
+            table: torch.Tensor = table,
+            d: int = width,
+        ) -> None:
+            packed_forward_launch(x, table, table, interval, interval, d, 0.1, family)
+            packed_backward_launch(q, x, table, table, interval, interval, q, turned, row, d, 0.1, family)
+
+        work[f"packed_attention D={width} group={heads // kv_heads}"] = together
         work[f"interval_attention D={width} group={heads // kv_heads}"] = attention
         work[f"rotary D={width}"] = turn
     return work

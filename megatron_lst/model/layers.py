@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from megatron.core.utils import make_viewless_tensor
 from torch import Tensor, nn
 
-from lst_kernels import interval_attention, rms_norm, rms_norm_residual, rotary, swiglu
+from lst_kernels import interval_attention, packed_attention, rms_norm, rms_norm_residual, rotary, swiglu
 from megatron_lst.config.schema import RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
@@ -138,6 +138,41 @@ def global_attention(choice: str, dtype: torch.dtype) -> type[IntervalCoreAttent
     return FlashCoreAttention
 
 
+class PackedSelfAttention(SelfAttention):
+    """Self-attention in which queries, keys and values stay slices of one projection, and so do their gradients.
+
+    Where a norm of heads or another core attention stands between, or a key head is shared by tensor-parallel ranks,
+    Megatron-core's own way is taken.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        core, norms = self.core_attention, (self.q_layernorm, self.k_layernorm)
+        self.packs = (
+            type(core) is IntervalCoreAttention
+            and core.turns
+            and all(norm is None or isinstance(norm, IdentityOp) for norm in norms)
+            and self.config.num_query_groups >= self.world_size
+        )
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor, *, attention_bias: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """[n, 1, d] -> the same, and no bias. For the other arguments see IntervalCoreAttention."""
+        if not self.packs:
+            return super().forward(hidden_states, attention_mask, attention_bias=attention_bias, **options)
+
+        def attend(qkv: Tensor) -> Tensor:
+            groups, size = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
+            (cos, sin), (start, end) = attention_bias, attention_mask
+            out = packed_attention(qkv.view(len(qkv), groups, -1), cos, sin, start, end, size)
+            return out.reshape(len(qkv), 1, -1)
+
+        qkv = self.linear_qkv(hidden_states)[0]  # [N, 1, G (R + 2) D]
+        again = self.checkpoint_core_attention and self.training
+        return self.linear_proj(checkpoint(attend, False, qkv) if again else attend(qkv))
+
+
 class Layer(TransformerLayer):
     """Megatron-core's layer of one kind: pre-norm, no dropout, no bias. Residuals are added where they are normed."""
 
@@ -194,7 +229,7 @@ def layer_spec(
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=PackedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column,

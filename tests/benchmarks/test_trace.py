@@ -71,6 +71,8 @@ def test_nothing_is_copied_for_its_shape_alone(text_path: str) -> None:
     with traced_rank(config) as engine:
         names = [op.name for op in trace_schedule(engine, rows).operations]
     assert "aten.select_backward" not in names
+    assert "lst_kernels.packed_attention_backward" in names
+    assert sum(name == "aten.cat" for name in names) < 3, "not one a layer, to put gradients of q, k and v together"
     lookups = sum(name.startswith("aten.index_put") for name in names)
     assert lookups <= (1 if text_path == "direct" else 0), "the text head's units, each of which is read once"
     trace, _ = trace_with(lambda x: x[:, 0][:, None])

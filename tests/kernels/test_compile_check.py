@@ -20,6 +20,7 @@ KERNELS = {
     "interval_backward_dq",
     "interval_backward_dkdv",
     "rotary_turn",
+    "packed_turn",
     "norm_forward",
     "norm_backward",
     "norm_columns",

@@ -76,6 +76,7 @@ def test_cpu_takes_the_reference() -> None:
         "patch_attention",
         "interval_attention",
         "rotary",
+        "packed_attention",
         "rms_norm",
         "swiglu",
         "linear_cross_entropy",

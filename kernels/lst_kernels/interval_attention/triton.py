@@ -90,6 +90,7 @@ def interval_forward(
 def interval_backward_dq(
     q_ptr, k_ptr, v_ptr, ks_ptr, ke_ptr, out_ptr, lse_ptr, grad_ptr, delta_ptr, dq_ptr, NQ, NK, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
+    stride_dt, stride_dg, stride_dh,
     GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +121,7 @@ def interval_backward_dq(
         dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)  # [BM, BN]
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
-    _put(dq_ptr + hq * stride_oh, dq * scale, i, real, stride_ot, e, DH, BDH)
+    _put(dq_ptr + hk * stride_dg + (hq - hk * GROUP) * stride_dh, dq * scale, i, real, stride_dt, e, DH, BDH)
 
 
 @triton.jit
@@ -204,15 +205,21 @@ def interval_forward_launch(
 
 def interval_backward_launch(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, out: Tensor, lse: Tensor,
-    scale: float, family: str | None = None,
+    scale: float, family: str | None = None, into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dq, dk, dv), contiguous."""
+    """(dq, dk, dv), contiguous.
+
+    into: where they are written instead: dq as [Nq, Hk, H / Hk, D], dk and dv of the same strides.
+    """
     q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
     out, grad = out.contiguous(), grad.contiguous()
     nq, h, _ = q.shape
     nk, hk, _ = k.shape
-    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    if into is None:
+        dq = torch.empty(nq, hk, h // hk, q.shape[2], dtype=q.dtype, device=q.device)
+        dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    else:
+        dq, dk, dv = into
     delta = torch.empty_like(lse)
     key = torch.arange(nk, device=q.device, dtype=torch.int32)  # [Nk]
     # the queries that see a key: from the first whose interval ends past it, to the last that has begun by it
@@ -222,11 +229,11 @@ def interval_backward_launch(
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2])
     launch(
         interval_backward_dq, (triton.cdiv(nq, tiles.dq.BM), h), q, k, v, k_start, k_end, out, lse, grad,
-        delta, dq, nq, nk, scale, *strides, h // hk, **constants, **tiles.dq._asdict(),
+        delta, dq, nq, nk, scale, *strides, *dq.stride()[:3], h // hk, **constants, **tiles.dq._asdict(),
     )  # fmt: skip
     launch(
         interval_backward_dkdv, (triton.cdiv(nk, tiles.dkdv.BN), hk), q, k, v, k_start, k_end, first, last,
         lse, grad, delta, dk, dv, nq, nk, scale, *strides, *dk.stride()[:2], h // hk,
         **constants, **tiles.dkdv._asdict(),
     )  # fmt: skip
-    return dq, dk, dv
+    return dq if into else dq.view(q.shape), dk, dv
