@@ -94,7 +94,7 @@ def test_a_stage_is_as_planned(name: str) -> None:
     check_bytes(config, found)
     trace, count = found.trace, found.micro_batches
     assert not dense(trace, {*found.widths, config.engine.loss_chunk})
-    kernels = {"interval_attention", "interval_attention_backward", "rotary"}
+    kernels = {"packed_attention", "packed_attention_backward", "rms_norm_residual", "swiglu", "add_product"}
     if config.model.kind == "lst" and stage == 0:
         kernels |= {"patch_pool", "patch_pool_backward", "patch_attention", "patch_attention_backward"}
     assert {f"lst_kernels.{kernel}" for kernel in kernels} <= {op.name for op in trace.operations}
@@ -178,16 +178,17 @@ def test_a_wrong_plan_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_stage_that_reduces_what_it_should_scatter_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
-    from megatron.core.transformer.mlp import MLP
 
-    plain = MLP.forward
+    from megatron_lst.model.layers import Layer
 
-    def faulty(self: Any, x: Any, *rest: Any, **options: Any) -> Any:
-        out, bias = plain(self, x, *rest, **options)
-        dist.all_reduce(out.detach(), group=self.linear_fc2.tp_group)
-        return out, bias
+    plain = Layer._gated
 
-    monkeypatch.setattr(MLP, "forward", faulty)
+    def faulty(self: Any, x: Any) -> Any:
+        out = plain(self, x)
+        dist.all_reduce(out.detach(), group=self.mlp.linear_fc2.tp_group)
+        return out
+
+    monkeypatch.setattr(Layer, "_gated", faulty)
     _, _, _, found = traced("70b, middle", micro_batches=1)
     assert reduced_activations(found) == 20
 

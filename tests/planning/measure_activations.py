@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import torch
 
+from lst_kernels import rotary
+from lst_kernels.packed_attention.reference import heads_of
 from megatron_lst.config.load import build
 from megatron_lst.config.schema import Config
 from megatron_lst.engines import build_engine
@@ -39,6 +41,11 @@ def main() -> None:
     def fused(q, k, v, *_, **__):  # type: ignore[no-untyped-def]
         return FusedAttention.apply(q, k, v)
 
+    def packed(qkv, cos, sin, start, end, size):  # type: ignore[no-untyped-def]
+        query, key, value = heads_of(qkv, size)
+        return fused(rotary(query, cos, sin), rotary(key, cos, sin), value)
+
+    layers.packed_attention = packed
     layers.interval_attention = cross_attention.interval_attention = fused
     cross_attention.patch_attention = fused
     vocabulary, units = config.vocabulary, config.data.units

@@ -83,6 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(dlogits, weight, out=dhidden[rows])
             if dweight is not None:
                 add_product(dweight, dlogits.t(), hidden[rows])
+            del logits, dlogits  # before the next chunk's
         return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None, None
 
 
