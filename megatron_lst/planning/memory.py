@@ -130,13 +130,12 @@ def layer_activations(shape: LayerShape, n: float, e: float, layout: ParallelLay
     # Input and output of both norms; the normed input too, where the norm is not one kernel.
     norms = (4 if shape.fused else 6) * whole
     kv_ratio = shape.kv_heads / shape.heads
-    # The output, and the projection's whole output, which the values are a view of; turned queries and keys, or what
-    # they are computed from again: views, but for the queries of several groups that share their keys.
-    copied = kv_ratio < 1 and shape.kv_heads > t
-    turned = 1 + kv_ratio if recompute != "selective" else float(copied)
+    # The output, and the projection's whole output, which the values are a view of; turned queries and keys, unless
+    # they are computed again.
+    turned = 1 + kv_ratio if recompute != "selective" else 0.0
     attention = (2 + 2 * kv_ratio + turned) * shape.heads * shape.head_size / t
-    # Both halves of the projection and their product; and the steps between, where it is not one kernel.
-    mlp = 0.0 if recompute == "selective" else (3 if shape.fused else 5) * shape.f / t
+    # Both halves of the projection and their product; and the step between, where it is not one kernel.
+    mlp = 0.0 if recompute == "selective" else (3 if shape.fused else 4) * shape.f / t
     return n * e * (norms + attention + mlp)
 
 
