@@ -30,8 +30,8 @@ def loss_sums(losses: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 
 def step_result(values: list[float], grad_norm: float, skipped: bool) -> StepResult:
-    """values: the 8 sums of `loss_sums` over the global batch."""
-    means = [s / n if n else math.nan for s, n in zip(values[:KINDS], values[KINDS:], strict=True)]
+    """values [8 + n]: the sums of `loss_sums` over the global batch, then those of the n numbers of each rank."""
+    means = [s / n if n else math.nan for s, n in zip(values[:KINDS], values[KINDS : 2 * KINDS], strict=True)]
     return StepResult(
         loss=means[0],
         loss_speech=means[1],

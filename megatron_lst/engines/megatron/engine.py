@@ -117,7 +117,7 @@ class MegatronEngine:
             for parameter, leading in self._freezable.items():
                 parameter.main_grad[:leading].zero_()  # type: ignore[attr-defined]
         values = sums.tolist()  # before the update: the host prepares the next step while the device updates
-        finite = all(map(math.isfinite, values))
+        finite = all(map(math.isfinite, values[: 2 * KINDS]))
         norm, updated = self.optimizer.step(lr, finite, frozen, targets=max(values[KINDS], 1.0))
         return step_result(values, norm, not updated)
 
