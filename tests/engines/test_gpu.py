@@ -91,7 +91,10 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
         curve(engine, 0, 3)
         engine.save(tmp_path, asynchronous=asynchronous)
         rest = curve(engine, 3, 6)
-        assert engine.finish_saves(wait=True)
+        if asynchronous:
+            complete = engine.seal_save()
+            assert complete is not None
+            complete()
         weights = engine.export_weights()
     with engine_of(config) as engine:
         engine.load(tmp_path)

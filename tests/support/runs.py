@@ -37,8 +37,8 @@ def train(
             results.append(engine.step(mine, config.training.lr, frozen=is_frozen(step + 1, config.training)))
             if save_at == step + 1:
                 engine.save(Path(str(folder)), asynchronous=asynchronous)
-        if asynchronous:
-            engine.seal_save()
+        if asynchronous and (complete := engine.seal_save()):
+            complete()
         rows = toy_rows(config, 3, seed=100)
         scores = [torch.from_numpy(s) for s in engine.score(rows)]
         weights = engine.export_weights()
