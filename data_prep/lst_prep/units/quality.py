@@ -97,8 +97,9 @@ def measure(utterances: Sequence[Utterance]) -> Quality:
                 continue
             errors = np.array([[unit_error(own[a], theirs[b]) for b in shared] for a in shared])
             apart = ~np.eye(len(shared), dtype=bool)
-            same += errors.diagonal().tolist()
-            other += errors[apart].tolist()
+            if speaker < other_speaker:  # the error of b and a is that of a and b
+                same += errors.diagonal().tolist()
+                other += errors[apart].tolist()
             nearest_other = np.where(apart, errors, np.inf).min(1)
             found += int((errors.diagonal() < nearest_other).sum())  # a tie is no find
             tries += len(shared)
