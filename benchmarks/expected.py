@@ -171,14 +171,14 @@ def turned_bytes(op: Operation) -> int:
     return 2 * 2 * tokens * groups * (width - size) + 2 * 4 * tokens * size // 2
 
 
-def attention_seconds(op: Operation, batch: Batch, device: Device, masked_alone: bool = False) -> float:
+def attention_seconds(op: Operation, batch: Batch, device: Device) -> float:
     """Seconds of one call of interval_attention, forward or backward, by the scores that its tiles compute."""
     queries, keys, heads, size = attention_shape(op)
     start, end = mask_of(batch, queries, keys)
     tiles = tiles_for("sm90", torch.bfloat16, size)
     peak = device.peak * _input("clock")
 
-    def seconds(tile: Tile, products: int, share: float) -> float:
+    def seconds(tile: Tile, products: int, share: float, masked_alone: bool = True) -> float:
         pairs = tile_pairs(start, end, keys, tile.BM, tile.BN, masked_alone)
         instructions = _input("masked score") * pairs.masked + _input("plain score") * (pairs.all - pairs.masked)
         other = _input("exponential") * pairs.all + _input("instruction") * instructions
@@ -187,7 +187,7 @@ def attention_seconds(op: Operation, batch: Batch, device: Device, masked_alone:
     if "backward" not in op.name:
         return seconds(tiles.forward, 2, _input("forward tiles"))
     share = _input("backward tiles")
-    return seconds(tiles.dq, 3, share) + seconds(tiles.dkdv, 4, share)
+    return seconds(tiles.dq, 3, share) + seconds(tiles.dkdv, 4, share, masked_alone=False)
 
 
 def mask_of(batch: Batch, queries: int, keys: int) -> tuple[np.ndarray, np.ndarray]:

@@ -78,3 +78,28 @@ def test_opcheck() -> None:
 
     qkv = torch.randn(8, 2, 16, requires_grad=True)
     torch.library.opcheck(attend, (qkv, *tables(8, 2), *bounds(8), 4, 0.5))
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("hidden", [0, 20])
+def test_tiles_that_need_no_mask(hidden: int) -> None:
+    """One document over several tiles of 16: those between a tile's first and last key are not masked.
+
+    hidden: keys that later queries no longer see, in the middle of a tile: taken as a whole tile they would count.
+    """
+    torch.manual_seed(0)
+    tokens = 70
+    ours = torch.randn(tokens, 1, 3 * 16).requires_grad_()
+    theirs = ours.detach().double().requires_grad_()
+    t = torch.arange(tokens)
+    start, end = torch.where(t < 40, 0, hidden).int(), (t + 1).int()
+    cos, sin = tables(tokens, 8)
+    out = packed_attention(ours, cos, sin, start, end, 16, backend="triton")
+    want = packed_attention(theirs, cos.double(), sin.double(), start, end, 16)
+    compare(out, want, 1e-5)
+    grad = torch.randn_like(out)
+    (a,), (b,) = torch.autograd.grad(out, ours, grad), torch.autograd.grad(want, theirs, grad.double())
+    compare(a, b, 1e-4)
+    other = packed_attention(theirs, cos.double(), sin.double(), (start - start.clamp(max=4)), end, 16)
+    assert hidden == 0 or (other - want).abs().max() > 1e-3, "the control: four keys more would show"

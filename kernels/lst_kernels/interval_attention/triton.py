@@ -46,6 +46,61 @@ def _put(ptr, value, rows, inside, stride, e, DH: tl.constexpr, BDH: tl.constexp
 
 
 @triton.jit
+def _middle(begin, end, real, low, high, B: tl.constexpr):
+    """Of [low, high) the whole tiles of B that every real row's interval [begin, end) holds: those need no mask."""
+    first = tl.max(tl.where(real, begin, 0))
+    last = tl.min(tl.where(real, end, FAR))
+    first = tl.minimum(tl.maximum(tl.cdiv(first, B) * B, low), high)
+    return first, tl.maximum(tl.minimum(last, high) // B * B, first)
+
+
+@triton.jit
+def _attend_forward(
+    highest, total, mixed, q, k_ptr, v_ptr, begin, end, low, high, last, e, scale, stride_kt, stride_vt,
+    MASKED: tl.constexpr, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Keys [low, high) of one head, a tile at a time; those from `last` on are not there."""
+    for n in range(low, high, BN):
+        j = n + tl.arange(0, BN)  # [BN], keys of this step
+        k = _rows(k_ptr, j, j < last, stride_kt, e, DH, BDH)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)  # [BM, BN], in powers of 2
+        if MASKED:
+            seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])  # [BM, BN]
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))  # [BM]
+        base = higher
+        if MASKED:
+            base = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen nothing yet
+        shrink = tl.exp2(highest - base)  # what was summed so far was relative to a lower maximum
+        weights = tl.exp2(scores - base[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        v = _rows(v_ptr, j, j < last, stride_vt, e, DH, BDH)
+        mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None], input_precision=PRECISION)
+        highest = higher
+    return highest, total, mixed
+
+
+@triton.jit
+def _attend_dq(
+    dq, q, grad, lse, delta, k_ptr, v_ptr, begin, end, low, high, last, e, scale, stride_kt, stride_vt,
+    MASKED: tl.constexpr, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The same for the gradient of the queries."""
+    for n in range(low, high, BN):
+        j = n + tl.arange(0, BN)  # [BN], keys of this step
+        k = _rows(k_ptr, j, j < last, stride_kt, e, DH, BDH)
+        v = _rows(v_ptr, j, j < last, stride_vt, e, DH, BDH)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
+        weights = tl.exp2(scores - lse[:, None])  # [BM, BN], the softmax again
+        if MASKED:
+            weights = tl.where((j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]), weights, 0.0)
+        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+        dscores = weights * (dweights - delta[:, None])
+        dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
+    return dq
+
+
+@triton.jit
 def interval_forward(
     q_ptr, k_ptr, v_ptr, ks_ptr, ke_ptr, out_ptr, lse_ptr, NQ, NK, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
@@ -66,20 +121,20 @@ def interval_forward(
     highest = tl.full([BM], float("-inf"), tl.float32)  # highest score of each query so far
     total = tl.zeros([BM], tl.float32)  # sum of exp2(score - highest)
     mixed = tl.zeros([BM, BDH], tl.float32)  # the same weights times the values
-    for n in range(low, high, BN):
-        j = n + tl.arange(0, BN)  # [BN], keys of this step
-        k = _rows(k_ptr + hk * stride_kh, j, j < high, stride_kt, e, DH, BDH)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)  # [BM, BN], in powers of 2
-        seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])  # [BM, BN]
-        scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))  # [BM]
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen nothing yet
-        shrink = tl.exp2(highest - base)  # what was summed so far was relative to a lower maximum
-        weights = tl.exp2(scores - base[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        v = _rows(v_ptr + hk * stride_vh, j, j < high, stride_vt, e, DH, BDH)
-        mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None], input_precision=PRECISION)
-        highest = higher
+    first, last = _middle(begin, end, real, low, high, BN)
+    k_head, v_head = k_ptr + hk * stride_kh, v_ptr + hk * stride_vh
+    highest, total, mixed = _attend_forward(
+        highest, total, mixed, q, k_head, v_head, begin, end, low, first, high, e, scale, stride_kt, stride_vt,
+        True, DH, BDH, PRECISION, BN,
+    )  # fmt: skip
+    highest, total, mixed = _attend_forward(
+        highest, total, mixed, q, k_head, v_head, begin, end, first, last, high, e, scale, stride_kt, stride_vt,
+        False, DH, BDH, PRECISION, BN,
+    )  # fmt: skip
+    highest, total, mixed = _attend_forward(
+        highest, total, mixed, q, k_head, v_head, begin, end, last, high, high, e, scale, stride_kt, stride_vt,
+        True, DH, BDH, PRECISION, BN,
+    )  # fmt: skip
     some = tl.where(total > 0, total, 1.0)  # a query without a key gives 0, not NaN
     _put(out_ptr + hq * stride_oh, mixed / some[:, None], i, real, stride_ot, e, DH, BDH)
     lse = tl.where(total > 0, highest + tl.log2(some), 0.0)  # log2 of the softmax's denominator; 0 where empty
@@ -111,16 +166,20 @@ def interval_backward_dq(
     lse = tl.load(lse_ptr + hq * NQ + i, mask=real, other=0.0)
     q = _rows(q_ptr + hq * stride_qh, i, real, stride_qt, e, DH, BDH)
     dq = tl.zeros([BM, BDH], tl.float32)
-    for n in range(low, high, BN):
-        j = n + tl.arange(0, BN)  # [BN], keys of this step
-        k = _rows(k_ptr + hk * stride_kh, j, j < high, stride_kt, e, DH, BDH)
-        v = _rows(v_ptr + hk * stride_vh, j, j < high, stride_vt, e, DH, BDH)
-        seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])  # [BM, BN]
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
-        weights = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)  # [BM, BN], the softmax again
-        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)  # [BM, BN]
-        dscores = weights * (dweights - delta[:, None])
-        dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
+    first, last = _middle(begin, end, real, low, high, BN)
+    k_head, v_head = k_ptr + hk * stride_kh, v_ptr + hk * stride_vh
+    dq = _attend_dq(
+        dq, q, grad, lse, delta, k_head, v_head, begin, end, low, first, high, e, scale, stride_kt, stride_vt,
+        True, DH, BDH, PRECISION, BN,
+    )  # fmt: skip
+    dq = _attend_dq(
+        dq, q, grad, lse, delta, k_head, v_head, begin, end, first, last, high, e, scale, stride_kt, stride_vt,
+        False, DH, BDH, PRECISION, BN,
+    )  # fmt: skip
+    dq = _attend_dq(
+        dq, q, grad, lse, delta, k_head, v_head, begin, end, last, high, high, e, scale, stride_kt, stride_vt,
+        True, DH, BDH, PRECISION, BN,
+    )  # fmt: skip
     _put(dq_ptr + hk * stride_dg + (hq - hk * GROUP) * stride_dh, dq * scale, i, real, stride_dt, e, DH, BDH)
 
 
