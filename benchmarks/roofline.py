@@ -140,7 +140,8 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
     update = Update()
     found[UPDATE].add(least, 0.0, device, Executed(update.bytes / ADAM_BYTES, update.launches))
     sent = [c.wire for c in trace.collectives if c.group == "tensor"]
-    return found, Share(len(sent), sum(sent), 0.0, sum(sent) / device.link if device.link else 0.0)
+    wires = sum(sent) / device.link if device.link else 0.0
+    return found, Share(calls=len(sent), bytes=sum(sent), seconds=wires)
 
 
 def report(config: Config, device: Device, found: dict[str, Share], sent: Share) -> str:

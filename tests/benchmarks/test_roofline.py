@@ -51,7 +51,7 @@ def test_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
     whole = roofline.shares(alone, device, 1500)[0]["matrix products"].flops
     stages = [roofline.shares(config, device, 1500, stage) for stage in range(2)]
     assert sum(found["matrix products"].flops for found, _ in stages) * 2 == pytest.approx(whole)
-    assert all(sent.calls for _, sent in stages)
+    assert all(sent.calls and sent.bytes > 1e6 and sent.seconds > 1e-6 for _, sent in stages)
     path = str(ROOT / "configs" / "base-1b.yaml")
     assert roofline.main([path, "--stage", "1", "--set", *halves]) == 0
     assert "on the wires" in capsys.readouterr().out
