@@ -94,6 +94,7 @@ AS_EXECUTED = {
     "lst_kernels.interval_attention_backward": Executed(1, 5, why="two, and three that turn intervals round"),
     "lst_kernels.packed_attention_backward": Executed(1, 5, why="as above, the turn back apart"),
     "lst_kernels.rms_norm_backward": Executed(1.03, 2, why="the weight's partial sums are written, then added up"),
+    "lst_kernels.interval_attention_joint_backward": Executed(1, 5, why="as above"),
     "lst_kernels.patch_unpool_backward": Executed(1, 7, why="tokens sorted by patch"),
 }  # fmt: skip
 """By the beginning of an operator's name, the longest that fits; others move each tensor once, in one kernel. From the

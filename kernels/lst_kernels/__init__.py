@@ -8,7 +8,7 @@ it. See the README beside this package for what each operation promises.
 
 from .add_product import add_product
 from .backends import available_backends, choose_backend
-from .interval_attention import interval_attention
+from .interval_attention import interval_attention, interval_attention_joint
 from .linear_cross_entropy import linear_cross_entropy
 from .packed_attention import packed_attention
 from .patch_attention import patch_attention
@@ -23,6 +23,7 @@ __all__ = [
     "available_backends",
     "choose_backend",
     "interval_attention",
+    "interval_attention_joint",
     "linear_cross_entropy",
     "packed_attention",
     "patch_attention",

@@ -7,7 +7,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from lst_kernels import interval_attention, patch_attention, rotary
+from lst_kernels import interval_attention, interval_attention_joint, patch_attention, rotary
 from megatron_lst.model.layers import normed
 from megatron_lst.model.settings import keep_uninitialised
 
@@ -78,10 +78,14 @@ class CrossAttention(MegatronModule):
         """
         query_states, queries = normed(self.q_norm, queries)
         key_states, keys = normed(self.kv_norm, keys)
-        q, k, v = self._project(query_states, key_states)
         if tables is not None:
+            q, k, v = self._project(query_states, key_states)
             q, k = rotary(q, *tables[0]), rotary(k, *tables[1])
-        out = interval_attention(q, k, v, mask[0], mask[1])  # [N, heads of this rank, D]
+            out = interval_attention(q, k, v, mask[0], mask[1])  # [N, heads of this rank, D]
+        else:
+            q = self._heads(self.q_proj(query_states)[0])
+            both = self.kv_proj(key_states)[0].view(len(keys), 2, -1, self.head_size)  # [M, 2, heads of this rank, D]
+            out = interval_attention_joint(q, both, mask[0], mask[1])
         return self.o_proj(out.reshape(out.shape[0], 1, -1))[0], queries, keys
 
     def of_patches(self, queries: Tensor, tokens: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lst_kernels import interval_attention
+from lst_kernels import interval_attention, interval_attention_joint
 from lst_kernels.interval_attention.reference import interval_attention_reference
 
 
@@ -249,3 +249,36 @@ def test_flex_equals_oracle(case: str) -> None:
     out = interval_attention_flex(*qkv, k_start, k_end, 0.25)
     want = oracle(*[x.double() for x in qkv], k_start, k_end)
     torch.testing.assert_close(out.double(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_joint_keys_and_values(groups: int, backend: str) -> None:
+    """One tensor of both gives what two give, and one gradient; keys and values are no equals (the control)."""
+    torch.manual_seed(0)
+    q, kv = torch.randn(20, 2 * groups, 8), torch.randn(40, 2, 2, 8)
+    start = 2 * (torch.arange(20) // 3)
+    ours = [t.clone().requires_grad_() for t in (q, kv)]
+    theirs = [t.double().requires_grad_() for t in (q, kv)]
+    out = interval_attention_joint(*ours, start.int(), start.int() + 4, backend=backend)
+    want = interval_attention(theirs[0], theirs[1][:, 0], theirs[1][:, 1], start.int(), start.int() + 4)
+    torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(out)
+    found, expected = torch.autograd.grad(out, ours, grad), torch.autograd.grad(want, theirs, grad.double())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(found[1].flip(1).double(), expected[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.interpreter
+def test_joint_opcheck() -> None:
+    from lst_kernels.interval_attention.joint import attend
+
+    t = torch.arange(6, dtype=torch.int32)
+    q, kv = torch.randn(6, 2, 8, requires_grad=True), torch.randn(6, 2, 2, 8, requires_grad=True)
+    torch.library.opcheck(attend, (q, kv, torch.zeros_like(t), t + 1, 0.3))
+    with pytest.raises(ValueError, match="kv must be"):
+        interval_attention_joint(q, q, t, t)

@@ -46,6 +46,7 @@ def main() -> None:
         return fused(rotary(query, cos, sin), rotary(key, cos, sin), value)
 
     layers.packed_attention = packed
+    cross_attention.interval_attention_joint = lambda q, kv, *_: fused(q, kv[:, 0], kv[:, 1])
     layers.interval_attention = cross_attention.interval_attention = fused
     cross_attention.patch_attention = fused
     vocabulary, units = config.vocabulary, config.data.units

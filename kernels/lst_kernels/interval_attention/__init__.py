@@ -8,6 +8,16 @@ from ..backends import choose_backend
 from ..checks import check_bounds, check_floats, check_intervals, require
 
 
+def _check(q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor) -> None:
+    name = "interval_attention"
+    require(q.dim() == 3 and k.dim() == 3, name, "q must be [Nq, H, D] and k, v [Nk, Hk, D]", q=q, k=k, v=v)
+    require(k.shape == v.shape and k.shape[2] == q.shape[2], name, "k and v must be [Nk, Hk, D]", q=q, k=k, v=v)
+    require(k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0, name, "Hk must divide H", q=q, k=k)
+    check_floats(name, q=q, k=k, v=v)
+    check_bounds(name, q, q.shape[0], k_start=k_start, k_end=k_end)
+    check_intervals(name, k.shape[0], k_start, k_end)
+
+
 def interval_attention(
     q: Tensor,
     k: Tensor,
@@ -27,12 +37,7 @@ def interval_attention(
     input.
     """
     name = "interval_attention"
-    require(q.dim() == 3 and k.dim() == 3, name, "q must be [Nq, H, D] and k, v [Nk, Hk, D]", q=q, k=k, v=v)
-    require(k.shape == v.shape and k.shape[2] == q.shape[2], name, "k and v must be [Nk, Hk, D]", q=q, k=k, v=v)
-    require(k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0, name, "Hk must divide H", q=q, k=k)
-    check_floats(name, q=q, k=k, v=v)
-    check_bounds(name, q, q.shape[0], k_start=k_start, k_end=k_end)
-    check_intervals(name, k.shape[0], k_start, k_end)
+    _check(q, k, v, k_start, k_end)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose_backend(name, q.device, backend, q.dtype)
     if chosen == "triton":
@@ -42,3 +47,22 @@ def interval_attention(
     from .reference import interval_attention_reference
 
     return interval_attention_reference(q, k, v, k_start, k_end, scale)
+
+
+def interval_attention_joint(
+    q: Tensor, kv: Tensor, k_start: Tensor, k_end: Tensor, scale: float | None = None, backend: str = "auto"
+) -> Tensor:
+    """`interval_attention` of keys kv[:, 0] and values kv[:, 1], whose gradient comes in one tensor like kv.
+
+    kv: [Nk, 2, Hk, D].  For the rest see `interval_attention`.
+    """
+    name = "interval_attention"
+    require(kv.dim() == 4 and kv.shape[1] == 2, name, "kv must be [Nk, 2, Hk, D]", q=q, kv=kv)
+    key, value = kv.unbind(1)
+    if choose_backend(name, q.device, backend, q.dtype) != "triton":
+        return interval_attention(q, key, value, k_start, k_end, scale, backend)
+    _check(q, key, value, k_start, k_end)
+    from .joint import interval_attention_joint_triton
+
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return interval_attention_joint_triton(q, kv.contiguous(), k_start, k_end, scale)
