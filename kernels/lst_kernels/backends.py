@@ -68,9 +68,7 @@ def available_backends() -> list[dict[str, str]]:
     version = triton_version()
     rows = []
     for op, choices in BACKENDS.items():
-        if "triton" not in choices:
-            note = "plain PyTorch on every device"
-        elif version is None:
+        if version is None:
             note = "triton does not import: pip install triton"
         elif device == "cpu":
             note = f"triton {version} is here, but no GPU to run it on"
