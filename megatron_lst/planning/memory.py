@@ -248,12 +248,12 @@ def logits_are_chunked(config: Config, tokens: float) -> bool:
 
 
 def logit_bytes(config: Config, work: Work, e: float) -> float:
-    """Logits and their softmax, of both heads; in chunks, of one chunk at a time, which their gradients overwrite."""
+    """Logits and their softmax, of both heads; in chunks, of one chunk at a time, beside its copy in fp32."""
     direct = config.model.kind == "lst" and config.model.text_path == "direct"
     heads = (work.decoder_tokens, work.text_positions) if direct else (work.tokens,)
     chunked = [config.engine.loss_chunk for tokens in heads if logits_are_chunked(config, tokens)]
     whole = sum(tokens for tokens in heads if not logits_are_chunked(config, tokens))
-    return config.vocabulary.padded_size * (max(chunked, default=0) * e + whole * (e + 4))
+    return config.vocabulary.padded_size * (max(chunked, default=0) * (e + 4) + whole * (e + 4))
 
 
 def global_shape(config: Config, fused: bool = True) -> LayerShape:

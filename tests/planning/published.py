@@ -140,7 +140,7 @@ def planned(run: Run) -> tuple[float, float]:
     if run.watts == 500:  # dynamic power goes with the cube of the clock, and about a quarter of 700 W is not dynamic
         assumed = replace(assumed, efficiency=assumed.efficiency * 0.84)
     time = step_time(config, layout, split, device_of(run), assumed)
-    (memory,) = stage_memory(config, layout, split)
+    (memory,) = stage_memory(config, layout, split, fused=run.compiled)
     # Their loss has the gradient of the logits beside them in fp32 and in bf16; this project's does not keep it.
     theirs = 6.0 * run.micro_batch * run.sequence * config.vocabulary.padded_size
     return config.training.global_batch * run.sequence / time.total / run.gpus, (memory.total + theirs) / 2**30

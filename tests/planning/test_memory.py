@@ -141,7 +141,7 @@ def test_both_heads_have_logits() -> None:
     chunk, vocabulary = config.engine.loss_chunk, config.vocabulary.padded_size
     spoken, written = 3 * chunk, chunk // 2
     found = logit_bytes(config, Work(tokens=4 * chunk, decoder_tokens=spoken, text_positions=written), 2)
-    assert found == vocabulary * (chunk * 2 + written * 6)
+    assert found == vocabulary * (chunk * 6 + written * 6)
 
 
 def test_memory_falls_where_it_should() -> None:
