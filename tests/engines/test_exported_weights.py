@@ -1,6 +1,8 @@
 """A bf16 run begins with and exports fp32 master weights, not the rounded ones that it multiplies with."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_lst.config.schema import Config
 from megatron_lst.engines import build_engine
+from megatron_lst.engines.sharded_checkpoint import MASTER
 from megatron_lst.initialisation import Initialiser
 from tests.support.ranks import RankPool
 from tests.support.runs import train
@@ -53,6 +56,22 @@ class AtTheStart(NamedTuple):
     """Values in the matrices that it holds."""
 
 
+def _states(engine: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(weight, fp32 master) of each parameter that this rank has a part of the model for, whole on every rank."""
+    zero = getattr(engine, "_zero", None)
+    tensors = zero or engine._tensors
+    tensors.begin()
+    group = engine.state.data_group
+    for chunk in [engine._chunk] if zero else engine.chunks:
+        for parameter in chunk.parameters():
+            for rank in range(dist.get_world_size(group)):  # collective: all ask for each rank in turn
+                master = tensors.fetch(parameter, MASTER, rank)
+                if master is not None:
+                    mine = master.clone()
+            with zero.whole([parameter]) if zero else nullcontext():
+                yield parameter.detach().clone(), mine
+
+
 def _at_the_start(config: Config, loaded: dict[str, torch.Tensor] | None = None, keyed_by_rank: bool = False) -> Any:
     engine = build_engine(config, fresh=loaded is None)
     try:
@@ -61,9 +80,9 @@ def _at_the_start(config: Config, loaded: dict[str, torch.Tensor] | None = None,
         if keyed_by_rank:
             engine.initialiser = Initialiser(config.model, config.training.seed + dist.get_rank())
             engine.init_weights()
-        states = (engine._tensors if hasattr(engine, "_tensors") else engine._zero).gather()
-        rounded = [torch.equal(s["model"], s["master"].to(s["model"].dtype)) for s in states.values()]
-        matrices = sum(s["master"].numel() for s in states.values() if s["master"].dim() > 1)
+        states = list(_states(engine))
+        rounded = [torch.equal(weight, master.to(weight.dtype)) for weight, master in states]
+        matrices = sum(master.numel() for _, master in states if master.dim() > 1)
         return AtTheStart(engine.export_weights(), all(rounded), engine.initialiser.drawn, matrices)
     finally:
         engine.close()
