@@ -134,7 +134,8 @@ def test_a_load_reads_each_byte_once(ranks: RankPool, tmp_path: Path, name: str)
         theirs = ranks.run(load, world, toy_config(**layout), str(folder), True)
         assert sum(read for read, _ in ours) <= 1.05 * size_of(folder)
         assert max(read for read, _ in ours) <= 0.75 * size_of(folder), "ranks divide the reading"
-        assert sum(read for read, _ in theirs) > 1.2 * size_of(folder)
+        if folder.name == "one":  # where shards fit the layout as they are, there is less to read twice
+            assert sum(read for read, _ in theirs) > 1.2 * size_of(folder)
         for (_, mine), (_, expected) in zip(ours, theirs, strict=True):
             assert set(mine) == set(expected)
             assert all(torch.equal(mine[key], expected[key]) for key in mine)
