@@ -40,7 +40,7 @@ def test_1b_is_as_meant(target: str) -> None:
 
 def test_grouped_queries_and_four_queries_a_patch() -> None:
     rows = check(PAPER[1:], ["sm_90"])
-    assert {"patch_attention k=4 D=64 (7B)", "interval_attention D=128 group=8 (70B)"} <= {r.shape for r in rows}
+    assert {"patch_attention k=4 D=64 (7B)", "packed_attention D=128 group=8 (70B)"} <= {r.shape for r in rows}
     assert all(result.ok for result in rows), report(rows)
 
 

@@ -40,7 +40,7 @@ def norm_forward(
     tl.store(scale_ptr + row, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])  # it follows from the number of rows: no kernel is built anew for another
 def norm_backward(
     grad_ptr, beside_ptr, x_ptr, weight_ptr, scale_ptr, dx_ptr, partial_ptr, R, D, stride_g, stride_b, stride_x,
     COUNT, BESIDE: tl.constexpr, BD: tl.constexpr,
@@ -65,7 +65,7 @@ def norm_backward(
     tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * D + d, dweight, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])  # as COUNT above
 def norm_columns(partial_ptr, out_ptr, P, D, ROWS: tl.constexpr, BD: tl.constexpr):
     """Sums of the columns of [P, D]."""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
