@@ -200,6 +200,6 @@ def test_a_stopped_study_goes_on_and_reports(folder: Path, sets: dict[str, Path]
 @pytest.mark.multiprocess
 def test_another_study_in_the_folder_is_refused(folder: Path, sets: dict[str, Path], runs: dict[str, Any]) -> None:
     before = set(multiprocessing.active_children())  # other tests keep ranks warm in this process
-    with pytest.raises(UserError, match=r"holds another study: lr \(0\.004 there, 0\.1 now\)"):
+    with pytest.raises(UserError, match=r"holds another study: lr \(0\.003 there, 0\.1 now\)"):
         run_study(dataclasses.replace(TINY, lr=0.1), folder, sets, 1)
     assert set(multiprocessing.active_children()) <= before
