@@ -79,7 +79,8 @@ class Share:
         self.bytes += moved
         self.executed += moved * like.passes
         self.flops += flops
-        self.seconds += max(moved / device.bandwidth, flops / device.peak)
+        least = moved * min(1.0, like.passes)  # what only allocates, or touches few values, need not move all of it
+        self.seconds += max(least / device.bandwidth, flops / device.peak)
         passing = moved * like.passes / (device.bandwidth * ELEMENTWISE)
         self.expected += max(passing, attention or flops / (device.peak * PRODUCTS))
 
