@@ -10,6 +10,7 @@ which operators are worth fusing, and which goal no tuning can reach.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -145,11 +146,31 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
     return found, Share(calls=len(sent), bytes=sum(sent), seconds=wires)
 
 
+def _total(found: dict[str, Share]) -> tuple[Share, float]:
+    """All kinds together, and the expected seconds between kernels and for the host, which are not in it."""
+    whole = Share(**{f.name: sum(getattr(s, f.name) for s in found.values()) for f in fields(Share)})
+    return whole, whole.launches * GAP + IDLE
+
+
+def summary(config: Config, found: dict[str, Share]) -> dict[str, Any]:
+    """Least and expected seconds of the step and, where one GPU holds the model, the expected rate."""
+    whole, waiting = _total(found)
+    expected = whole.expected + waiting
+    alone = config.parallel.tensor * config.parallel.pipeline == 1
+    units = config.training.micro_batch * config.data.units
+    return {
+        "least_seconds": whole.seconds,
+        "seconds": expected,
+        "units_per_second": units / expected if alone else None,
+        "by_kind": {kind: share.expected for kind, share in found.items()},
+        "between_kernels": waiting,
+    }
+
+
 def report(config: Config, device: Device, found: dict[str, Share], sent: Share) -> str:
     """Markdown."""
     units = config.training.micro_batch * config.data.units
-    whole = Share(**{f.name: sum(getattr(s, f.name) for s in found.values()) for f in fields(Share)})
-    waiting = whole.launches * GAP + IDLE
+    whole, waiting = _total(found)
     lines = [
         "| | operators | kernels | GB | as executed | TFLOP | least ms | expected ms |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -182,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--document-tokens", type=int, default=1500)
     parser.add_argument("--stage", type=int, help="a pipeline stage of the configured layout; by default one GPU alone")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="as for lst train")
+    parser.add_argument("--json", action="store_true", help="for programs: one line on standard output")
     options: Any = parser.parse_args(arguments)
     try:
         device = find_device(options.device)
@@ -192,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         layout = alone if options.stage is None else []
         config = load_config(options.config, ["parallel.virtual=1", *layout, *given, *options.set])
         found, sent = shares(config, device, options.document_tokens, options.stage or 0)
-        print(report(config, device, found, sent))
+        print(json.dumps(summary(config, found)) if options.json else report(config, device, found, sent))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,8 +11,11 @@ is exercised, the figures say nothing.
 
 import argparse
 import dataclasses
+import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -34,10 +37,12 @@ from megatron_lst.config.schema import Config
 from megatron_lst.engines import build_engine
 from megatron_lst.errors import TrainingFault, UserError
 from megatron_lst.flops import parameters, row_flops
+from megatron_lst.gpu import HIDDEN
 from megatron_lst.patching.row import Row
-from megatron_lst.planning.devices import peak_flops
+from megatron_lst.planning.devices import find_device, peak_flops
 
 CONFIGS = ("configs/lst-1b.yaml", "configs/base-1b.yaml")
+ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 6
 TINY = (
     "model.hidden=64", "model.layers=2", "model.heads=4", "model.local_hidden=32", "model.local_heads=4",
@@ -226,6 +231,32 @@ def profiled(engine: Any, step: Callable[[], Any]) -> Profile:
         return Profile({}, [], 0.0)
 
 
+def expected(path: str, config: Config, arguments: argparse.Namespace, device: str) -> dict[str, Any] | None:
+    """What `benchmarks.roofline` expects of the same step on `device`, an estimate; None: for no device that it knows,
+    for no fp8, for no step of several micro-batches, or it failed, which must not cost what was measured.
+
+    In a process of its own, which sees no GPU: the trace takes torch.distributed's place.
+    """
+    if find_device(device) is None or arguments.accumulate != 1 or config.engine.fp8 != "none":
+        return None
+    command = [
+        sys.executable, "-m", "benchmarks.roofline", str(Path(path).resolve()), "--json", "--device", device,
+        "--micro-batch", str(arguments.micro_batch), "--document-tokens", str(arguments.document_tokens),
+        "--set", "parallel.tensor=1", "parallel.pipeline=1", "parallel.sequence=false", *arguments.set,
+    ]  # fmt: skip
+    try:
+        environment = {**os.environ, HIDDEN: ""}
+        said = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        print(f"{path}: no estimate within 180 s", file=sys.stderr)
+        return None
+    if said.returncode:
+        print(f"{path}: no estimate: {said.stderr.strip()[-500:]}", file=sys.stderr)
+        return None
+    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+    return found
+
+
 def faults(found: dict[str, Any]) -> list[str]:
     """What a step must not do; empty where all is well."""
     said = []
@@ -262,6 +293,7 @@ def run(path: str, arguments: argparse.Namespace) -> bool:
     config = prepare(path, arguments.set, arguments.micro_batch, arguments.accumulate)
     found = measure(config, arguments.steps, arguments.document_tokens)
     print(report(path, config, found))
+    found["expected"] = expected(path, config, arguments, torch.cuda.get_device_name()) if on_gpu() else None
     said = faults(found)
     for fault in said:
         print(f"  WRONG: {fault}", file=sys.stderr)

@@ -1,6 +1,9 @@
 """The step benchmark runs without data and without a GPU, refuses wrong models, and its rows are the mixture."""
 
+import argparse
+import dataclasses
 import json
+import sys
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import step
+from benchmarks import first_light, step
 from benchmarks.rows import synthetic_rows
 from megatron_lst.cli.app import app
 from tests.support.toy import toy_config
@@ -102,6 +105,27 @@ def test_says_what_a_step_must_not_do() -> None:
     assert step.faults(clean) == []
     assert "model.py:7" in step.faults({**clean, "host_syncs_per_micro_batch": {"model.py:7": 1}})[0]
     assert "triton" in step.faults({**clean, "compiled_while_timed": {"triton": 1}})[0]
+
+
+def test_what_is_expected_stands_beside_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The roofline's own figure for a step on the device that was measured; none where it knows no such step."""
+    path, small = "configs/lst-1b.yaml", [*step.TINY, *TINY_VOCABULARY, "training.precision=bf16"]
+    arguments = argparse.Namespace(set=small, micro_batch=2, accumulate=1, document_tokens=50)
+    config = step.prepare(path, small, 2, 1)
+    found = step.expected(path, config, arguments, "NVIDIA H100 80GB HBM3")
+    assert found is not None, capsys.readouterr().err
+    assert found["units_per_second"] == pytest.approx(2 * 64 / found["seconds"])
+    assert found["seconds"] == pytest.approx(sum(found["by_kind"].values()) + found["between_kernels"])
+    assert 0 < found["least_seconds"] < found["seconds"]
+    written = {"config": path, "overrides": [], "tiny": False, "mfu": None, "busy": None, "peak_memory_gib": 1.0,
+               "units_per_second": 1.0, "seconds": {"median": 1.0}, "host_syncs_per_step": {}, "faults": [],
+               "modules": {}, "expected": found}  # fmt: skip
+    assert f"{found['units_per_second']:,.0f}" in "\n".join(first_light._steps([written]))
+    fp8 = dataclasses.replace(config, engine=dataclasses.replace(config.engine, fp8="hybrid"))
+    assert step.expected(path, config, arguments, "abacus") is step.expected(path, fp8, arguments, "h100") is None
+    monkeypatch.setattr(sys, "executable", "false")  # an estimate that fails costs nothing else
+    assert step.expected(path, config, arguments, "h100") is None
+    assert "no estimate" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
