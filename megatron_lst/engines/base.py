@@ -102,9 +102,15 @@ class Engine(Protocol):
         """
         ...
 
-    def save(self, folder: Path, *, asynchronous: bool = False) -> dict[str, dict[str, Any]]:
+    def save(
+        self, folder: Path, *, asynchronous: bool = False, ready: Callable[[], None] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Write model, optimizer and RNG into an existing, empty folder. Asynchronous: copy them to the host and write
         while training goes on, until `seal_save`.
+
+        Args:
+            ready: called before the first file is written, in the thread that writes; returns when the folder is
+                there, and what it raises is an error of this save.
 
         Returns:
             Entries of the manifest by file name (size, hash) on the writer; nothing elsewhere, and while it writes.

@@ -12,6 +12,7 @@ of the rank that writes it: the device holds at most one whole tensor more, a ho
 each shard on one rank of a pipeline stage, which sends it to the others.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from megatron_lst.engines.weights_io import local_parameters
 from megatron_lst.errors import DamagedDataError, LstError, UserError
 from megatron_lst.files import write_bytes
 from megatron_lst.model.sharding import ShardSpec
+from megatron_lst.parallel.mailbox import Mailbox
 from megatron_lst.parallel.state import ParallelState
 from megatron_lst.weights import canonical_shapes
 
@@ -73,15 +75,25 @@ class ShardedCheckpoint:
         self._config, self._state, self._chunks, self._tensors = config, state, chunks, tensors
         self._writing: _Writing | None = None
         self._turn = 0
+        self._mailbox = Mailbox(state.rank, _from_first, self._total)
 
-    def save(self, folder: Path, asynchronous: bool) -> dict[str, dict[str, Any]]:
+    def _total(self, number: int) -> int:
+        told = torch.tensor(float(number), dtype=torch.float64, device=self._state.device)
+        dist.all_reduce(told)
+        return int(told)
+
+    def save(
+        self, folder: Path, asynchronous: bool, ready: Callable[[], None] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Write into an existing, empty folder; collective. See `Engine.save`."""
-        assert self._writing is None, "a save is under way"
+        if self._writing is not None:  # given up, as another rank could not begin it
+            with contextlib.suppress(OSError):
+                self._writing.finish(wait=True)
         target = self._config.checkpoint.file_megabytes * 1e6
         shards = self._snapshot(target)
         rng = torch.get_rng_state() if self._state.rank == 0 else None
         common = {"adam_step": self._tensors.get_step()}
-        self._writing = _Writing(folder, self._state.rank, shards, target, rng, common)
+        self._writing = _Writing(folder, self._state.rank, shards, target, rng, common, ready)
         if asynchronous:
             return {}
         complete, entries, problem = self.seal(), {}, None
@@ -95,10 +107,9 @@ class ShardedCheckpoint:
 
     def _agree(self, problem: str | None) -> None:
         """OSError on every rank where rank 0 has a problem."""
-        told = [problem]
-        dist.broadcast_object_list(told, src=0)
-        if told[0] is not None:
-            raise OSError(told[0])
+        told = _from_first(problem)
+        if told is not None:
+            raise OSError(told)
 
     def _snapshot(self, target: float) -> list[tuple[Place, Tensor]]:
         """What this rank writes, on the host; collective over the data-parallel ranks."""
@@ -143,8 +154,7 @@ class ShardedCheckpoint:
             mine = writing.files
         except OSError as error:
             mine = f"rank {self._state.rank}: {error}"
-        parts: list[Any] = [None] * self._state.world_size if self._state.rank == 0 else []
-        dist.gather_object(mine, parts or None, dst=0)
+        parts = self._mailbox.collect(mine or None).values()
         self._agree(next((part for part in parts if isinstance(part, str)), None))
         if self._state.rank:
             return None
@@ -188,14 +198,9 @@ class ShardedCheckpoint:
 
     def _tell_all(self, problem: str | None, folder: Path) -> None:
         """DamagedDataError on every rank where one has a problem."""
-        failed = torch.tensor(float(problem is not None), device=self._state.device)
-        dist.all_reduce(failed)
-        if failed:
-            parts: list[Any] = [None] * self._state.world_size if self._state.rank == 0 else []
-            dist.gather_object(problem, parts or None, dst=0)
-            told = [sorted({part for part in parts if part is not None})[:8]]
-            dist.broadcast_object_list(told, src=0)
-            raise DamagedDataError(f"The checkpoint {folder} cannot be read: {'; '.join(told[0])}")
+        if self._total(problem is not None):
+            told = _from_first(sorted(set(self._mailbox.collect(problem).values()))[:8])
+            raise DamagedDataError(f"The checkpoint {folder} cannot be read: {'; '.join(told)}")
 
     def _read(self, stored: StoredShards, place: Place, target: Tensor) -> str | None:
         """Fill the local part of a tensor; collective over the tensor-parallel ranks. Returns what went wrong."""
@@ -253,10 +258,10 @@ class ShardedCheckpoint:
             except _UNREADABLE as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 told = [DamagedDataError(f"The checkpoint {folder} cannot be read: {reason}")]
-        dist.broadcast_object_list(told, src=0)
-        if isinstance(told[0], LstError):
-            raise told[0]
-        return told[0]
+        found = _from_first(told[0])
+        if isinstance(found, LstError):
+            raise found
+        return found
 
     def _check_model(self, folder: Path) -> None:
         try:
@@ -304,6 +309,7 @@ class _Writing:
         target: float,
         rng: Tensor | None,
         common: dict[str, Any],
+        ready: Callable[[], None] | None,
     ) -> None:
         self.folder, self.common = folder, common
         self.files: list[WrittenFile] = []
@@ -311,6 +317,8 @@ class _Writing:
 
         def write() -> None:
             try:
+                if ready is not None:
+                    ready()
                 self.files = write_shards(folder, rank, shards, target, rng)
             except BaseException as error:
                 self._error = error
@@ -328,6 +336,13 @@ class _Writing:
         if self._error is not None:
             raise OSError(str(self._error)) from self._error
         return True
+
+
+def _from_first(value: Any) -> Any:
+    """Rank 0's object on every rank."""
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ class RowBalancer:
     def __init__(self, share: int, builders: Sequence[int]) -> None:
         """
         Args:
-            share: which part of the global batch this rank builds.
-            builders: the world rank of each share's builder, this rank among them.
+            share: which of them this rank builds for.
+            builders: the world rank of a builder of each share that takes part, this rank among them.
         """
         self._share, self._size = share, len(builders)
         self._group: dist.ProcessGroup | None = None

@@ -16,6 +16,9 @@ from megatron_lst.data.sharing import RowPublisher, RowSubscriber, can_share
 from megatron_lst.machine import local_identity
 from megatron_lst.training.ranks import Ranks
 
+SHARES_BALANCED = 64
+"""So many shares balance their rows among themselves. Among thousands each builder would connect to each other one, and
+a few tens balance as well."""
 MEETING_SECONDS = 300.0
 """How long a builder waits for those that take its rows, at the start."""
 
@@ -26,8 +29,8 @@ class Builders:
 
     Attributes:
         count: builders of all shares together.
-        balanced_over: world ranks, one builder of each share, this one's group for balancing; empty where this rank
-            builds nothing.
+        balanced_over: world ranks, by share one builder of each of `neighbours`, this one's group for balancing; empty
+            where this rank builds nothing.
         gives_to: takes the rows of this rank further; None: no other rank needs them.
         takes_from: where this rank's rows come from; None: it builds them.
     """
@@ -41,6 +44,12 @@ class Builders:
         for held in (self.gives_to, self.takes_from):
             if held is not None:
                 held.close()
+
+
+def neighbours(share: int, shares: int) -> range:
+    """The shares with which one balances its rows, itself among them."""
+    first = share - share % SHARES_BALANCED
+    return range(first, min(first + SHARES_BALANCED, shares))
 
 
 def find_builders(ranks: Ranks, share: int, shares: int, machine: str | None = None) -> Builders:
@@ -74,16 +83,16 @@ def find_builders(ranks: Ranks, share: int, shares: int, machine: str | None = N
         each = ranks.world_size // shares
         if publisher is not None:
             publisher.close()
-        return Builders(each * shares, _one_of_each_share(store, ranks.rank, share, shares, each))
+        return Builders(each * shares, _one_of_each_neighbour(store, ranks.rank, share, shares, each))
     if publisher is None:
         builder, address = json.loads(store.get(f"{here}/builder"))
         return Builders(each * shares, takes_from=RowSubscriber(address, f"rank {builder}", MEETING_SECONDS))
     publisher.accept(store.add(f"{here}/ranks", 0) - 1, MEETING_SECONDS)
-    return Builders(each * shares, _one_of_each_share(store, ranks.rank, share, shares, each), gives_to=publisher)
+    return Builders(each * shares, _one_of_each_neighbour(store, ranks.rank, share, shares, each), gives_to=publisher)
 
 
-def _one_of_each_share(store: Any, rank: int, share: int, shares: int, each: int) -> list[int]:
-    """This builder and one of every other share, by share: those that stand at its place in the order of ranks.
+def _one_of_each_neighbour(store: Any, rank: int, share: int, shares: int, each: int) -> list[int]:
+    """This builder and one of each of its neighbours, by share: those that stand at its place in the order of ranks.
 
     Args:
         each: builders of a share; waits until all of them have told.
@@ -96,4 +105,4 @@ def _one_of_each_share(store: Any, rank: int, share: int, shares: int, each: int
     store.set(f"{share}/builder/{store.add(f'{share}/told', 1)}", str(rank))
     place = sorted(told([f"{share}/builder/{i + 1}" for i in range(each)])).index(rank)
     store.set(f"place {place}/{share}", str(rank))
-    return told([f"place {place}/{other}" for other in range(shares)])
+    return told([f"place {place}/{other}" for other in neighbours(share, shares)])

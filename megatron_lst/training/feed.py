@@ -16,7 +16,7 @@ from megatron_lst.engines.base import Engine
 from megatron_lst.engines.microbatches import PackedStep
 from megatron_lst.patching.row import Row
 from megatron_lst.training.balancing import RowBalancer
-from megatron_lst.training.builders import find_builders
+from megatron_lst.training.builders import find_builders, neighbours
 from megatron_lst.training.ranks import Ranks
 
 LEAVE_SECONDS = 10.0
@@ -76,7 +76,8 @@ class RowFeed:
         self._outstanding = False
         try:
             if self._builders.takes_from is None:
-                self._balance = RowBalancer(engine.data_rank, self._builders.balanced_over)
+                place = neighbours(engine.data_rank, engine.data_size).index(engine.data_rank)
+                self._balance = RowBalancer(place, self._builders.balanced_over)
                 self._loader = (open_rows or open_loader)(config, engine.data_rank, engine.data_size, state, start)
         except BaseException as error:
             self._tell(error)

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_lst.errors import LstError, UserError
+from megatron_lst.parallel.mailbox import Mailbox
 
 Result = TypeVar("Result")
 
@@ -21,6 +22,7 @@ class Ranks:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if self.world_size > 1 else 0
         self._group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self._mailbox = Mailbox(self.rank, self.broadcast_object, self.sum)
 
     @property
     def store(self) -> dist.Store | None:
@@ -38,6 +40,14 @@ class Ranks:
             return value
         tensor = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return int(tensor.item())
+
+    def sum(self, value: int) -> int:
+        """Sum of what all ranks gave."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(tensor, group=self._group)
         return int(tensor.item())
 
     def all(self, value: bool) -> bool:
@@ -63,6 +73,17 @@ class Ranks:
         parts: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         dist.gather_object(value, parts, dst=0, group=self._group)
         return parts
+
+    def collect(self, value: Any) -> dict[int, Any]:
+        """Objects of the ranks that have one, on rank 0, by rank; nothing elsewhere. Without the padding of
+        `gather_objects`, for what few ranks have or what is long.
+
+        Args:
+            value: None: this rank has none.
+        """
+        if self.world_size == 1:
+            return {} if value is None else {0: value}
+        return self._mailbox.collect(value)
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's small object on every rank. For rare use."""

@@ -24,6 +24,7 @@ from megatron_lst.parallel.layout import ParallelLayout
 from megatron_lst.patching.serialisation import save_rows
 from megatron_lst.progress import Progress
 from megatron_lst.terminal import unfailing_output
+from megatron_lst.training.background import BackgroundWriter
 from megatron_lst.training.checkpoint import Checkpoint, newest_checkpoint
 from megatron_lst.training.checkpoint.saving import CheckpointSaver
 from megatron_lst.training.checkpoint.verification import load_checkpoint
@@ -44,6 +45,9 @@ from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.resume import stored_training
 from megatron_lst.training.schedule import change, is_frozen, last_stable_step, learning_rate
 from megatron_lst.training.start import has_begun, init_distributed, lock_run_folder, settle_config
+
+HANG_REPORT_SECONDS = 5.0
+"""How long the report of a hang waits for events.log."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,10 @@ class _Run:
         self.heldout_loss: tuple[int, float | None] = (0, None)  # the step of the last evaluation, and its loss
         self.writer = ranks.rank == 0
         self.check_lock = lambda: check_lock(self.folder, generation)
-        self.events = EventLog(self.folder / "events.log", writer=self.writer, guard=self.check_lock)
+        self.background = BackgroundWriter()
+        self.events = EventLog(
+            self.folder / "events.log", writer=self.writer, guard=self.check_lock, put=self.background.put
+        )
         training = config.training
         self.watchdog = Watchdog(
             self.folder,
@@ -114,7 +121,7 @@ class _Run:
             store=ranks.store,
             local_rank=environment_number("LOCAL_RANK", 0),
             node_ranks=environment_number("LOCAL_WORLD_SIZE", 1, least=1),
-            report=lambda sentence, step: self.events.write("hang", sentence, step),
+            report=self._report_hang,
         )
         self.bad_steps = BadSteps(training.max_bad_steps)
         self.spikes = SpikeDetector(training.spike_window, training.spike_threshold, training.max_rollbacks)
@@ -126,6 +133,12 @@ class _Run:
         self.events.write(kind, message, self.step)
         if self.writer:
             print(f"[{kind}] {message}", flush=True)
+
+    def _report_hang(self, sentence: str, step: int) -> None:
+        """Called by the watchdog, just before it ends the process: a file system that hangs must not keep it."""
+        if self.background.flush(HANG_REPORT_SECONDS):
+            self.events.write("hang", sentence, step)
+            self.background.flush(HANG_REPORT_SECONDS)
 
     def note_failure(self, error: Exception) -> LstError | None:
         """STOPPED.json says how the run ended; an orphan whose folder was taken over writes nothing.
@@ -144,6 +157,7 @@ class _Run:
         return outcome.as_error(elsewhere) if elsewhere else None
 
     def close(self) -> None:
+        self.background.close()
         if self.engine is not None:
             self.engine.close()
 
@@ -178,7 +192,14 @@ class _Run:
             self.tell("engine", f"{key}: {value}")
         held_out = HeldOutEvaluation(config, engine)
         saver = CheckpointSaver(
-            engine, self.ranks, self.folder, config_yaml, config.checkpoint, self.tell, self.check_lock
+            engine,
+            self.ranks,
+            self.folder,
+            config_yaml,
+            config.checkpoint,
+            self.tell,
+            self.check_lock,
+            self.background.flush,
         )
         with contextlib.ExitStack() as stack:
             feed = stack.enter_context(RowFeed(config, self.ranks, engine, self.resumed or None, start, steps))
@@ -188,6 +209,7 @@ class _Run:
                 if self.writer
                 else None
             )
+            stack.enter_context(self.background.flushed())
             progress = stack.enter_context(Progress(f"train {self.folder.name}", steps, start))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
@@ -198,8 +220,7 @@ class _Run:
                     self.heldout_loss = (self.step, held_out.mean_loss(measured))
                     record |= measured
                 if metrics is not None:
-                    self.check_lock()
-                    metrics.write(record)
+                    self.background.put(partial(self._write_metrics, metrics, record))
                     progress.update(self.step, f"loss {record['loss']:.4f}, {record['units_per_second']:,.0f} units/s")
                 stopped = agreed(told[: len(ORDER)])
                 stable_end = config.training.schedule == "wsd" and self.step == last_stable_step(config.training)
@@ -219,7 +240,12 @@ class _Run:
             except OSError as error:  # everything is saved: a full disk now costs the note alone
                 self.tell("stop", f"{outcome.NAME} could not be written: {error}")
         self.tell("stop", f"saved after {stopped.name}" if stopped else "all steps are done")
+        self.background.flush()
         return Outcome(self.step, stopped)
+
+    def _write_metrics(self, metrics: MetricsWriter, record: dict[str, Any]) -> None:
+        self.check_lock()
+        metrics.write(record)
 
     def _one_step(
         self, engine: Engine, recorder: StepRecorder, feed: RowFeed, numbers: Callable[[], list[int]]
@@ -319,7 +345,7 @@ class _Run:
     def _position(self, recorder: StepRecorder) -> dict[str, Any]:
         """What position.json holds: the cursors of all streams, gathered from the ranks that feed them."""
         merged = dict(self.resumed)
-        for part in self.ranks.gather_objects(self.cursors) or []:
+        for part in self.ranks.collect(self.cursors or None).values():
             merged.update(part)
         return {
             "step": self.step,

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron_lst.engines.microbatches import PackedStep, pack_step
 from megatron_lst.errors import DamagedDataError, PeerLost
 from megatron_lst.parallel.layout import check_layout
 from megatron_lst.patching.row import Row, batch_hash
+from megatron_lst.training import builders
 from megatron_lst.training.feed import RowFeed
 from megatron_lst.training.ranks import Ranks
 from tests.data.toy import make_config, on_disk
@@ -123,6 +125,29 @@ def test_rows_are_built_once_a_machine_and_are_the_same(ranks: RankPool, shard_s
     for part in expected:
         wanted.update(part.cursors)
     assert cursors == wanted, "a checkpoint holds the position of every stream"
+
+
+def balance_among(config: Config, shares: int) -> tuple[list[list[tuple[int, int]]], int]:
+    """This rank's rows of each step (index, hash), of four shares that balance among so many; members of its group."""
+    builders.SHARES_BALANCED = shares
+    feed, _ = make_feed(config, dist.get_rank(), 4, f"machine {dist.get_rank()}")
+    with feed:
+        rows = [[(row.index, row.hash) for row in batch.rows] for batch in feed]
+        return rows, dist.get_world_size(feed._balance._group)
+
+
+@pytest.mark.multiprocess
+def test_rows_are_balanced_among_neighbours(ranks: RankPool, shard_sets: dict) -> None:
+    """The same batch, and of four builders two are connected; all are where all are neighbours (the control)."""
+    config = the_config(shard_sets)
+    found = {shares: ranks.run(balance_among, 4, config, shares) for shares in (2, 64)}
+    for shares, members in ((2, 2), (64, 4)):
+        assert [size for _, size in found[shares]] == [members] * 4
+    batches = {
+        shares: [sorted(chain(*step)) for step in zip(*(rows for rows, _ in of_ranks), strict=True)]
+        for shares, of_ranks in found.items()
+    }
+    assert batches[2] == batches[64]
 
 
 def test_exactly_one_step_is_made_ahead(shard_sets: dict[str, Path]) -> None:

@@ -196,8 +196,10 @@ class DeepSpeedEngine:
                 results.append((-losses[: len(row.tokens)]).float().cpu().numpy())
         return results
 
-    def save(self, folder: Path, *, asynchronous: bool = False) -> dict[str, dict[str, Any]]:
-        return self._checkpoints.save(folder, asynchronous)
+    def save(
+        self, folder: Path, *, asynchronous: bool = False, ready: Callable[[], None] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        return self._checkpoints.save(folder, asynchronous, ready)
 
     def finish_saves(self, *, wait: bool) -> bool:
         return self._checkpoints.finish(wait)

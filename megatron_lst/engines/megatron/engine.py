@@ -222,9 +222,11 @@ class MegatronEngine:
             for chunk in self._wrapped:
                 chunk.start_param_sync(force_sync=True)
 
-    def save(self, folder: Path, *, asynchronous: bool = False) -> dict[str, dict[str, Any]]:
+    def save(
+        self, folder: Path, *, asynchronous: bool = False, ready: Callable[[], None] | None = None
+    ) -> dict[str, dict[str, Any]]:
         self._gather_parameters()
-        return self._checkpoints.save(folder, asynchronous)
+        return self._checkpoints.save(folder, asynchronous, ready)
 
     def finish_saves(self, *, wait: bool) -> bool:
         return self._checkpoints.finish(wait)

@@ -1,9 +1,11 @@
 """Saving while training goes on: a small state machine that all ranks step through together.
 
-start -> the engine copies to the host, and threads write and hash -> the writer completes the folder and removes what
-retention lets go, in a thread too.  While a save is under way the step waits for no file system: whether all ranks are
-done travels with the step's own reduction (`numbers`).  A save that fails leaves the previous checkpoint as it was, and
-is tried again after a later step, when there may be room.
+start    the engine copies to the host; a thread of the writer makes the folder, threads of the others wait for it
+writing  threads write and hash
+sealed   the writer completes the folder and removes what retention lets go, in a thread too
+
+The step waits for no file system: how far the ranks are travels with the step's own reduction (`numbers`).  A save that
+fails leaves the previous checkpoint as it was, and is tried again after a later step, when there may be room.
 """
 
 import contextlib
@@ -33,6 +35,7 @@ class CheckpointSaver:
     Args:
         tell: receives kind and message of each thing that happens.
         guard: called before each write; raises where this process may no longer write.
+        flush: called before a checkpoint is complete, so that a resume finds the records of all steps before it.
     """
 
     def __init__(
@@ -44,15 +47,17 @@ class CheckpointSaver:
         settings: CheckpointConfig,
         tell: Callable[[EventKind, str], None],
         guard: Callable[[], None] = lambda: None,
+        flush: Callable[[], object] = lambda: None,
     ) -> None:
         self._engine, self._ranks, self._run, self._config_yaml = engine, ranks, run, config_yaml
-        self._settings, self._tell, self._guard = settings, tell, guard
+        self._settings, self._tell, self._guard, self._flush = settings, tell, guard, flush
         self._failures = 0  # checkpoints in a row, all tries included
         self._tries = 0  # of the current one
         self._step: int | None = None  # of the save that is under way
         self._last_step = 0
         self._position: dict[str, Any] = {}
         self._kept = False
+        self._folder: _Folder | None = None  # of the save that is under way
         self._completing: _Completing | None = None  # the second half of a save, on every rank
 
     @property
@@ -82,24 +87,29 @@ class CheckpointSaver:
         """
         self.wait()
         self._step, self._position, self._kept = step, position, kept
+        self._folder = _Folder(self._make_folder if self._engine.is_writer else None)
+        if not self._settings.asynchronous:
+            self._folder.make()
+            if self._failed(self._folder.problem()):
+                return
+            self._folder.open()
         problem: Exception | None = None
-        self._guard()
-        try:
-            if self._engine.is_writer:
-                self._check_space()
-                folders.begin(self._run, step)
-        except OSError as error:
-            problem = error
-        if self._failed(problem):
-            return
         files: dict[str, dict[str, Any]] = {}
         try:
-            files = self._engine.save(self._temporary / "engine", asynchronous=self._settings.asynchronous)
+            files = self._engine.save(
+                self._temporary / "engine", asynchronous=self._settings.asynchronous, ready=self._folder.ready
+            )
         except (OSError, RuntimeError) as error:
             problem = error
         if not self._failed(problem) and not self._settings.asynchronous:
             self._complete(lambda: files)
             self.wait()
+
+    def _make_folder(self) -> None:
+        self._guard()
+        self._check_space()
+        assert self._step is not None, "a save is under way"
+        folders.begin(self._run, self._step)
 
     def numbers(self) -> tuple[int, int]:
         """Whether this rank has something under way, and whether it failed, as 1 or 0: to be summed over ranks."""
@@ -107,6 +117,9 @@ class CheckpointSaver:
             return 0, 0
         if self._completing is not None:
             return int(self._completing.running), 0
+        assert self._folder is not None, "a save is under way"
+        if not self._folder.opened:
+            return int(self._folder.under_way), 0
         try:
             return int(not self._engine.finish_saves(wait=False)), 0
         except OSError:
@@ -142,46 +155,53 @@ class CheckpointSaver:
             raise TrainingFault(f"the last checkpoint could not be written to {folders.checkpoint_root(self._run)}")
 
     def _advance(self) -> None:
-        """The next half of the save, waiting for the one before on all ranks."""
+        """The next part of the save, waiting for the one before on all ranks."""
+        assert self._folder is not None, "a save is under way"
+        problem: Exception | None = None
+        if not self._folder.opened:
+            problem = self._folder.problem()
+            refused = self._ranks.max(problem is not None) > 0
+            self._folder.open(refused)
+            if not refused:
+                return
         if self._completing is None:
-            problem: Exception | None = None
             try:
                 rest = self._engine.seal_save()
             except (OSError, RuntimeError) as error:
-                problem = error
+                problem = problem or error
             if not self._failed(problem):
                 self._complete(rest)
             return
-        done, sentences = self._completing.result()
+        sentences = self._completing.result()
         if self._failed(self._completing.problem):
             return
         self._failures, self._tries, self._step, self._completing = 0, 0, None, None
-        if done is not None:
-            self._tell("checkpoint", f"{done.path} is complete ({done.size() / 1e6:.1f} MB)")
         for sentence in sentences:
             self._tell("checkpoint", sentence)
 
     def _complete(self, rest: Callable[[], dict[str, dict[str, Any]]] | None) -> None:
-        """Begin the second half; `rest` ends what the engine writes, on the writer."""
+        """Begin the last part; `rest` ends what the engine writes, on the writer."""
         if not self._engine.is_writer:
             self._completing = _Completing(None)
             return
         assert rest is not None and self._step is not None, "a save is under way, and this is the writer"
         temporary, step, kept, position = self._temporary, self._step, self._kept, self._position
 
-        def complete() -> tuple[folders.Checkpoint, list[str]]:
+        def complete() -> list[str]:
             self._guard()
+            self._flush()
             files = rest()
             if kept:
                 write_text(temporary / folders.KEEP, "the last one before the learning rate's decay\n")
             done = folders.finish(temporary, step, position, self._config_yaml, files)
-            sentences: list[str] = []
+            size = sum(entry["bytes"] for entry in files.values())
+            sentences = [f"{done.path} is complete ({size / 1e6:.1f} MB)"]
             # The checkpoint is complete: nothing from here on can make it a failed one. Where the folder cannot be
             # listed, the next checkpoint tries again.
             with contextlib.suppress(OSError):
                 settings = self._settings
                 retain(self._run, settings.keep, keep_best=settings.keep_best, tell=sentences.append)
-            return done, sentences
+            return sentences
 
         self._completing = _Completing(complete)
 
@@ -200,7 +220,8 @@ class CheckpointSaver:
         if not self._ranks.max(problem is not None):
             return False
         temporary = self._temporary
-        assert self._step is not None, "a save is under way"
+        assert self._step is not None and self._folder is not None, "a save is under way"
+        self._folder.open(refused=True)  # whoever still waits for it leaves
         self._last_step, self._step, self._completing = self._step, None, None
         self._tries += 1
         if problem is not None:
@@ -220,6 +241,69 @@ class CheckpointSaver:
         return True
 
 
+class _Folder:
+    """The temporary folder of one save: the writer makes it, the others wait until they are told that it is there.
+
+    Args:
+        make: makes it; None where another rank does.
+    """
+
+    def __init__(self, make: Callable[[], None] | None) -> None:
+        self._make = make
+        self._error: Exception | None = None
+        self._made, self._told = threading.Event(), threading.Event()
+        self._refused = False
+        if make is None:
+            self._made.set()
+
+    @property
+    def under_way(self) -> bool:
+        return not self._made.is_set()
+
+    @property
+    def opened(self) -> bool:
+        """All ranks know how it went."""
+        return self._told.is_set()
+
+    def make(self) -> None:
+        """On the writer: make it, once. Keeps what goes wrong for `problem`."""
+        if self._make is None or self._made.is_set():
+            return
+        try:
+            self._make()
+            self._error = None
+        except Exception as error:
+            self._error = error
+        self._made.set()
+
+    def problem(self) -> OSError | None:
+        """Waits until this rank is done.
+
+        Raises:
+            TrainingFault: this process may write no longer.
+        """
+        self._made.wait()
+        if self._error is not None and not isinstance(self._error, OSError):
+            raise self._error
+        return self._error
+
+    def open(self, refused: bool = False) -> None:
+        """All ranks have heard how it went: they write, or leave it."""
+        self._refused = refused
+        self._told.set()
+
+    def ready(self) -> None:
+        """For `Engine.save`.
+
+        Raises:
+            OSError: it could not be made.
+        """
+        self.make()
+        self._told.wait()
+        if self._refused:
+            raise OSError("the folder could not be made")
+
+
 class _Completing:
     """Completes a folder in a thread; on ranks with nothing to complete it is done at once.
 
@@ -227,8 +311,8 @@ class _Completing:
         problem: the OSError that it ended with.
     """
 
-    def __init__(self, action: Callable[[], tuple[folders.Checkpoint, list[str]]] | None) -> None:
-        self._done: tuple[folders.Checkpoint | None, list[str]] = (None, [])
+    def __init__(self, action: Callable[[], list[str]] | None) -> None:
+        self._done: list[str] = []
         self._error: BaseException | None = None
         self.problem: OSError | None = None
 
@@ -249,8 +333,8 @@ class _Completing:
     def running(self) -> bool:
         return self._thread.is_alive()
 
-    def result(self) -> tuple[folders.Checkpoint | None, list[str]]:
-        """The checkpoint and what retention says of others.
+    def result(self) -> list[str]:
+        """What there is to say of the checkpoint, and of those that are removed.
 
         Raises:
             TrainingFault: this process may write no longer.

@@ -33,8 +33,8 @@ def load_checkpoint(
     """
     entries = ranks.on_writer(lambda: found.manifest()["files"])
     mine = dict(islice(entries.items(), ranks.rank, None, ranks.world_size))
-    parts = ranks.gather_objects(found.damaged(mine, settings.verify == "hashes", loading=True)) or []
-    damaged = sorted(line for part in parts for line in part)
+    parts = ranks.collect(found.damaged(mine, settings.verify == "hashes", loading=True) or None)
+    damaged = sorted(line for part in parts.values() for line in part)
 
     def refuse() -> None:
         if damaged:

@@ -66,6 +66,7 @@ class EventLog:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         guard: Callable[[], None] | None = None,
+        put: Callable[[Callable[[], None]], None] = lambda action: action(),
     ):
         """
         Args:
@@ -73,9 +74,10 @@ class EventLog:
             writer: False on every rank but one.
             wall, monotonic: the two clocks.
             guard: called before each write; raises where this process may no longer write (`RunLock.check`).
+            put: has the writing done, now or later (`BackgroundWriter.put`); times are those of the call of `write`.
         """
         self.path = Path(path)
-        self._writer, self._wall, self._monotonic, self._guard = writer, wall, monotonic, guard
+        self._writer, self._wall, self._monotonic, self._guard, self._put = writer, wall, monotonic, guard, put
         self._anchor = (wall(), monotonic())
         self._last = 0.0
         if writer:
@@ -108,12 +110,15 @@ class EventLog:
         self._append(wall, step, kind, message)
 
     def _append(self, when: float, step: int | None, kind: EventKind, message: str) -> None:
+        at = f"step={step} " if step is not None else ""
+        self._put(lambda: self._write_line(when, f"{at}{kind}: {' '.join(message.split())}\n"))
+
+    def _write_line(self, when: float, text: str) -> None:
         if self._guard is not None:
             self._guard()
         when = self._last = max(self._last, when)
         stamp = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        at = f"step={step} " if step is not None else ""
-        line = f"{stamp} {at}{kind}: {' '.join(message.split())}\n"
+        line = f"{stamp} {text}"
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
