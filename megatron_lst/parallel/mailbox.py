@@ -1,7 +1,8 @@
 """Objects of some of the ranks, brought to rank 0 through the ranks' store.
 
 `torch.distributed.gather_object` pads what every rank has to the longest, on rank 0's device: thousands of times the
-list of a rank that writes a file, most of it from ranks that write none. Here rank 0 holds what there is.
+list of a rank that writes a file, most of it from ranks that write none; and gloo's connects rank 0 with every rank.
+Here rank 0 holds what there is.
 """
 
 import pickle

@@ -58,25 +58,10 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier(group=self._group)
 
-    def gather(self, value: torch.Tensor) -> list[torch.Tensor] | None:
-        """One tensor a rank, all of the same shape and dtype, on rank 0; None elsewhere."""
-        if self.world_size == 1:
-            return [value]
-        parts = [torch.empty_like(value) for _ in range(self.world_size)] if self.rank == 0 else None
-        dist.gather(value, parts, dst=0, group=self._group)
-        return parts
-
-    def gather_objects(self, value: Any) -> list[Any] | None:
-        """Any small object of each rank on rank 0; None elsewhere. For rare use (checkpoints)."""
-        if self.world_size == 1:
-            return [value]
-        parts: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(value, parts, dst=0, group=self._group)
-        return parts
-
     def collect(self, value: Any) -> dict[int, Any]:
-        """Objects of the ranks that have one, on rank 0, by rank; nothing elsewhere. Without the padding of
-        `gather_objects`, for what few ranks have or what is long.
+        """Small objects of the ranks that have one, on rank 0, by rank; nothing elsewhere. For rare use.
+
+        Through the store: a gather would connect rank 0 with every other rank.
 
         Args:
             value: None: this rank has none.

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import Config
 from megatron_lst.data.mixture import check_shard_sizes
@@ -125,7 +123,7 @@ class _Run:
         )
         self.bad_steps = BadSteps(training.max_bad_steps)
         self.spikes = SpikeDetector(training.spike_window, training.spike_threshold, training.max_rollbacks)
-        hosts = ranks.gather_objects(socket.gethostname()) or []
+        hosts = list(ranks.collect(socket.gethostname()).values())
         self.stragglers = StragglerReport(hosts, ratio=training.straggler_ratio)
 
     def tell(self, kind: EventKind, message: str) -> None:
@@ -286,10 +284,7 @@ class _Run:
         """Tell of a rank that is slower than the others in what each does alone: waiting for data, a fixed probe."""
         self.watchdog.beat(self.step, "comparison")
         self.stragglers.add("probe", probe(engine.device))
-        gathered = self.stragglers.compare(
-            lambda mine: [part.tolist() for part in self.ranks.gather(torch.tensor(mine, dtype=torch.float64)) or []]
-        )
-        for straggler in gathered:
+        for straggler in self.stragglers.compare(lambda mine: list(self.ranks.collect(mine).values())):
             self.tell("slow", str(straggler))
 
     def _look_for_faults(self, engine: Engine, result: StepResult, batch: StepBatch) -> None:

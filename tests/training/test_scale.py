@@ -16,7 +16,7 @@ def messages_by_step(config: Config, old_way: bool) -> dict[int, int]:
     """Collectives of the trainer's own, and object messages of anybody's, during each step."""
     found: Counter[int] = Counter()
     step = [0]
-    for owner, names in ((Ranks, ("max", "barrier", "gather", "gather_objects", "broadcast_object")),
+    for owner, names in ((Ranks, ("max", "sum", "barrier", "collect", "broadcast_object")),
                          (dist, ("gather_object", "broadcast_object_list", "all_gather_object"))):  # fmt: skip
         for name in names:
             plain = getattr(owner, name)
