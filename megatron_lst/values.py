@@ -64,9 +64,13 @@ class Place:
 
     Attributes:
         optional: empty text is a value of its own.
+        names: values that are names of what comes with the project, and no paths.
+        hub: `owner/model` may be a name on a model hub.
     """
 
     optional: bool = False
+    names: tuple[str, ...] = ()
+    hub: bool = False
 
     def settle(self, value: str) -> str:
         """The path as it is used.
@@ -134,3 +138,7 @@ PathText = Annotated[str, Place()]
 """A path or URL."""
 PathTextOrEmpty = Annotated[str, Place(optional=True)]
 """A path, or empty; the key's meaning says what that does."""
+ModelText = Annotated[str, Place(optional=True, hub=True)]
+"""A folder, a name on a model hub where there is no such folder, or empty; the key's meaning says what that does."""
+TokenizerText = Annotated[str, Place(names=("mistral-v1",))]
+"""A path, or the name of the tokenizer that comes with mistral-common."""

@@ -6,7 +6,19 @@ from fractions import Fraction
 from typing import Annotated
 
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, CountOr0, NotNegative, PathText, PathTextOrEmpty, Positive, Range, Rate, Share
+from megatron_lst.values import (
+    Count,
+    CountOr0,
+    ModelText,
+    NotNegative,
+    PathText,
+    PathTextOrEmpty,
+    Positive,
+    Range,
+    Rate,
+    Share,
+    TokenizerText,
+)
 from megatron_lst.vocabulary import parse_rate, rate_text
 
 SAMPLE_RATE = 16000
@@ -59,7 +71,7 @@ class UnitsConfig:
     extractor: str = "mfcc"
     """`mfcc` (needs no weights), `whisper` (the encoder of a transformers WhisperModel; that of tiny.en comes with the
     repository) or `hubert` (transformers HubertModel)."""
-    model: PathTextOrEmpty = ""
+    model: ModelText = ""
     """hubert: local path or hub name, for instance slprl/mhubert-base-25hz. whisper: the same, for instance
     openai/whisper-small; empty: the encoder that comes with the repository."""
     layer: CountOr0 | None = None
@@ -106,7 +118,7 @@ class AlignConfig:
 
     aligner: str = "pocketsphinx"
     """`pocketsphinx` (English, CPU) or `ctc` (transformers Wav2Vec2ForCTC)."""
-    model: PathTextOrEmpty = ""
+    model: ModelText = ""
     """ctc: local path or hub name, for instance facebook/wav2vec2-base-960h. pocketsphinx: empty, its own."""
     pronunciations: tuple[PathText, ...] = ()
     """pocketsphinx: tables of words that its dictionary lacks, lines `word<TAB>PHONES`."""
@@ -213,7 +225,7 @@ class PrepConfig:
     """Sources of text."""
     heldout: tuple[PathText, ...] = ()
     """Further held-out lists (heldout.json of earlier runs) whose sentences are removed too."""
-    tokenizer: PathText = "mistral-v1"
+    tokenizer: TokenizerText = "mistral-v1"
     """`mistral-v1` (32,000 SentencePiece pieces, ships with mistral-common), a SentencePiece .model, or an HF tokenizer
     (a folder or a tokenizer.json)."""
     out: PathText = "data/prep"
@@ -221,8 +233,8 @@ class PrepConfig:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Of the codebook's sample and initialisation."""
     give_up: tuple[str, ...] = ()
-    """Files and ids that are gone for good: they become rejections, counted as `given_up`, and no run waits for them.
-    `lst prep give-up` adds to them without a change of the configuration."""
+    """Files (absolute paths) and ids that are gone for good: they become rejections, counted as `given_up`, and no run
+    waits for them. `lst prep give-up` adds to them without a change of the configuration."""
     attributions: dict[str, str] = field(default_factory=dict)
     """Source -> whom to credit for it and how, as its licence asks; stands in the shards' manifest and in the card of
     models trained on them."""

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from lst_prep.config import PrepConfig, ReadingConfig
 from lst_prep.manifest import Entry
 from lst_prep.reading import Inputs
 from lst_prep.text_files import source_files
+from megatron_lst.config.paths import told
 from megatron_lst.documents.format import file_hash
 from megatron_lst.errors import DamagedDataError, UserError
 from megatron_lst.files import read_json, replacing, write_bytes
@@ -122,7 +124,7 @@ class Layout:
             listed = json.loads(self.plan.read_bytes())["inputs"]
         except FileNotFoundError:
             return {}
-        return {path: int(size[:-6]) for path, size in listed.items() if size.endswith(" bytes")}
+        return {os.path.abspath(path): int(size[:-6]) for path, size in listed.items() if size.endswith(" bytes")}
 
     def item(self, stage: str, item: int, suffix: str) -> Path:
         """An item's output file."""
@@ -156,7 +158,7 @@ def plan_of(config: PrepConfig) -> dict[str, Any]:
         try:
             inputs[path] = file_hash(Path(path))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{told(path)}: cannot be read ({error.strerror})") from error
     for source in config.text:  # items are numbered by file; terabytes of text are known by their sizes
         opener = Layout(config.out).inputs(config)
         for file in source_files(source, opener):
@@ -205,19 +207,30 @@ def compare_plan(layout: Layout, plan: dict[str, Any], may_replace: bool = False
             there = json.loads(layout.plan.read_text())
         except ValueError as error:
             raise DamagedDataError(f"{layout.plan}: not JSON ({error}); remove the folder and start again") from error
-        if there != plan:
-            found = "; ".join(_differences(there, plan)[:5])
+        if differences := _differences(_with_whole_paths(there), _with_whole_paths(plan)):
             raise UserError(
-                f"{layout.out} holds a preparation of another plan ({found}); "
+                f"{layout.out} holds a preparation of another plan ({'; '.join(differences[:5])}); "
                 f"choose another `out` or remove that folder"
             )
-    else:
-        write_bytes(layout.plan, json.dumps(plan, indent=1).encode())
+        return fingerprint_of(there)
+    write_bytes(layout.plan, json.dumps(plan, indent=1).encode())
     return fingerprint_of(plan)
+
+
+def _with_whole_paths(plan: dict[str, Any]) -> dict[str, Any]:
+    return plan | {"inputs": {os.path.abspath(path): what for path, what in (plan.get("inputs") or {}).items()}}
+
+
+def _is_path_now(old: Any, new: Any) -> bool:
+    """Whether an absolute path is what a plan of an earlier version named from the current folder."""
+    return isinstance(old, str) and isinstance(new, str) and os.path.isabs(new) and os.path.abspath(old) == new
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
-    return [] if old == new else [f"{path.removeprefix('config.')} was {old!r}, is now {new!r}"]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
+    same = old == new or _is_path_now(old, new)
+    return [] if same else [f"{path.removeprefix('config.')} was {old!r}, is now {new!r}"]

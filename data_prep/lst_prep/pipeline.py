@@ -27,6 +27,7 @@ from lst_prep.summary import Summary, lost_lines, read_lines
 from lst_prep.tokenizer import check_round_trip
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import import_codebook
+from megatron_lst.config.paths import absolute, told
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
@@ -47,10 +48,10 @@ class Preparation:
     """
 
     def __init__(self, config: PrepConfig, quiet: bool = False, part: str | None = None) -> None:
-        self.config, self.quiet, self.part = config, quiet, part
+        self.config, self.quiet, self.part = absolute(config), quiet, part
         self.layout = Layout(config.out)
-        self.plan = check_plan(self.layout, config)
-        self.tokenizer = open_tokenizer(self.layout, config)
+        self.plan = check_plan(self.layout, self.config)
+        self.tokenizer = open_tokenizer(self.layout, self.config)
 
     # -- manifest -----------------------------------------------------------------------------------------------
 
@@ -139,6 +140,8 @@ class Preparation:
         options = self.config.units
         extractor = make_extractor(options)
         if options.codebook:
+            if not Path(options.codebook).exists():
+                raise UserError(f"units.codebook: {told(options.codebook)}: no such file")
             codebook = import_codebook(Path(options.codebook), extractor)
         else:
             codebook = fit_codebook(self.layout, self.config, extractor, _stream(self.quiet))

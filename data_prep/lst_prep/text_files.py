@@ -15,6 +15,7 @@ from lst_prep.rejection import Rejection
 from lst_prep.splits import split_of
 from lst_prep.strings import is_unicode
 from lst_prep.text_lines import as_text, utf8_fault
+from megatron_lst.config.paths import told
 from megatron_lst.errors import UserError
 
 OnReject = Callable[[str, Rejection], None]
@@ -91,7 +92,7 @@ def source_files(source: TextSource, inputs: Inputs | None = None) -> list[Path]
     files = sorted(path for path in _candidates(source, inputs or Inputs()) if _kind(path))
     if not files:
         raise UserError(
-            f"text source {source.name!r}: no .txt, .jsonl, .ndjson, .json or .parquet file at {source.path}"
+            f"text source {source.name!r}: no .txt, .jsonl, .ndjson, .json or .parquet file at {told(source.path)}"
         )
     return files
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from lst_prep.rejection import Rejection
 from megatron_lst.chat import MARKERS, ChatFormat
+from megatron_lst.config.paths import told
 from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.words import normalise_text
 from megatron_lst.errors import UserError
@@ -249,7 +250,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
         else:
             raise UserError(f"tokenizer {spec}: the folder holds neither tokenizer.model nor tokenizer.json")
     if not path.exists():
-        raise UserError(f"tokenizer {spec}: no such file, and not `mistral-v1`")
+        raise UserError(f"tokenizer {told(spec)}: no such file, and not `mistral-v1`")
     return HuggingFaceTokenizer(path, spec) if path.suffix == ".json" else SentencePieceTokenizer(path, spec)
 
 

@@ -63,12 +63,13 @@ def show(
     """The configuration as it is used, with the file and line that each value is from."""
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml, telling_places
     from megatron_lst.config.origins import DEFAULT, as_yaml, origins
+    from megatron_lst.config.paths import absolute
 
     values = read_yaml(config)
     kind = of or _kind(values, config)
     cls = _class(kind)
     values = merge(values, parse_overrides(overrides or (), cls))
-    resolved: Any = build(cls, values)
+    resolved: Any = absolute(build(cls, values))
     if kind == Of.run:
         from megatron_lst.config.checks import check
 

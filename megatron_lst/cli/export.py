@@ -27,7 +27,7 @@ def export(
     from megatron_lst import __version__
     from megatron_lst.cli.models import is_run, open_engine
     from megatron_lst.cli.self_contained import find_companions
-    from megatron_lst.config.load import load_config
+    from megatron_lst.config.load import load_run
     from megatron_lst.errors import UserError
     from megatron_lst.inference.export import DTYPES, claim_folder, write_export
 
@@ -41,7 +41,7 @@ def export(
         if not page.is_file():
             raise UserError(f"{results}: no results.md; `lst eval` writes it")
         metadata["results"] = page.read_text()
-    companions = find_companions(run, load_config(run / "config.yaml"), tokenizer, codebook, units_model, weights_only)
+    companions = find_companions(run, load_run(run), tokenizer, codebook, units_model, weights_only)
     if os.environ.get("RANK", "0") == "0":  # the one rank that writes
         claim_folder(out).rmdir()  # tried before the work; `write_export` makes it again
     engine, config, found = open_engine(run, step)

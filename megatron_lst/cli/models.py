@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_lst.config.load import load_config
+from megatron_lst.config.load import load_run
 from megatron_lst.config.schema import Config, ModelConfig, ParallelConfig, PatchingConfig
 from megatron_lst.engines.scoring import score_on_all_ranks
 from megatron_lst.errors import LstError, UserError
@@ -110,7 +110,7 @@ def open_engine(run: Path, step: int | None = None, untrained: bool = False) -> 
     from megatron_lst.training.ranks import Ranks
 
     found = None if untrained else find_checkpoint(run, step)
-    config = load_config(run / "config.yaml")
+    config = load_run(run)
     if alone := world_size() == 1:
         config = dataclasses.replace(config, parallel=ParallelConfig())
     engine = build_engine(config, fresh=untrained)

@@ -77,7 +77,7 @@ def find_companions(
     if config.data.sources and "tokenizer" not in found and not weights_only:
         raise UserError(
             f"{run}: does not record what its ids mean (it began with an older version), and its shards are not here: "
-            "export from the folder that its paths are relative to, or pass --weights-only"
+            "export from the folder in which it was started, or pass --weights-only"
         )
     if units_model is not None and weights_only:
         raise UserError("--units-model goes along with the codebook, and --weights-only leaves that out")

@@ -1,6 +1,8 @@
 """Contradictions between keys; what one key takes by itself is written beside it in `schema`. World size and devices
 are checked by `parallel.layout`."""
 
+import os
+
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 
@@ -149,8 +151,13 @@ def _check_data(config: Config) -> None:
         for source in sources:
             if not source.shards:
                 refuse(f"data.{key}: {source.name!r} names no shard sets")
-    trained = {path.rstrip("/") for source in data.sources for path in source.shards}
+    trained = {_same(path) for source in data.sources for path in source.shards}
     for source in data.validation:
         for path in source.shards:
-            if path.rstrip("/") in trained:
+            if _same(path) in trained:
                 refuse(f"data.validation: {path} of {source.name!r} is trained on too; hold other shards out")
+
+
+def _same(path: str) -> str:
+    """One text for all ways to write a place."""
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)

@@ -33,6 +33,9 @@ lst train configs/lst-1b.yaml training.steps=1000 run.dir=runs/try parallel.tens
   `parallel.split=[12,13]`. `null` is null where the key takes it: `model.kv_heads=null`.
 - Numbers are finite and written in decimal: `10`, `25_000`, `0.5`, `4e-4`. `010`, `0x10` and `1:30` are refused, in
   files as well; a text key takes them as text. A whole number ends at 2^31 - 1 where no other end is given.
+- **A relative path counts from the folder of the file that names it**, in every command and in a base file as well. One
+  that is given on the command line, and a default, count from the current folder. The run folder's `config.yaml` holds
+  absolute paths. URLs, `mistral-v1` and names on a model hub are no paths.
 - In a path `~` at its start and `$NAME` are filled in as the configuration is read, here and in files: `run.dir=~/a`,
   `data.cache: $SCRATCH/cache`. A variable that is not set is refused. The run folder's `config.yaml` has the result.
 - An unknown key, a number out of its range, a wrong type, a key that stands twice and contradictions between

@@ -1,7 +1,7 @@
 """Strict YAML into dataclasses: unknown keys, wrong types and duplicate keys are refused with the nearest right one.
 
-A file may name others in `base:` (relative to itself); later files win, then `key=value` overrides, whose type says how
-they are read: text as it stands, numbers in decimal notation, lists and mappings as YAML.
+A file may name others in `base:`; later files win, then `key=value` overrides, whose type says how they are read: text
+as it stands, numbers in decimal notation, lists and mappings as YAML. Paths count from the file that names them.
 """
 
 import contextlib
@@ -19,7 +19,9 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import yaml
 
 from megatron_lst.config.hints import hint
+from megatron_lst.config.paths import Spot, from_file, is_runs_own
 from megatron_lst.errors import UserError
+from megatron_lst.values import Place
 
 T = TypeVar("T")
 
@@ -52,6 +54,8 @@ _NOTATION = "numbers are written in decimal, such as 10, 25_000, 0.5 or 4e-4"
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys, and takes for a number what everybody reads as that number: 1e-3 is one;
     010 (octal in YAML 1.1), 1:30 (90 there), 0x10 and dates stay text."""
+
+    folder: str | None = None
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in found if tag not in (_INT, _FLOAT, "tag:yaml.org,2002:timestamp")]
@@ -86,7 +90,7 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     places: dict[Any, str] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
-        place = f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}"
+        place = Spot(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}", loader.folder)
         if not isinstance(key, (str, int, float, bool)):
             raise UserError(f"{place}: a key must be a word, got {key!r}")
         if key in seen:
@@ -98,14 +102,17 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def parse_yaml(text: str, name: str = "<string>") -> Any:
+def parse_yaml(text: str, name: str = "<string>", folder: str | None = None) -> Any:
     """Parse YAML safely.
+
+    Args:
+        folder: from which its relative paths count; None: the current folder.
 
     Raises:
         UserError: not YAML, or a duplicate key; names the file and the line.
     """
     loader = _StrictLoader(text)
-    loader.name = name
+    loader.name, loader.folder = name, folder
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:
@@ -114,17 +121,19 @@ def parse_yaml(text: str, name: str = "<string>") -> Any:
         loader.dispose()
 
 
-def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(path: str | Path, at: str | Path | None = None, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read one file and the files that it names in `base:`, merged.
 
     Args:
+        at: the path at which the file counts as standing, and its bases beside it, where that is another one: relative
+            paths count from there. A configuration that comes with the package stands in `configs/`.
         above: files that led here, so that a circle is refused.
     """
-    path = Path(path)
+    path, at = Path(path), Path(path if at is None else at)
     if path.resolve() in above:
         raise UserError(f"{path}: its `base:` leads back to itself")
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path), str(at.parent))
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -138,7 +147,7 @@ def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(bases, (str, list)) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: base: expected a file or a list of files, got {bases!r}")
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_yaml(path.parent / base, (*above, path.resolve())))
+        merged = merge(merged, read_yaml(path.parent / base, at.parent / base, (*above, path.resolve())))
     return merge(merged, content)
 
 
@@ -275,12 +284,14 @@ def _convert(kind: Any, value: Any, where: str, place: str) -> Any:
         raise _mistake(place, f"{where}: expected {expected}, got {value!r}")
 
     if origin is Annotated:
-        value = _convert(args[0], value, where, place)
+        written = value = _convert(args[0], value, where, place)
         for rule in args[1:]:
             try:
                 value = rule.settle(value)
             except ValueError as error:
                 raise _mistake(place, f"{where}: {error}") from None
+            if isinstance(rule, Place):
+                value = from_file(rule, written, value, place)
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -334,7 +345,7 @@ def to_plain(config: Any) -> Any:
         return [to_plain(item) for item in config]
     if isinstance(config, Mapping):
         return {key: to_plain(value) for key, value in config.items()}
-    return config
+    return str(config) if isinstance(config, str) else config
 
 
 def dump_yaml(config: Any, flow: bool = False) -> str:
@@ -343,11 +354,14 @@ def dump_yaml(config: Any, flow: bool = False) -> str:
     return str(yaml.dump(to_plain(config), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, **style))
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = (), over: Iterable[str | Path] = ()) -> Any:
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), over: Iterable[str | Path] = (), at: str | Path | None = None
+) -> Any:
     """A run's configuration from a file and `key=value` overrides, checked for contradictions.
 
     Args:
         over: more files, each over the ones before and below the overrides.
+        at: see `read_yaml`.
 
     Raises:
         UserError: names the key, and where it was set.
@@ -355,10 +369,23 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), over: Iterable[
     from megatron_lst.config.checks import check
     from megatron_lst.config.schema import Config
 
-    values = read_yaml(path)
+    values = read_yaml(path, at)
+    if at is None and is_runs_own(Path(path), values):
+        values = read_run(Path(path).parent)
     for more in (*map(read_yaml, over), parse_overrides(overrides, Config)):
         values = merge(values, more)
     config = build(Config, values)
     with telling_places(Config, values):
         check(config)
     return config
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """What the `config.yaml` of a run holds. Its paths are absolute; those of an earlier version count from the current
+    folder, in which the run was started."""
+    return read_yaml(Path(folder) / "config.yaml", at="config.yaml")
+
+
+def load_run(folder: str | Path) -> Any:
+    """The configuration of a run, as its folder keeps it. Raises UserError: see `load_config`."""
+    return load_config(Path(folder) / "config.yaml", at="config.yaml")

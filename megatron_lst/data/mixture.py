@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xxhash
 
+from megatron_lst.config.paths import told
 from megatron_lst.config.schema import Config, SourceConfig
 from megatron_lst.data.order import Ownership, assign_documents
 from megatron_lst.data.remote import CacheFolder, is_remote, open_set
@@ -71,7 +72,7 @@ def open_source(config: Config, source: SourceConfig) -> JoinedSets:
         # A remote that fails is reported as such, before the loader would report a stall.
         kind = source.kind if source.kind in ("text", "chat") else "speech"
         patience = 0.8 * config.data.stall_seconds
-        with _named(source):
+        with _named(source, path):
             shards = open_set(path, kind, cache, patience, always_cache=config.data.cache is not None)
         _fits_vocabulary(config, source, str(path), shards)
         opened.append(shards)
@@ -79,12 +80,14 @@ def open_source(config: Config, source: SourceConfig) -> JoinedSets:
 
 
 @contextmanager
-def _named(source: SourceConfig) -> Iterator[None]:
-    """A set that cannot be opened is told with the name of its source."""
+def _named(source: SourceConfig, path: str) -> Iterator[None]:
+    """A set that cannot be opened is told with the name of its source, and with its path as it was written."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"source {source.name!r}: {error}") from None
+        said = str(error)
+        said = told(path) + said.removeprefix(path) if said.startswith(path) else said
+        raise UserError(f"source {source.name!r}: {said}") from None
 
 
 def check_shard_sizes(config: Config) -> None:
@@ -101,7 +104,7 @@ def check_shard_sizes(config: Config) -> None:
     for source in (*config.data.sources, *config.data.validation):
         for path in source.shards:
             if not is_remote(path):
-                with _named(source):
+                with _named(source, path):
                     shards = ShardSet.open(path)
                 shards.check_sizes()
 

@@ -110,7 +110,7 @@ def fitting_yaml(folder: Path, out: Path, tokenizer: TextTokenizer | None) -> st
         sections = fitting_sections(theirs, tokenizer)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    name = f"exports/warm-{folder.resolve().name}"
+    name = f"exports/warm-{folder.resolve().name}"  # beside the configuration
     if tokenizer is None:
         said = f"No tokenizer was found in {folder}: bos and eos are those of its config.json"
     else:
@@ -118,7 +118,7 @@ def fitting_yaml(folder: Path, out: Path, tokenizer: TextTokenizer | None) -> st
     training = {"init_from": name, "freeze_global_steps": 2000, "trunk_lr_ratio": 0.1}
     return (
         f"# Fits {folder} ({theirs['model_type']}). Written by `lst warm-start --init`; see docs/warm-start.md.\n"
-        f"#   lst warm-start {out} {folder} {name}\n"
+        f"#   lst warm-start {out} {folder} {out.parent / name}\n"
         f"#   lst train {out}\n"
         f"# {said}. Name data.sources, and\n"
         "# vocabulary.speech_size, codebooks and frame_rate where your speech tokens are not 501 units at 25 Hz.\n"

@@ -1,5 +1,6 @@
 """`lst launch docker`: the command of each host, for a person to paste or for ssh to run."""
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_lst.config import Config, load_config
+from megatron_lst.config.paths import told
 from megatron_lst.errors import UserError
-from megatron_lst.launching.templates import template_folder, words, written_run_dir
+from megatron_lst.launching.templates import is_run_dir_filled_in, template_folder, words
 
 _GPUS = re.compile(r'all|none|[1-9][0-9]*|"?device=[A-Za-z0-9,:-]+"?')
 
@@ -45,23 +47,24 @@ def seen_inside(config: str, overrides: Sequence[str], *, runs: str, configs: st
     if file.parts[:1] == ("configs",) and (Path(configs) / Path(*file.parts[1:])).is_file():
         file = Path(configs) / Path(*file.parts[1:])
     file, folder = file.resolve(), Path(configs).resolve()
-    settings: Config = load_config(file, overrides)
     if not file.is_relative_to(folder):
         folder = file.parent
-    run, shared = Path(settings.run.dir), Path(runs).resolve()
-    mounted = ""
-    if run.is_absolute() and run.is_relative_to(shared):
-        run = Path("runs") / run.relative_to(shared)
+    inside = Path("configs") / file.relative_to(folder)
+    settings: Config = load_config(file, overrides, at=inside)  # paths count from where the container has the file
+    run, shared, mounted = Path(settings.run.dir), Path(runs).resolve(), ""
+    here = Path(os.path.abspath(load_config(file, overrides).run.dir))
+    if here.is_relative_to(shared):
+        run = Path("runs") / here.relative_to(shared)
     elif run.is_absolute():
         mounted = str(run)
     elif (".." in run.parts) or run.parts[:1] != ("runs",):
         raise UserError(
-            f"run.dir={run}: the container is removed at the end, and only runs/ outlives it: write runs/..., or an "
-            "absolute path"
+            f"run.dir={told(settings.run.dir)}: the container is removed at the end, and only runs/ outlives it: give "
+            "run.dir=runs/... behind the configuration, or an absolute path"
         )
-    given = tuple(overrides) if str(run) == written_run_dir(file, overrides) else (*overrides, f"run.dir={run}")
-    inside = str(Path("configs") / file.relative_to(folder))
-    return Inside(settings, inside, given, str(folder), mounted)
+    pinned = str(run) != settings.run.dir or is_run_dir_filled_in(file, overrides)
+    given = (*overrides, f"run.dir={run}") if pinned else tuple(overrides)
+    return Inside(settings, str(inside), given, str(folder), mounted)
 
 
 def host_commands(

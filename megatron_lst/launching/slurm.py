@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_lst.config import Config
 from megatron_lst.errors import UserError
-from megatron_lst.launching.templates import fill, words, written_run_dir
+from megatron_lst.launching.templates import fill, is_run_dir_filled_in, words
 
 _DIRECTIVE = re.compile(r"^[A-Za-z0-9_.,:;|&!*@/+=%\[\]()~-]+$")
 _TIME = re.compile(r"^(\d+-)?\d{1,3}(:\d{1,2}){0,2}$")
@@ -125,7 +125,7 @@ def train_script(config: str, overrides: Sequence[str], run_dir: str, options: S
 def pin_run_dir(config: str, overrides: Sequence[str], settings: Config) -> list[str]:
     """The overrides, and `run.dir` as it is here where `~` or `$NAME` was filled in: on the nodes a variable may have
     another value, and the script's log and its run would part."""
-    pinned = [] if written_run_dir(config, overrides) == settings.run.dir else [f"run.dir={settings.run.dir}"]
+    pinned = [f"run.dir={settings.run.dir}"] if is_run_dir_filled_in(config, overrides) else []
     return [*overrides, *pinned]
 
 

@@ -1,5 +1,6 @@
 """Fills the scripts of `launchers/`: `@NAME@` becomes text that is safe where it stands, or an error."""
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,8 @@ def words(values: Sequence[str], name: str) -> str:
     return shlex.join(values)
 
 
-def written_run_dir(config: str | Path, overrides: Sequence[str]) -> str:
-    """`run.dir` as a person wrote it, before `~` and `$NAME` were filled in."""
+def is_run_dir_filled_in(config: str | Path, overrides: Sequence[str]) -> bool:
+    """Whether `~` or `$NAME` stands in `run.dir` as a person wrote it."""
     values = merge(read_yaml(config), parse_overrides(overrides, Config))
-    return str(values.get("run", {}).get("dir", Config().run.dir))
+    written = str(values.get("run", {}).get("dir", Config().run.dir))
+    return os.path.expanduser(os.path.expandvars(written)) != written

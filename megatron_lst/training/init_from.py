@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lst.config.load import to_plain
+from megatron_lst.config.paths import told
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
 from megatron_lst.inference.export import Export, load_export
@@ -29,17 +30,19 @@ def check_export(config: Config, provenance: Mapping[str, Any]) -> list[str]:
         UserError: names every difference that `training.init_may_differ` does not name.
     """
     folder = Path(str(config.training.init_from))
+    if not folder.is_dir():
+        raise UserError(f"training.init_from: {told(str(config.training.init_from))}: there is no such folder")
     export = load_export(folder, weights=False)
     meant = config.training.init_may_differ
     found = _differences(export, config)
-    told: list[str] = []
+    notes: list[str] = []
     for key in COMPARED:
         here = (provenance.get(key) or {}).get("fingerprint")
         there = _fingerprints(export.metadata, key)
         if here is None:
             continue
         if not there:
-            told.append(f"{folder} does not record its {key}: whether it is the shards' cannot be told")
+            notes.append(f"{folder} does not record its {key}: whether it is the shards' cannot be told")
         elif here not in there:
             found[key] = (here, there[0])
     if unknown := sorted(set(meant) - {*_keys(config), *COMPARED}):
@@ -55,8 +58,8 @@ def check_export(config: Config, provenance: Mapping[str, Any]) -> list[str]:
             + "\n  ".join(wrong)
             + "\nName a key in training.init_may_differ where the difference is meant"
         )
-    told += [f"differs on purpose: {line}" for line in said.values()]
-    return told
+    notes += [f"differs on purpose: {line}" for line in said.values()]
+    return notes
 
 
 def _keys(config: Config) -> set[str]:

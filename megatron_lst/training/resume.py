@@ -1,9 +1,11 @@
 """What may change when a run goes on, and what may not (contract 4)."""
 
 import dataclasses
+import os
 from typing import Any
 
-from megatron_lst.config.load import build, read_yaml, to_plain
+from megatron_lst.config.load import build, read_run, to_plain
+from megatron_lst.config.paths import with_paths
 from megatron_lst.config.schema import Config, TrainingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.training.checkpoint import Checkpoint
@@ -71,9 +73,12 @@ def continue_config(config: Config, stored: dict[str, Any]) -> Config:
             ),
         )
     )
+    moved = {key for key, _, _ in _differences(to_plain(_from_run(old)), to_plain(_from_run(config)), "")}
+    whole_old, whole = (to_plain(with_paths(one, os.path.realpath)) for one in (old, config))
     differences = [
         (key, before, now)
-        for key, before, now in _differences(to_plain(old), to_plain(config), "")
+        for key, before, now in _differences(whole_old, whole, "")
+        if key in moved  # shards that moved with the run folder are the same
         if key == "engine.name" or not key.startswith(MAY_DIFFER)
         if not (key == "training.schedule" and {before, now} == {"constant", "wsd"})  # the same until the decay
     ]
@@ -89,8 +94,14 @@ def continue_config(config: Config, stored: dict[str, Any]) -> Config:
 
 def stored_training(checkpoint: Checkpoint) -> TrainingConfig:
     """What the steps up to a checkpoint were trained with."""
-    config: Config = build(Config, read_yaml(checkpoint.path / "config.yaml"))
+    config: Config = build(Config, read_run(checkpoint.path))
     return config.training
+
+
+def _from_run(config: Config) -> Config:
+    """With paths that count from the run folder."""
+    run = os.path.realpath(config.run.dir)
+    return with_paths(config, lambda path: os.path.relpath(os.path.realpath(path), run))
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_lst.config.load import read_yaml
+from megatron_lst.config.load import read_run
 from megatron_lst.config.schema import Config
 from megatron_lst.parallel.layout import ParallelLayout, check_layout
 from megatron_lst.parallel.state import ranks_of_run, start_world
@@ -24,7 +24,7 @@ def settle_config(config: Config) -> Config:
         UserError: the run folder holds a run of another configuration.
     """
     stored = Path(config.run.dir) / "config.yaml"
-    return continue_config(config, read_yaml(stored)) if has_begun(stored.parent) else resolve(config)
+    return continue_config(config, read_run(stored.parent)) if has_begun(stored.parent) else resolve(config)
 
 
 def has_begun(folder: Path) -> bool:

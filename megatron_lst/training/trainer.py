@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lst.config.load import dump_yaml
+from megatron_lst.config.paths import absolute
 from megatron_lst.config.schema import Config
 from megatron_lst.data.mixture import check_shard_sizes
 from megatron_lst.engines import build_engine
@@ -181,7 +182,7 @@ class _Run:
         peak = job_peak(config, engine.device, self.ranks.world_size)
         recorder = StepRecorder(config, self.ranks, engine.data_size, peak)
         start = self._resume(engine, recorder)
-        config_yaml = dump_yaml(config)
+        config_yaml = dump_yaml(absolute(config))
         if start >= steps:
             self.tell("start", f"{start} steps are done, and training.steps={steps}: nothing to train")
         elif self.writer:

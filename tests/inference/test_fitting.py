@@ -75,7 +75,7 @@ def test_init_then_warm_start(tmp_path: Path, kind: str, changes: dict[str, Any]
     assert "no tokenizer.json or tokenizer.model there" in output
     config = load_config(tmp_path / "c.yaml")
     assert (config.vocabulary.text_size, config.vocabulary.bos, config.vocabulary.eos) == (24, 1, 2)
-    assert config.training.init_from == "exports/warm-theirs"
+    assert config.training.init_from == str(tmp_path / "exports/warm-theirs")
     lst(tmp_path / "c.yaml", tmp_path / "theirs", tmp_path / "export")
     model = load_export(tmp_path / "export").model()
     outputs = model.advance([model.counters(1)[0].add(TOKENS)], Cache(model.config, 1, one_call=True))

@@ -209,7 +209,7 @@ def test_a_configuration_that_is_nowhere_is_named():
 
 def test_the_container_finds_what_the_host_has(tmp_path, monkeypatch):
     """The configuration, wherever it lies, and a run folder that outlives the container."""
-    config = write_run(tmp_path / "mine", run={"dir": "runs/a"})
+    config = write_run(tmp_path / "mine", run={"dir": "../runs/a"})
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))

@@ -1,12 +1,12 @@
 """What a preparation of conversations is."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from lst_prep.config import AudioConfig, ReadingConfig, ShardConfig
 from lst_prep.importing.config import CodecConfig, ImportJobs
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, PathText, PathTextOrEmpty, Positive, Share
+from megatron_lst.values import Count, ModelText, PathText, PathTextOrEmpty, Place, Positive, Share, TokenizerText
 
 Style = Literal["as_given", "speech_to_speech", "speech_to_text", "text_to_speech", "text_to_text", "text_then_speech"]
 
@@ -51,22 +51,22 @@ class ChatConfig:
     """Output folder."""
     sources: tuple[ChatSource, ...]
     """Where conversations lie."""
-    tokenizer: PathText = "mistral-v1"
+    tokenizer: TokenizerText = "mistral-v1"
     """As in a preparation."""
-    template: PathText = "tokenizer"
+    template: Annotated[str, Place(names=("tokenizer", "markers"))] = "tokenizer"
     """`tokenizer`: the chat template beside the tokenizer's file. `markers`: roles as plain text, EOS after each turn.
     Else the path of a template in Jinja."""
     end_of_turn: str = ""
     """The special token that ends an assistant's turn; empty: the first one behind what it says."""
     codebook: PathTextOrEmpty = ""
     """Makes units of audio that is named by its path."""
-    units_model: PathTextOrEmpty = ""
+    units_model: ModelText = ""
     """Folder of the codebook's HuBERT or Whisper; empty: the Whisper encoder that comes with the repository."""
     device: str = "auto"
     """Where that runs."""
     codec: CodecConfig | None = None
     """What made the units that conversations hold, where neither a codebook nor a shard set says it."""
-    spans: dict[str, str] = field(default_factory=dict)
+    spans: dict[str, PathText] = field(default_factory=dict)
     """Name -> shard set, for audio that is a span of its documents."""
     chunk_words: Count = 12
     """`text_then_speech`: words of a chunk, where their times are known; else a part of audio is a chunk."""

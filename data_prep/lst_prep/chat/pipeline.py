@@ -19,6 +19,7 @@ from lst_prep.summary import Summary
 from lst_prep.tokenizer import chat_format, load_tokenizer
 from lst_prep.units import Codebook
 from megatron_lst.chat import ChatTemplate
+from megatron_lst.config.paths import absolute
 from megatron_lst.documents.codec import Codec
 from megatron_lst.documents.format import TokenizerInfo, file_hash
 from megatron_lst.documents.heldout import ANYWHERE, HeldOut, sentence_spans
@@ -41,7 +42,7 @@ def run_chat(config: ChatConfig, quiet: bool = False) -> dict[str, Any]:
         UserError: a template that leaves the assistant's span undefined, conversations that cannot be used (with
             `on_bad: stop`), equal ids, another plan in the folder, no space left.
     """
-    layout = Layout(config.out)
+    config, layout = absolute(config), Layout(config.out)
     with lock(layout.lock), full_disk_is_the_users():
         tokenizer, codec = load_tokenizer(config.tokenizer), codec_of_config(config)
         form = ChatTemplate(chat_format(tokenizer, config.template, config.end_of_turn), tokenizer).form
@@ -179,8 +180,7 @@ def train_yaml(config: ChatConfig, layout: Layout, tokenizer: TokenizerInfo, cod
         vocabulary["codec"] = codec.fingerprint
     sources, validation = [], []
     for source in config.sources:
-        shards = [str((layout.out / set_name(source)).resolve())]
-        entry = {"name": source.name, "kind": "chat", "shards": shards}
+        entry = {"name": source.name, "kind": "chat", "shards": [set_name(source)]}
         if source.split == "train":
             sources.append({**entry, "weight": source.weight})
         else:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from lst_prep.config import ReadingConfig, ShardConfig
 from megatron_lst.documents.codec import Codec
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, NotNegative, PathText, Positive, Range, Rate, Share
+from megatron_lst.values import Count, NotNegative, PathText, Positive, Range, Rate, Share, TokenizerText
 from megatron_lst.vocabulary import parse_rate
 
 
@@ -134,7 +134,7 @@ class ImportConfig:
     """What made the tokens, of all sources alike."""
     sources: tuple[ImportSource, ...]
     """Where they lie."""
-    tokenizer: PathText = "mistral-v1"
+    tokenizer: TokenizerText = "mistral-v1"
     """As in a preparation: `mistral-v1`, a SentencePiece .model, or an HF tokenizer."""
     heldout: tuple[PathText, ...] = ()
     """Held-out lists (heldout.json of other preparations): documents with their sentences are rejected."""

@@ -18,13 +18,14 @@ from lst_prep.importing.config import ImportConfig
 from lst_prep.importing.readers import reader_of
 from lst_prep.importing.records import Part
 from lst_prep.importing.stages import CHECK, SHARDS, Item, check_factory, shards_factory
-from lst_prep.layout import Layout, compare_plan, fingerprint_of
+from lst_prep.layout import Layout, compare_plan
 from lst_prep.models import require_same
 from lst_prep.reading import Inputs
 from lst_prep.report import write_report
 from lst_prep.stages import arrays, save_arrays
 from lst_prep.summary import Summary
 from lst_prep.tokenizer import load_tokenizer
+from megatron_lst.config.paths import absolute
 from megatron_lst.documents.format import file_hash
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
@@ -50,7 +51,7 @@ def run_import(config: ImportConfig, quiet: bool = False, part: str | None = Non
     """
     layout = Layout(config.out)
     with lock(layout.lock, shared=part is not None), full_disk_is_the_users():
-        return _Import(config, layout, quiet, part).run()
+        return _Import(absolute(config), layout, quiet, part).run()
 
 
 class _Import:
@@ -59,8 +60,7 @@ class _Import:
         self.codec = config.codec.codec()
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.items = self._divided()
-        compare_plan(layout, plan_of(config))
-        self.plan = fingerprint_of(json.loads(layout.plan.read_text()))
+        self.plan = compare_plan(layout, plan_of(config))
         there = read_json(layout.tokenizer)
         if there is not None:
             redo = [layout.tokenizer, layout.work / SHARDS]
@@ -273,12 +273,12 @@ def train_yaml(config: ImportConfig, layout: Layout, tokenizer: Any, manifests: 
             (source.name, "interleaved", source.weight),
             (f"{source.name}-untranscribed", "speech", source.untranscribed_weight),
         ):
-            entry = {"name": name, "kind": kind, "shards": [str((layout.out / name).resolve())]}
+            entry = {"name": name, "kind": kind, "shards": [name]}
             if name in manifests and weight > 0:
                 sources.append({**entry, "weight": weight})
             held = f"heldout-{name}"
             if held in manifests and weight > 0:
-                validation.append({**entry, "shards": [str((layout.out / held).resolve())]})
+                validation.append({**entry, "shards": [held]})
     data = {"sources": sources} | ({"validation": validation} if validation else {})
     head = f"# Written by `lst prep import`: {codec}. Name it among the `base` files of a training configuration.\n"
     return head + yaml.safe_dump(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lst.config.load import load_config
+from megatron_lst.config.load import load_run
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import LstError, UserError
 from megatron_lst.pages import Page, Section, Sounds, write_page
@@ -48,7 +48,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 def _config(run: Path) -> Config | str:
     """The run's configuration, or why it cannot be used here."""
     try:
-        return load_config(run / "config.yaml")
+        return load_run(run)
     except LstError as error:
         return str(error)
 
