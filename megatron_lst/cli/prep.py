@@ -116,7 +116,10 @@ def manifest(
     overrides: Overrides = None,
     kind: Annotated[
         str | None,
-        typer.Option("--from", help="librispeech, mls, libriheavy, peoples-speech, yodas, folder or huggingface"),
+        typer.Option(
+            "--from",
+            help="librispeech, mls, libriheavy, peoples-speech, yodas, common-voice, ljspeech, folder or huggingface",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --from: the manifest to write.")] = None,
     name: Annotated[str, typer.Option(help="With --from folder or huggingface: what the corpus is called.")] = "",

@@ -12,6 +12,7 @@ from lst_prep.corpora.folders import folder
 from lst_prep.corpora.huggingface import huggingface
 from lst_prep.corpora.libri import librispeech, mls
 from lst_prep.corpora.manifests import libriheavy, peoples_speech, yodas
+from lst_prep.corpora.tables import common_voice, ljspeech
 from lst_prep.manifest import Entry
 from megatron_lst.errors import UserError
 
@@ -23,6 +24,8 @@ READERS: dict[str, Callable[[Corpus], Iterator[Entry]]] = {
     "libriheavy": libriheavy,
     "peoples-speech": peoples_speech,
     "yodas": yodas,
+    "common-voice": common_voice,
+    "ljspeech": ljspeech,
     "folder": folder,
     "huggingface": huggingface,
 }
