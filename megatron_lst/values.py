@@ -12,7 +12,7 @@ from typing import Annotated
 
 LARGEST_COUNT = 2**31 - 1
 LARGEST_SEED = 2**64 - 1
-_NAMED = {LARGEST_COUNT: "2^31 - 1", LARGEST_SEED: "2^64 - 1"}
+_NAMED = {LARGEST_COUNT: "2^31 - 1", LARGEST_SEED: "2^64 - 1", 2**62: "2^62", 2**40: "2^40", 2**32 - 1: "2^32 - 1"}
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,20 @@ class Range:
         if low or (high and self.most not in (math.inf, LARGEST_COUNT)):
             raise ValueError(f"must be {self}, got {value}")
         if high:
-            raise ValueError(f"must be at most {_written(self.most)}, got {value}")
+            raise ValueError(f"must be at most {written(self.most)}, got {value}")
         return value
 
     def __str__(self) -> str:
         if self.most in (math.inf, LARGEST_COUNT):
-            return f"{'above' if self.above else 'at least'} {_written(self.least)}"
+            return f"{'above' if self.above else 'at least'} {written(self.least)}"
         if self.above or self.below:
             low, high = "above" if self.above else "at least", "below" if self.below else "at most"
-            return f"{low} {_written(self.least)} and {high} {_written(self.most)}"
-        return f"between {_written(self.least)} and {_written(self.most)}"
+            return f"{low} {written(self.least)} and {high} {written(self.most)}"
+        return f"between {written(self.least)} and {written(self.most)}"
 
 
-def _written(end: float) -> str:
+def written(end: float) -> str:
+    """An end of a range as people write it: `2^31 - 1`, `1,024`, `0.5`."""
     return _NAMED.get(int(end), f"{end:,}" if isinstance(end, int) else f"{end:g}")
 
 

@@ -33,19 +33,18 @@ class AudioConfig:
     """What audio is accepted."""
 
     root: PathTextOrEmpty = ""
-    """Audio must lie under this folder, or its line is rejected as `outside_corpus`: for manifests that others made.
-    Empty: relative paths must stay under their manifest's folder, absolute ones are taken as they are."""
+    """Audio elsewhere is rejected as `outside_corpus`: for manifests that others made. Empty: relative paths stay
+    under their manifest's folder, absolute ones are taken."""
     min_seconds: NotNegative = 0.3
     """Shorter pieces are rejected as `too_short`."""
     max_seconds: Positive = 7200.0
-    """Longer pieces are rejected as `too_long`; memory grows by about 0.5 MB a second of the longest piece. Longer
-    recordings can be cut, see `cutting`."""
+    """Longer ones are rejected as `too_long`, see `cutting`; about 0.5 MB of memory a second."""
     min_rate: CountOr0 = 16000
-    """Files recorded below this rate are rejected as `low_rate_audio`; 8000 accepts telephone speech."""
+    """Files below this rate are rejected as `low_rate_audio`; 8000 takes telephone speech."""
     min_peak: Share = 1e-3
-    """Pieces that never exceed this amplitude are rejected as `silent_audio`."""
+    """Pieces that stay below this amplitude are rejected as `silent_audio`."""
     max_clipped: Share = 0.05
-    """Rejected as `clipped_audio` when a larger share of the samples is at full scale."""
+    """A larger share of samples at full scale is rejected as `clipped_audio`."""
 
 
 @dataclass
@@ -53,13 +52,12 @@ class CuttingConfig:
     """How long recordings become pieces, which are joined again into documents (SPEC 7)."""
 
     by: str = "none"
-    """`none`: manifest lines are taken as they are. `vad`: cut where silero-vad hears no speech; stretches without any
-    are left out. `energy`: cut in the quietest places. Recordings with a transcript are cut in the pauses between words
-    that the alignment finds, whichever of the two is chosen."""
+    """`none`: not cut. `vad`: where silero-vad hears no speech, which is left out. `energy`: in the quietest places.
+    With either, recordings with a transcript are cut in the pauses between aligned words."""
     over_seconds: Positive = 600.0
     """Recordings up to this length stay whole."""
     shortest_seconds: Positive = 10.0
-    """Pieces are no shorter, but where a stretch of speech is."""
+    """Pieces are no shorter, unless the speech is."""
     longest_seconds: Positive = 30.0
     """Pieces are no longer."""
 
@@ -69,32 +67,32 @@ class UnitsConfig:
     """How audio becomes units."""
 
     extractor: str = "mfcc"
-    """`mfcc` (needs no weights), `whisper` (the encoder of a transformers WhisperModel; that of tiny.en comes with the
-    repository) or `hubert` (transformers HubertModel)."""
+    """`mfcc` (no weights), `whisper` (the encoder of a transformers WhisperModel) or `hubert` (transformers
+    HubertModel)."""
     model: ModelText = ""
-    """hubert: local path or hub name, for instance slprl/mhubert-base-25hz. whisper: the same, for instance
-    openai/whisper-small; empty: the encoder that comes with the repository."""
+    """Local path or hub name: slprl/mhubert-base-25hz, openai/whisper-small. whisper, empty: tiny.en's encoder, which
+    comes with the repository."""
     layer: CountOr0 | None = None
-    """Which hidden layer is clustered (0 is what enters the first); null: hubert 11, whisper the last."""
+    """The hidden layer that is clustered (0 enters the first); null: hubert 11, whisper the last."""
     padding: CountOr0 = 40
-    """hubert: zero samples added on each side of the waveform; 40 gives the published 25 Hz model its frame count."""
+    """hubert: zero samples on each side; 40 gives the published 25 Hz model its frame count."""
     codebook: PathTextOrEmpty = ""
-    """Path of a codebook (.safetensors or .npz) or of a published k-means pickle; empty: fitted on the corpus."""
+    """A codebook (.safetensors, .npz) or a published k-means pickle; empty: fitted on the corpus."""
     codebook_size: Annotated[int, Range(1, MAX_UNITS)] = 501
-    """Number of k-means clusters when fitting."""
+    """Clusters when fitting."""
     fit_frames: Count = 1_000_000
     """Frames sampled for fitting."""
     rate: Rate = 25.0
-    """Frames a second. mfcc: 100, whisper: 50, divided by a whole number; hubert: what the model's strides give."""
+    """Frames a second. mfcc 100, whisper 50, divided by an integer; hubert by the model's strides."""
     device: str = "auto"
     """hubert, whisper: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`..."""
     precision: str = "auto"
     """hubert, whisper: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16`."""
     batch_seconds: Positive = 320.0
-    """hubert, whisper: seconds of audio in one batch; only pieces of equal length share a batch."""
+    """hubert, whisper: seconds of audio in a batch of equal lengths."""
     piece_seconds: Positive = 30.0
-    """hubert: longer audio is cut at its quietest places into pieces of at most this. whisper: longer audio is read in
-    overlapping windows of this, 20 to 30."""
+    """hubert: longer audio is cut in its quietest places. whisper: it is read in overlapping windows of this, 20 to
+    30."""
 
     @property
     def hertz(self) -> Fraction:
@@ -119,26 +117,26 @@ class AlignConfig:
     aligner: str = "pocketsphinx"
     """`pocketsphinx` (English, CPU) or `ctc` (transformers Wav2Vec2ForCTC)."""
     model: ModelText = ""
-    """ctc: local path or hub name, for instance facebook/wav2vec2-base-960h. pocketsphinx: empty, its own."""
+    """ctc: local path or hub name, such as facebook/wav2vec2-base-960h."""
     pronunciations: tuple[PathText, ...] = ()
-    """pocketsphinx: tables of words that its dictionary lacks, lines `word<TAB>PHONES`."""
+    """pocketsphinx: tables of words that it lacks, lines `word<TAB>PHONES`."""
     flite: bool = True
-    """pocketsphinx: ask flite, where it is installed, for words that no table has."""
+    """pocketsphinx: ask flite, if installed, for words that no table has."""
     min_score: Annotated[float, Range(-1e9)] = -1e9
-    """Pieces whose mean word score is lower are rejected as `low_score`."""
+    """Pieces with a lower mean word score are rejected as `low_score`."""
     numbers: str = "spell"
     """Digits in transcripts: `spell` them in English, or `reject`."""
     max_words_per_second: Positive = 7.0
     """Pieces with more are rejected as `words_too_fast`."""
     piece_seconds: Positive = 12.0
-    """pocketsphinx: longer audio is aligned in windows of this length, each cut back to its last pause. ctc: length of
-    the pieces that the acoustic model sees; the alignment itself runs over the whole."""
+    """pocketsphinx: windows of longer audio, each cut back to its last pause. ctc: what the acoustic model sees at
+    once."""
     batch_seconds: Positive = 320.0
-    """ctc: as units.batch_seconds."""
+    """ctc: as in units."""
     device: str = "auto"
-    """ctc: as units.device."""
+    """ctc: as in units."""
     precision: str = "auto"
-    """ctc: as units.precision."""
+    """ctc: as in units."""
 
 
 @dataclass
@@ -146,22 +144,19 @@ class TextSource:
     """One source of plain text."""
 
     name: str
-    """Goes into every document's `source`."""
+    """`source` of its documents."""
     path: PathText
-    """A file, a folder or a pattern of .txt, .jsonl (.ndjson, .json) or .parquet, all but the last also as .zst, .xz,
-    .gz or .bz2."""
+    """A file, a folder or a pattern of .txt, .jsonl (.ndjson, .json) or .parquet, all but the last also packed."""
     license: str = ""
-    """Goes into every document's `license`."""
+    """`license` of its documents."""
     text_key: str = "text"
-    """jsonl, parquet: the field that holds the text."""
+    """jsonl, parquet: the field of the text."""
     split: str = "train"
-    """`train` or `heldout`; a record's own field `split` overrides it. Names that data sets give their test and
-    validation splits are held out; an unknown one is refused."""
+    """`train` or `heldout`, unless a record's `split` says otherwise."""
     splits: dict[str, str] = field(default_factory=dict)
-    """What further names in the records' field `split` mean: each `train` or `heldout`."""
+    """What other names in `split` mean: `train` or `heldout`."""
     encoding: str = "utf-8"
-    """Of .txt and JSON. `utf-8` also takes a file with a UTF-16 byte order mark; what is of no such encoding is
-    rejected, never guessed."""
+    """Of .txt and JSON; a UTF-16 byte order mark is followed. Other bytes are rejected."""
 
 
 @dataclass
@@ -169,7 +164,7 @@ class TextConfig:
     """How text becomes documents."""
 
     max_pieces: Count = 2000
-    """Longer documents are cut at sentence or paragraph ends into chunks of at most this many pieces."""
+    """Longer documents are cut at sentence or paragraph ends."""
     deduplicate: bool = True
     """Drop documents whose normalised text was there before."""
 
@@ -181,11 +176,11 @@ class ShardConfig:
     size_limit: Annotated[int, Range(1, 2**40)] = 1 << 26
     """Bytes of one shard before compression."""
     compression: str = "zstd:3"
-    """Any that MDS knows, or empty for none."""
+    """Any that MDS knows; empty: none."""
     part_pieces: Count = 4096
-    """Manifest lines in one part of a set, the granularity of writing shards."""
+    """Manifest lines in one part of a set."""
     max_document_seconds: Positive = 600.0
-    """Consecutive pieces of one recording are joined into documents of at most this."""
+    """Consecutive pieces of a recording are joined up to this."""
 
 
 @dataclass
@@ -193,12 +188,12 @@ class ReadingConfig:
     """What is done about inputs that cannot be read now. Changes nothing in the results."""
 
     attempts: Count = 4
-    """An input that cannot be read now (gone, EIO, ESTALE, EACCES, a time-out) is tried this often, then its item of
-    work fails, and the next run does it."""
+    """Tries of an input that cannot be read now (gone, EIO, ESTALE, EACCES, a time-out); then its item fails, for the
+    next run."""
     pause_seconds: NotNegative = 2.0
-    """Pause before the second attempt; it doubles with each further one."""
+    """Pause before the second try; it doubles with each."""
     max_unreadable: Share = 0.05
-    """A stage stops when more than this share of the files that it tried cannot be read, of at least 100."""
+    """A stage stops when a larger share of its files, at least 100, cannot be read."""
 
 
 @dataclass
@@ -208,9 +203,9 @@ class JobConfig:
     workers: Annotated[int, Range(0, 1024)] = 0
     """Processes on this machine; 0: one a core (one a GPU for GPU stages)."""
     item_pieces: Count = 16
-    """Manifest lines in one item of work, the granularity of resuming."""
+    """Manifest lines in an item of work."""
     item_bytes: Count = 1 << 25
-    """Small text files of a source share an item of work (and its shards) up to this size."""
+    """Small text files of a source share an item and its shards up to this size."""
     attempts: Count = 3
     """An item whose worker dies this often is given up and named."""
 
@@ -224,22 +219,21 @@ class PrepConfig:
     text: tuple[TextSource, ...] = ()
     """Sources of text."""
     heldout: tuple[PathText, ...] = ()
-    """Further held-out lists (heldout.json of earlier runs) whose sentences are removed too."""
+    """heldout.json of other preparations, whose sentences are removed too."""
     tokenizer: TokenizerText = "mistral-v1"
-    """`mistral-v1` (32,000 SentencePiece pieces, ships with mistral-common), a SentencePiece .model, or an HF tokenizer
-    (a folder or a tokenizer.json)."""
+    """`mistral-v1` (32,000 SentencePiece pieces, in mistral-common), a SentencePiece .model, an HF tokenizer.json or
+    its folder."""
     out: PathText = "data/prep"
     """Output folder."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """Of the codebook's sample and initialisation."""
+    """Of the codebook's fit."""
     give_up: tuple[str, ...] = ()
-    """Files (absolute paths) and ids that are gone for good: they become rejections, counted as `given_up`, and no run
-    waits for them. `lst prep give-up` adds to them without a change of the configuration."""
+    """Files (absolute paths) and ids that are gone for good: rejected as `given_up`. `lst prep give-up` adds to
+    them."""
     attributions: dict[str, str] = field(default_factory=dict)
-    """Source -> whom to credit for it and how, as its licence asks; stands in the shards' manifest and in the card of
-    models trained on them."""
+    """Source -> whom its licence asks to credit, and how; goes into shards and model cards."""
     warn_lost: Share = 0.1
-    """A source that loses a larger share of its pieces or texts to rejections gets a warning."""
+    """A source that loses a larger share gets a warning."""
     audio: AudioConfig = field(default_factory=AudioConfig)
     cutting: CuttingConfig = field(default_factory=CuttingConfig)
     units: UnitsConfig = field(default_factory=UnitsConfig)

@@ -103,9 +103,9 @@ def keys(of: KIND = Of.run) -> None:
 
 PREPARATION = """# Keys of a preparation
 
-Written from `config.py` in `data_prep/lst_prep`, and in its `importing` and `chat`, by `make docs`; a test holds
-them together. How to write values, `base:`, `~` and `$NAME`: [configuration.md](configuration.md). What the keys are
-for: [data-prep.md](data-prep.md), [your-tokens.md](your-tokens.md), [chat.md](chat.md).
+`make docs` writes this page from `config.py` in `data_prep/lst_prep`, `importing` and `chat`; a test holds it to them.
+How to write values, `base:`, `~` and `$NAME`: [configuration.md](configuration.md). What the keys are for:
+[data-prep.md](data-prep.md), [your-tokens.md](your-tokens.md), [chat.md](chat.md).
 
 ## `lst prep run`
 """
@@ -113,8 +113,11 @@ for: [data-prep.md](data-prep.md), [your-tokens.md](your-tokens.md), [chat.md](c
 
 def preparation_page() -> str:
     """Markdown of the keys of all preparations: of recordings and text, of tokens, of conversations."""
-    from megatron_lst.config.document import to_markdown
+    from megatron_lst.config.document import sections, to_markdown
 
     pages = [to_markdown(_class(Of.prep), PREPARATION, 3)]
-    pages += [to_markdown(_class(of), f"\n## `lst prep {of}`\n", 3) for of in (Of.imports, Of.chat)]
+    said = {cls: "`lst prep run`" for _, cls in sections(_class(Of.prep))}
+    for of in (Of.imports, Of.chat):
+        pages.append(to_markdown(_class(of), f"\n## `lst prep {of}`\n", 3, said))
+        said |= {cls: f"`lst prep {of}`" for _, cls in sections(_class(of)) if cls not in said}
     return "".join(pages)

@@ -10,17 +10,18 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_lst.config.load import to_plain
 from megatron_lst.config.schema import Config
-from megatron_lst.values import Place, Range
+from megatron_lst.values import LARGEST_COUNT, Place, Range, written
 
 HEADER = """# Configuration
 
-Every key of a run, with its type, its default and its meaning. This page is written from
-`megatron_lst/config/schema.py` by `make docs`; a test holds the two together. `lst config show CONFIG` prints every key
-of a configuration with the file and line that set it; `lst config schema run` is a JSON Schema for editors.
+Every key of a run. `make docs` writes this page from `megatron_lst/config/schema.py`; a test holds the two together.
+`lst config show CONFIG` prints every key of a configuration with the file and line that set it; `lst config schema run`
+is a JSON Schema for editors.
 
 ```
 lst train configs/lst-1b.yaml training.steps=1000 run.dir=runs/try parallel.tensor=2
@@ -28,19 +29,17 @@ lst train configs/lst-1b.yaml training.steps=1000 run.dir=runs/try parallel.tens
 
 - A file may name others in `base:` (one or a list, relative to itself); later files win, then `key=value` on the
   command line. Mappings merge, lists and values replace.
-- On the command line the key's type says how a value is read. A text is taken as it stands, whatever is in it:
-  `run.dir=my run #3`. A number, true or false is one: `training.lr=4e-4`. A list or a mapping is YAML:
-  `parallel.split=[12,13]`. `null` is null where the key takes it: `model.kv_heads=null`.
-- Numbers are finite and written in decimal: `10`, `25_000`, `0.5`, `4e-4`. `010`, `0x10` and `1:30` are refused, in
-  files as well; a text key takes them as text. A whole number ends at 2^31 - 1 where no other end is given.
-- **A relative path counts from the folder of the file that names it**, in every command and in a base file as well. One
-  that is given on the command line, and a default, count from the current folder. The run folder's `config.yaml` holds
-  absolute paths. URLs, `mistral-v1` and names on a model hub are no paths.
-- In a path `~` at its start and `$NAME` are filled in as the configuration is read, here and in files: `run.dir=~/a`,
-  `data.cache: $SCRATCH/cache`. A variable that is not set is refused. The run folder's `config.yaml` has the result.
-- An unknown key, a number out of its range, a wrong type, a key that stands twice and contradictions between
-  keys are refused, with file, line and the nearest right thing. The run folder keeps the
-  resolved configuration in `config.yaml`.
+- On the command line the key's type says how a value is read. A text is taken as it stands: `run.dir=my run #3`. A list
+  or a mapping is YAML: `parallel.split=[12,13]`. `null` is null where the key takes it: `model.kv_heads=null`.
+- Numbers are finite and decimal: `10`, `25_000`, `0.5`, `4e-4`; `010`, `0x10` and `1:30` are refused. An integer ends
+  at 2^31 - 1 where no other end is given.
+- **A relative path counts from the folder of the file that names it**; on the command line, and as a default, from the
+  current folder. The run folder's `config.yaml` holds absolute paths. URLs, `mistral-v1` and names on a model hub are no
+  paths.
+- In a path `~` at its start and `$NAME` are filled in: `data.cache: $SCRATCH/cache`. A variable that is not set is
+  refused.
+- Unknown and repeated keys, wrong types, numbers out of range and contradictions between keys are refused, with file,
+  line and the nearest right thing. The run folder keeps the resolved configuration in `config.yaml`.
 """
 
 
@@ -65,7 +64,7 @@ def type_name(kind: Any) -> str:
     if origin is typing.Annotated:
         if any(isinstance(rule, Place) for rule in args[1:]):
             return "path"
-        return f"{type_name(args[0])} ({', '.join(map(str, args[1:]))})"
+        return " ".join([type_name(args[0]), *(_short(rule) for rule in args[1:])])
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if a is type(None) else type_name(a) for a in args)
     if origin is typing.Literal:
@@ -76,7 +75,19 @@ def type_name(kind: Any) -> str:
         return "keys and values"
     if dataclasses.is_dataclass(kind):
         return "mapping"
-    return {int: "whole number", float: "number", str: "text", bool: "true, false"}.get(kind, str(kind))
+    return {int: "integer", float: "number", str: "text", bool: "true, false"}.get(kind, str(kind))
+
+
+def _short(rule: Any) -> str:
+    """A rule in a table's cell: `>= 1`, `> 0, <= 1`, `0..1`. An end at `LARGEST_COUNT` is not said: the page does."""
+    if not isinstance(rule, Range):
+        return f"({rule})"
+    low = f"{'>' if rule.above else '>='} {written(rule.least)}"
+    if rule.most in (math.inf, LARGEST_COUNT):
+        return low
+    if rule.above or rule.below:
+        return f"{low}, {'<' if rule.below else '<='} {written(rule.most)}"
+    return f"{written(rule.least)}..{written(rule.most)}"
 
 
 def sections(cls: type, prefix: str = "") -> list[tuple[str, type]]:
@@ -114,17 +125,23 @@ def default_text(field: Any) -> str:
     return f"`{plain}`"
 
 
-def to_markdown(root: type = Config, header: str = HEADER, level: int = 2) -> str:
+def to_markdown(
+    root: type = Config, header: str = HEADER, level: int = 2, said: Mapping[type, str] | None = None
+) -> str:
     """Every key of a file that becomes a `root`: its own ones first, then each mapping's.
 
     Args:
         header: what stands above the tables.
         level: of the headings.
+        said: classes whose keys the page has already, and where.
     """
     parts = [header]
     own = [f for f, k in zip(dataclasses.fields(root), _hints(root), strict=True) if not _is_mapping(k)]
     for name, cls in [*([("", root)] if own else []), *sections(root)]:
         title = f"`{name}`" if name else "At the top of the file"
+        if said and cls in said:
+            parts.append(f"\n{'#' * level} {title}\n\nAs in {said[cls]}.\n")
+            continue
         summary = (inspect.getdoc(cls) or "").split("\n")[0]
         parts.append(f"\n{'#' * level} {title}\n\n{summary}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
         texts, prefix = field_texts(cls), f"{name}." if name else ""

@@ -32,13 +32,13 @@ class RopeScalingConfig:
     """Frequencies of the global transformer's rotary position embedding; the local modules keep theirs."""
 
     kind: Literal["none", "llama3"] = "none"
-    """`none`: as `rope_theta` gives them. `llama3`: slow ones divided by `factor`, as Llama 3.1 and 3.2 have them."""
+    """`none`: as `rope_theta` gives them. `llama3`: slow ones divided by `factor` (Llama 3.1, 3.2)."""
     factor: Annotated[float, Range(1)] = 8.0
-    """`llama3`: what frequencies are divided by whose wavelength is above `context / low_frequency`."""
+    """`llama3`: divisor of frequencies whose wavelength is above `context / low_frequency`."""
     low_frequency: Positive = 1.0
-    """`llama3`: turns within `context` below which a frequency is divided by the whole `factor`."""
+    """`llama3`: below so many turns within `context` a frequency is divided by the whole `factor`."""
     high_frequency: Positive = 4.0
-    """`llama3`: turns within `context` above which a frequency stays as it is; a line leads from one to the other."""
+    """`llama3`: above so many turns it stays as it is; a line leads from one to the other."""
     context: Count = 8192
     """`llama3`: the language model's context before it was extended."""
 
@@ -48,7 +48,7 @@ class ModelConfig:
     """Shapes and options of the model (SPEC 2, 3, 5)."""
 
     kind: Literal["lst", "baseline"] = "lst"
-    """`lst`: patch encoder, global transformer, patch decoder. `baseline`: the same trunk without patches."""
+    """`lst`: encoder, global transformer, decoder. `baseline`: the same trunk without patches."""
     hidden: Count = 2048
     """d_g, width of the global transformer."""
     layers: Count = 25
@@ -56,19 +56,19 @@ class ModelConfig:
     heads: Count = 16
     """Attention heads of the global transformer."""
     kv_heads: Count | None = None
-    """Key/value heads of the global transformer (grouped-query attention); null: as many as `heads`."""
+    """Its key/value heads (grouped-query attention); null: as many as `heads`."""
     ffn: Count | None = None
     """SwiGLU width of the global transformer; null: 8/3 of `hidden`, rounded up to 256."""
     head_size: Count | None = None
-    """Width of a head of the global transformer; null: `hidden / heads`."""
+    """Width of a global head; null: `hidden / heads`."""
     qkv_bias: bool = False
-    """Biases on the queries, keys and values of the global transformer, as Qwen2 has them."""
+    """Biases on the global queries, keys and values, as in Qwen2."""
     qk_norm: bool = False
-    """RMSNorm on each head's queries and keys in the global transformer."""
+    """RMSNorm on each global head's queries and keys."""
     local_hidden: Count = 1024
     """d_l, width of the patch encoder and decoder."""
     local_heads: Count = 16
-    """Attention heads of the patch encoder and decoder."""
+    """Attention heads of the local modules."""
     local_ffn: Count | None = None
     """SwiGLU width of the local modules; null: 8/3 of `local_hidden`, rounded up to 256."""
     encoder_layers: Count = 1
@@ -76,32 +76,32 @@ class ModelConfig:
     decoder_layers: Count = 9
     """L_d, layers of the patch decoder."""
     queries: Count = 2
-    """k, query vectors a patch in the encoder's cross-attention; `queries * local_hidden` is mapped to `hidden`
-    by a linear layer only where the two differ."""
+    """k, query vectors a patch in the encoder's cross-attention; a linear layer maps `queries * local_hidden` to
+    `hidden` where they differ."""
     pooling: Literal["max", "mean"] = "max"
     """How a patch's token states become its queries."""
     window: Count = 512
     """W, tokens that local self-attention sees, itself included."""
     decoder_window_units: Count = 1
-    """W_u, newest closed units that the decoder's cross-attention sees."""
+    """W_u, newest closed units that the decoder sees by cross-attention."""
     cross_rope: bool = False
-    """RoPE on the unit index in the decoder's cross-attention; of use only with more than one visible unit."""
+    """RoPE on the unit index in the decoder's cross-attention; of use with several visible units."""
     double_residual: bool = False
-    """Add the cross-attention residual twice, as BLT does (2Q + out, 2h + out). A study arm."""
+    """Add the cross-attention residual twice, as BLT does. A study arm."""
     decoder_input: Literal["encoder", "embedding"] = "encoder"
-    """What the decoder starts from: the encoder's token states, or token embeddings of its own."""
+    """What the decoder starts from: the encoder's token states, or embeddings of its own."""
     text_path: Literal["patch", "direct"] = "patch"
     """`patch`: text tokens are patches of length 1. `direct`: text skips encoder and decoder (SPEC 2)."""
     rope_theta: Annotated[float, Range(1)] = 500_000.0
-    """Base of the rotary position embedding, in all three modules."""
+    """Base of the rotary position embedding in all modules."""
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     """Scaled frequencies in the global transformer."""
     no_rope_every: CountOr0 = 0
-    """Every so many-th layer of the global transformer has no rotary position embedding, as in SmolLM3; 0: all have."""
+    """Every so many-th global layer has no rotary position embedding (SmolLM3); 0: all have."""
     norm_eps: Positive = 1e-5
     """Epsilon of every RMSNorm."""
     init_std: Positive = 0.02
-    """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 * layers)."""
+    """Standard deviation of initial weights; output projections times 1/sqrt(2 * layers)."""
 
     @property
     def global_ffn(self) -> int:
@@ -129,25 +129,25 @@ class PatchingConfig:
     """How speech tokens become patches (SPEC 6)."""
 
     strategy: Literal["none", "bpe", "static", "aligned", "mixed", "curriculum"] = "static"
-    """`none` and `bpe` are the baselines' (patches of one token; `bpe` expects shards of unit-BPE pieces)."""
+    """`none` and `bpe` are for baselines (patches of one token; `bpe` reads shards of unit-BPE pieces)."""
     size: Count = 4
     """p, speech tokens in a static patch."""
     granularity: Literal["word", "bpe"] = "word"
-    """Aligned patches follow words, or text pieces where the shards have their spans."""
+    """Aligned patches follow words, or text pieces where the shards have their times."""
     silence: Literal["separate", "merged"] = "separate"
-    """Aligned: a gap is a patch of its own, or joins the preceding word."""
+    """Aligned: a gap is a patch, or joins the word before."""
     max_length: Count = 32
-    """L_max: longer aligned patches are split left to right."""
+    """L_max: longer aligned patches are split."""
     aligned_lag: Annotated[int, Range(0, 1)] = 0
-    """1: aligned patches close one token late, so that no boundary is known in advance (SPEC 4)."""
+    """1: aligned patches close one token late, so no boundary is known in advance (SPEC 4)."""
     mixed_probability: Share = 0.5
     """`mixed`: share of documents that are aligned."""
     tau1: Annotated[int, Range(0, 2**62)] | None = None
-    """`curriculum`: global row index until which every document is aligned; null: a third of the run."""
+    """`curriculum`: global row up to which documents are aligned; null: a third of the run."""
     tau2: Annotated[int, Range(0, 2**62)] | None = None
-    """`curriculum`: global row index from which every document is static; null: two thirds of the run."""
+    """`curriculum`: global row from which documents are static; null: two thirds of the run."""
     draw: Literal["document", "row"] = "document"
-    """Whether the strategy of `mixed` and `curriculum` is drawn for each document or once a row."""
+    """`mixed`, `curriculum`: the strategy is drawn for each document, or once a row."""
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,13 @@ class SourceConfig:
     name: str
     """Short name, for metrics and errors."""
     kind: Literal["interleaved", "text", "speech", "asr", "tts", "chat"]
-    """`interleaved`: speech documents with words or segments, visited as alternating text and speech spans. `text`:
-    text alone. `speech`: speech alone, transcribed or not, which the paper does not train on.
-    `asr`, `tts`: adaptation, speech then text or text then speech, with a loss on the response only (SPEC 9).
-    `chat`: conversations of `lst prep chat`, with a loss on the assistant's turns only (SPEC 7)."""
+    """`interleaved`: alternating spans of text and speech. `text`: text alone. `speech`: speech alone, beyond the
+    paper. `asr`, `tts`: speech then text, text then speech, loss on the response only (SPEC 9). `chat`: conversations
+    of `lst prep chat`, loss on the assistant's turns only (SPEC 7)."""
     shards: tuple[PathText, ...]
     """Folders of shard sets, local or remote (s3://, gs://, ...)."""
     weight: Positive = 1.0
-    """Share of the mixture in raw tokens before patching, relative to the other sources; a frame of several codebooks
-    counts as one."""
+    """Share of the mixture in raw tokens before patching, relative to other sources; a frame counts as one."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +171,8 @@ class SpanConfig:
     """Lengths of the alternating spans of an interleaved document (SPEC 7), in words."""
 
     kind: Literal["log_uniform", "uniform"] = "log_uniform"
-    """`log_uniform`: speech spans log-uniform over [speech_min, speech_max], text twice as long by the ratio.
-    `uniform`: text uniform over [text_min, text_max], speech half of it."""
+    """`log_uniform`: speech spans over [speech_min, speech_max], text longer by `text_ratio`. `uniform`: text over
+    [text_min, text_max], speech half of it."""
     speech_min: Count = 5
     """Shortest speech span."""
     speech_max: Count = 120
@@ -184,7 +182,7 @@ class SpanConfig:
     text_max: Count = 30
     """`uniform`: longest text span."""
     text_ratio: Positive = 2.0
-    """Words in text spans for every word in speech spans."""
+    """Words in text spans for each in speech spans."""
     speech_first: Share = 1 / 3
     """Probability that a document begins with speech."""
 
@@ -196,15 +194,16 @@ class SegmentConfig:
     The paper's data has words; all of this is a choice of this project."""
 
     longest: Count = 4
-    """Longest speech span, in segments; lengths are log-uniform from 1, those of text `data.spans.text_ratio` times."""
+    """Longest speech span, in segments; lengths are log-uniform from 1, those of text `data.spans.text_ratio`
+    times."""
     text_speech: Share = 0.4
-    """Documents of one segment: share that is read, then heard."""
+    """Share of one-segment documents that are read, then heard."""
     speech_text: Share = 0.4
-    """Documents of one segment: share that is heard, then read."""
+    """Share that are heard, then read."""
     text: Share = 0.1
-    """Documents of one segment: share that is only read."""
+    """Share that are only read."""
     speech: Share = 0.1
-    """Documents of one segment: share that is only heard."""
+    """Share that are only heard."""
 
 
 @dataclass(frozen=True)
@@ -212,34 +211,32 @@ class DataConfig:
     """The training stream (SPEC 6, 7)."""
 
     sources: tuple[SourceConfig, ...] = ()
-    """What is trained on; weights are in raw tokens."""
+    """What is trained on."""
     validation: tuple[SourceConfig, ...] = ()
     """Held-out sources, never trained on."""
     units: Count = 4096
-    """U, units in a row (a row is one packed training sequence)."""
+    """U, units in a row, which is one packed training sequence."""
     tokens: Count | None = None
-    """N_cap, most tokens in a row; null: 3 U, and where patches have more than 4 tokens 3/4 of `patching.size`
-    times U."""
+    """N_cap, most tokens in a row; null: 3 U, above 4 tokens a patch 3/4 of `patching.size` times U."""
     workers: Annotated[int, Range(0, 1024)] = 2
-    """Processes that build rows ahead of training, on each rank that builds (one a machine and data-parallel share);
-    0 builds them in the training process."""
+    """Processes that build rows ahead, on each rank that builds; 0: the training process builds them."""
     seed: Seed = 0
     """Key of every random draw in the data."""
     streams: Count | None = None
-    """S, logical streams; null: the global batch. Fixed for a run, independent of the number of ranks."""
+    """S, logical streams, fixed for a run; null: the global batch."""
     spans: SpanConfig = field(default_factory=SpanConfig)
     """How documents with speech alternate between text and speech."""
     segments: SegmentConfig = field(default_factory=SegmentConfig)
-    """The same for documents whose words have no times."""
+    """How documents alternate whose words have no times."""
     on_damage: Literal["stop", "skip"] = "stop"
     """A corrupt or missing shard stops the run, or is skipped and counted."""
     stall_seconds: Seconds = 300.0
-    """A loader that yields nothing for this long stops the run with an error instead of hanging."""
+    """A loader that yields nothing for this long stops the run."""
     cache: PathText | None = None
-    """Folder for downloaded and decompressed shards, best on a local disk; null: `cache/` beside the run folder, and
-    local sets below 1 GiB are decompressed in memory instead."""
+    """Folder for downloaded and decompressed shards, best on a local disk; null: `cache/` beside the run folder,
+    local sets below 1 GiB in memory."""
     cache_gigabytes: Positive | None = None
-    """Limit of that folder; the least recently used shards go first. null: no limit."""
+    """Its limit; the least recently used shards go first. null: none."""
 
 
 @dataclass(frozen=True)
@@ -251,11 +248,11 @@ class ParallelConfig:
     pipeline: Count = 1
     """Pipeline stages."""
     virtual: Count = 1
-    """Interleaved model chunks a stage (1: plain 1F1B)."""
+    """Interleaved model chunks a stage; 1: plain 1F1B."""
     sequence: bool = False
     """Sequence parallelism within the tensor-parallel group."""
     split: tuple[CountOr0, ...] | None = None
-    """Global layers of each stage (virtual stages in order); null: computed from FLOPs."""
+    """Global layers of each stage (virtual stages in order); null: by FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -269,26 +266,26 @@ class EngineConfig:
     overlap: bool = True
     """megatron: overlap gradient reduction and parameter gathering with compute."""
     zero_stage: Annotated[int, Range(0, 3)] = 1
-    """deepspeed: ZeRO stage, 0 to 3."""
+    """deepspeed: ZeRO stage."""
     offload_optimizer: bool = False
     """deepspeed: keep the optimizer's state in host memory."""
     deepspeed_config: PathText | None = None
-    """deepspeed: a JSON file of its own, merged over what is derived from this configuration."""
+    """deepspeed: a JSON file, merged over what this configuration gives."""
     attention: str = "auto"
-    """Attention of the global transformer: auto (this project's kernel) or flash_attn. A missing one is an error."""
+    """Global attention: auto (this project's kernel) or flash_attn."""
     optimizer: str = "auto"
-    """AdamW implementation: auto (torch), torch, apex or transformer_engine."""
+    """AdamW: auto (torch), torch, apex or transformer_engine."""
     norm: str = "auto"
-    """RMSNorm implementation: auto (torch), torch, apex or transformer_engine."""
+    """RMSNorm: auto (torch), torch, apex or transformer_engine."""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
-    """megatron, bf16: the global transformer's matrix products in fp8 while it trains, through Transformer Engine.
-    `hybrid`: gradients in e5m2, weights and activations in e4m3. `e4m3`: all of them."""
+    """megatron, bf16: global matrix products in fp8 while training, by Transformer Engine. `hybrid`: gradients in
+    e5m2, the rest in e4m3. `e4m3`: all."""
     fp8_recipe: Literal["auto", "tensorwise", "blockwise", "mxfp8"] = "auto"
-    """Numbers that share a scale: `tensorwise` a whole tensor, `blockwise` 128 (weights: 128 x 128), `mxfp8` 32.
-    `auto`: mxfp8 where the device has it (Blackwell), tensorwise elsewhere (Ada, Hopper)."""
+    """Numbers that share a scale: `tensorwise` a tensor, `blockwise` 128 (weights: 128 x 128), `mxfp8` 32. `auto`:
+    mxfp8 on Blackwell, else tensorwise."""
     loss_chunk: CountOr0 = 4096
-    """Tokens whose logits may live at once. A micro-batch with more goes through the loss in chunks, whose logits the
-    backward pass computes again; one with fewer keeps them. 0: always keeps them."""
+    """Tokens whose logits may live at once. Longer micro-batches go through the loss in chunks, whose logits the
+    backward pass computes again. 0: never."""
 
 
 @dataclass(frozen=True)
@@ -300,13 +297,13 @@ class TrainingConfig:
     global_batch: Count = 128
     """Rows a step, over all data-parallel ranks."""
     micro_batch: Count = 4
-    """Rows that go through the model at once on one rank."""
+    """Rows that go through the model at once on a rank."""
     lr: Positive = 4e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """Learning rate after the warm-up. `cosine`: half a cosine over the whole run, which cannot be extended without
-    raising the rate again. `constant`: the peak. `wsd` (warm-up, stable, decay): the peak, then a line down over the
-    last `decay_steps`; the checkpoint before the decay is kept, and a longer run can go on from it."""
+    """After the warm-up. `cosine`: half a cosine over the whole run. `constant`: the peak. `wsd`: the peak, then a
+    line down over the last `decay_steps`; the checkpoint before it is kept, so that a longer run can go on from
+    it."""
     decay_steps: Count | None = None
     """`wsd`: steps of the decay at the end; null: a tenth of `steps`."""
     min_lr_ratio: Share = 0.01
@@ -320,41 +317,40 @@ class TrainingConfig:
     eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
     """AdamW."""
     weight_decay: NotNegative = 0.1
-    """On matrices and embeddings; never on 1-D parameters. 0: none."""
+    """On matrices and embeddings, not on 1-D parameters."""
     clip: NotNegative = 1.0
-    """Largest norm of the global gradient; 0: it is never scaled, only measured."""
+    """Largest norm of the global gradient; 0: only measured."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 keeps fp32 master weights, which begin with the values as drawn or loaded, and fp32 gradient reduction; loss
-    scaling is not needed."""
+    """bf16 keeps fp32 master weights and reduces gradients in fp32."""
     seed: Seed = 0
     """Initial weights."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the global transformer."""
     init_from: PathText | None = None
-    """An exported model to start from (fork, adapt, extend); null: random weights. Its model, vocabulary, patch size,
-    tokenizer and codebook must be this run's."""
+    """An export to start from; null: random weights. Model, vocabulary, patch size, tokenizer and codebook must be
+    this run's."""
     init_may_differ: tuple[str, ...] = ()
-    """Keys in which this run differs from `init_from` on purpose, such as [model.rope_theta] or [codebook]."""
+    """Keys that may differ from `init_from`, such as [model.rope_theta] or [codebook]."""
     freeze_global_steps: CountOr0 = 0
-    """Steps at the start during which what `lst warm-start` takes from a language model stands still: the global
-    transformer, and the text rows of tables and heads where the architecture has a place for them."""
+    """First steps in which what `lst warm-start` took stands still: the global transformer, and text rows of tables
+    and heads."""
     trunk_lr_ratio: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Learning rate of the global transformer and, with `text_path: direct`, of text's own table, norm and head, as a
-    share of the rate of everything else; below 1 where they come from a language model and the rest is new."""
+    """Share of the learning rate for the global transformer and, with `text_path: direct`, text's own table, norm and
+    head."""
     max_bad_steps: Count = 5
-    """Steps in a row with a loss or gradient that is not finite (each skipped) before the run stops."""
+    """Steps in a row without a finite loss or gradient (each skipped) before the run stops."""
     hang_seconds: Seconds = 1800.0
-    """A step that takes longer dumps the stacks of all ranks and stops the run."""
+    """A longer step writes the stacks of all ranks and stops the run."""
     spike_window: Annotated[int, Range(8, LARGEST_COUNT)] = 128
     """Losses that each new one is compared with."""
     spike_threshold: NotNegative = 8.0
-    """A loss so many robust standard deviations above that window's median is an event; 0: never."""
+    """A loss so many robust deviations above that window's median is an event; 0: never."""
     max_rollbacks: CountOr0 = 0
-    """So often a loss spike sends the run back to its last checkpoint, past the data that it came from."""
+    """How often a spike sends the run back to its last checkpoint, past the data that it came from."""
     straggler_every: CountOr0 = 100
-    """Steps between comparisons of the ranks' own speed; 0: never."""
+    """Steps between comparisons of the ranks' speed; 0: never."""
     straggler_ratio: Annotated[float, Range(1)] = 1.5
-    """A rank so many times slower than the median rank is named in events.log."""
+    """A rank so many times slower than the median is named in events.log."""
 
 
 @dataclass(frozen=True)
@@ -364,22 +360,20 @@ class CheckpointConfig:
     every: Count = 1000
     """Steps between checkpoints; the last step is always saved."""
     keep: CountOr0 = 3
-    """Newest checkpoints that are kept; 0 keeps all. Those of `lst checkpoint keep` stay besides."""
+    """Newest checkpoints that stay, besides those of `lst checkpoint keep`; 0: all."""
     keep_best: bool = False
-    """Keep the checkpoint with the least held-out loss (mean over the validation sources) besides. Every checkpoint
-    has to be measured for that: `every` is a multiple of `evaluation.every`."""
+    """Keep that with the least held-out loss (mean of the validation sources), too. `every` must be a multiple of
+    `evaluation.every`."""
     asynchronous: bool = True
     """Write while training goes on."""
     file_megabytes: Count = 1024
-    """Size of a checkpoint's files, about: fewer ranks write where each would write less. A file is one rank's, and a
-    tensor is never cut, so that some are smaller or larger."""
+    """Rough size of a checkpoint's files. A file is one rank's, a tensor is never cut."""
     retries: CountOr0 = 2
     """More tries, with a pause, when a checkpoint cannot be written."""
     max_failures: CountOr0 = 2
-    """Checkpoints in a row that may fail, retries included, before the run stops."""
+    """Checkpoints in a row that may fail before the run stops."""
     verify: Literal["hashes", "sizes"] = "hashes"
-    """What must be as it was written when a checkpoint is loaded. `hashes`: every byte, hashed as it is read. `sizes`:
-    every file is there with its size."""
+    """At loading. `hashes`: every byte is hashed as it is read. `sizes`: every file is there with its size."""
 
 
 @dataclass(frozen=True)
@@ -391,9 +385,9 @@ class EvaluationConfig:
     rows: Count = 32
     """Held-out rows of each validation source."""
     directions: tuple[Literal["S->S", "T->T", "S->T", "T->S"], ...] = ()
-    """Choices between held-out continuations that are scored during training as well, such as [S->S, T->T]."""
+    """Choices that are scored as well, such as [S->S, T->T]."""
     items: Count = 200
-    """Items of each of these choices."""
+    """Items of each choice."""
 
 
 @dataclass(frozen=True)
@@ -401,9 +395,9 @@ class RunConfig:
     """Where everything of a run is written."""
 
     dir: PathText = "runs/default"
-    """The run folder: config.yaml, metrics.jsonl, events.log, report.html, checkpoints/, samples/, tensorboard/..."""
+    """The run folder."""
     stale_seconds: Seconds = 300.0
-    """A run on another machine that has given no sign of life for this long has lost its folder."""
+    """A run on another machine without a sign of life for this long loses its folder."""
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,14 @@ def test_the_page_is_current() -> None:
 
 def test_defaults_are_written_as_yaml_reads_them() -> None:
     page = to_markdown()
-    assert "| `model.encoder_layers` | whole number (at least 1) | `1` |" in page
+    assert "| `model.encoder_layers` | integer >= 1 | `1` |" in page
     assert "| `model.qk_norm` | true, false | `false` |" in page
-    assert "| `model.kv_heads` | whole number (at least 1) or null | `null` |" in page
+    assert "| `model.kv_heads` | integer >= 1 or null | `null` |" in page
     assert "| `data.sources[].name` | text | required |" in page
     assert "| `data.sources[].shards` | list of path | required |" in page
-    assert "| `training.min_lr_ratio` | number (between 0 and 1) | `0.01` |" in page
-    assert "| `training.beta2` | number (at least 0 and below 1) | `0.95` |" in page
-    assert "| `data.seed` | whole number (between 0 and 2^64 - 1) | `0` |" in page
+    assert "| `training.min_lr_ratio` | number 0..1 | `0.01` |" in page
+    assert "| `training.beta2` | number >= 0, < 1 | `0.95` |" in page
+    assert "| `data.seed` | integer 0..2^64 - 1 | `0` |" in page
 
 
 def test_every_key_is_read() -> None:

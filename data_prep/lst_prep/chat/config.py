@@ -16,19 +16,19 @@ class ChatSource:
     """Conversations of one kind."""
 
     name: str
-    """Names the shard set, and goes into every document's `source`."""
+    """Names the shard set; `source` of its documents."""
     path: PathText
-    """A JSONL file, a folder of them or a glob; relative audio paths are relative to each file."""
+    """A JSONL file, a folder of them or a glob; audio paths are relative to each file."""
     split: Literal["train", "heldout"] = "train"
-    """`heldout`: written as heldout-NAME; what is said there is kept out of the training sources."""
+    """`heldout`: written as heldout-NAME, and kept out of training sources."""
     license: str = ""
     """What may be done with it."""
     weight: Positive = 1.0
     """Weight in OUT/train.yaml."""
     styles: tuple[Style, ...] = ("as_given",)
-    """In which modality each turn stands; a conversation is written once in each style. `as_given`: as its parts are.
-    `A_to_B`: the user's turns in A, the assistant's in B, speech as text by its transcript. `text_then_speech`: the
-    user's in speech, the assistant's in chunks of text, each followed by its speech."""
+    """A conversation is written once in each style. `as_given`: as its parts are. `A_to_B`: the user in A, the
+    assistant in B, speech as text by its transcript. `text_then_speech`: the user in speech, the assistant in chunks
+    of text, each followed by its speech."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class RowConfig:
     units: Count = 4096
     """`data.units`."""
     tokens: Count | None = None
-    """`data.tokens`; null: as there, by `patch_size`."""
+    """`data.tokens`; null: by `patch_size`."""
     patch_size: Count = 4
     """`patching.size`; 1 for a baseline."""
 
@@ -52,33 +52,33 @@ class ChatConfig:
     sources: tuple[ChatSource, ...]
     """Where conversations lie."""
     tokenizer: TokenizerText = "mistral-v1"
-    """As in a preparation."""
+    """As in `lst prep run`."""
     template: Annotated[str, Place(names=("tokenizer", "markers"))] = "tokenizer"
-    """`tokenizer`: the chat template beside the tokenizer's file. `markers`: roles as plain text, EOS after each turn.
-    Else the path of a template in Jinja."""
+    """`tokenizer`: the template beside the tokenizer's file. `markers`: roles as plain text, EOS after each turn.
+    Else a Jinja template's path."""
     end_of_turn: str = ""
-    """The special token that ends an assistant's turn; empty: the first one behind what it says."""
+    """The special token that ends an assistant's turn; empty: the first one behind it."""
     codebook: PathTextOrEmpty = ""
-    """Makes units of audio that is named by its path."""
+    """Makes units of audio named by path."""
     units_model: ModelText = ""
-    """Folder of the codebook's HuBERT or Whisper; empty: the Whisper encoder that comes with the repository."""
+    """The codebook's HuBERT or Whisper; empty: the Whisper that comes with the repository."""
     device: str = "auto"
     """Where that runs."""
     codec: CodecConfig | None = None
-    """What made the units that conversations hold, where neither a codebook nor a shard set says it."""
+    """What made the units, where neither a codebook nor a shard set says it."""
     spans: dict[str, PathText] = field(default_factory=dict)
     """Name -> shard set, for audio that is a span of its documents."""
     chunk_words: Count = 12
-    """`text_then_speech`: words of a chunk, where their times are known; else a part of audio is a chunk."""
+    """`text_then_speech`: words of a chunk, if their times are known; else a part of audio is one."""
     row: RowConfig = field(default_factory=RowConfig)
     on_bad: Literal["stop", "drop"] = "stop"
-    """A conversation that cannot be used: nothing is written and each is named, or it is left out and counted."""
+    """Bad conversations: named, and nothing is written; or left out and counted."""
     heldout: tuple[PathText, ...] = ()
-    """Held-out lists (heldout.json of other preparations): conversations with their sentences are rejected."""
+    """heldout.json of other preparations: conversations with their sentences are rejected."""
     attributions: dict[str, str] = field(default_factory=dict)
-    """Source -> whom its licence asks to name."""
+    """As in `lst prep run`."""
     warn_lost: Share = 0.1
-    """A source that loses a larger share of its conversations is named in a warning."""
+    """A source that loses a larger share gets a warning."""
     give_up: tuple[str, ...] = ()
     """Files that are gone for good."""
     audio: AudioConfig = field(default_factory=AudioConfig)

@@ -17,12 +17,12 @@ class CodecConfig:
     name: str
     """For people: mimi, s3, hubert..."""
     rate: Rate
-    """Frames a second: a number, or a fraction such as 80/3."""
+    """Frames a second, such as 12.5 or 80/3."""
     codebooks: tuple[Count, ...]
     """Entries of each codebook, in the order of a frame's codes."""
     fingerprint: str = ""
-    """Changes whenever equal tokens mean something else, such as a hash of the codec's weights; empty: made of name,
-    rate and codebooks."""
+    """Changes when equal tokens mean something else, such as a hash of the codec's weights; empty: name, rate and
+    codebooks."""
     encoder: str = ""
     """How tokens are made of audio, for people."""
     decoder: str = ""
@@ -44,35 +44,35 @@ class Columns:
     """What the values of a record are called in its file. Dots lead into a value: `custom.codes`, `json.duration`."""
 
     id: str = ""
-    """Unique over all files of a source; empty: made of file and row, or the format's own."""
+    """Unique in a source; empty: made of file and row, or the format's own."""
     tokens: str = ""
-    """Codes: integers [T, Q], see `layout`; a list, an array, numbers in a string, or the path of an .npy file."""
+    """Integers [T, Q], see `layout`: a list, an array, numbers in a string, or the path of an .npy file."""
     text: str = ""
-    """The transcript. Empty, or no value in a record: speech without a transcript."""
+    """The transcript; empty, or no value: speech without one."""
     seconds: str = ""
-    """Duration of the audio, which the number of frames has to fit."""
+    """Duration of the audio, compared with the frames."""
     speaker: str = ""
     """Who speaks."""
     license: str = ""
     """What may be done with it."""
     split: str = ""
-    """train, or what is held out (heldout, validation, dev, test-clean...). An unknown name is refused."""
+    """train, or what is held out (heldout, validation, dev, test-clean...). Unknown names are refused."""
     recording: str = ""
-    """Consecutive records of one recording become one document, each of them a segment of it."""
+    """Consecutive records of one recording become one document of segments."""
     start: str = ""
-    """Seconds at which the record begins in its recording. Records that go backwards or overlap are not joined."""
+    """Seconds at which the record begins in its recording. Overlapping records are not joined."""
     segments: str = ""
-    """Pieces of the record with their transcripts: a list of {text, start, end} in seconds from the record's begin."""
+    """Pieces with transcripts: a list of {text, start, end}, seconds from the record's begin."""
     words: str = ""
-    """Words with times: a list of {word, start, end}, or of strings with `word_starts` and `word_ends` beside it."""
+    """Words with times: a list of {word, start, end}, or of strings with `word_starts` and `word_ends`."""
     word_starts: str = ""
     """Seconds at which each word begins."""
     word_ends: str = ""
     """Seconds at which each word ends."""
     durations: str = ""
-    """One codebook: frames that each token stands for, where repetitions were merged."""
+    """One codebook: frames of each token, where repetitions were merged."""
     codec: str = ""
-    """Name of the codec of each record; one that is not `codec.name` is refused."""
+    """Codec of each record; one that is not `codec.name` is refused."""
 
 
 @dataclass
@@ -80,24 +80,24 @@ class ImportSource:
     """Files of one format."""
 
     name: str
-    """Names the shard set, and goes into every document's `source`."""
+    """Names the shard set; `source` of its documents."""
     format: Literal["parquet", "arrow", "webdataset", "lhotse", "nemo", "jsonl", "npy"]
-    """`arrow`: what datasets' `save_to_disk` writes. `lhotse`: cuts (.jsonl, .jsonl.gz) or a Shar folder. `npy`: a
-    folder of .npy or .npz, with .txt and .json of the same name beside them."""
+    """`arrow`: of datasets' `save_to_disk`. `lhotse`: cuts (.jsonl, .jsonl.gz) or a Shar folder. `npy`: .npy or .npz,
+    with .txt and .json of the same name."""
     path: PathText
     """A file, a folder or a glob."""
     columns: Columns = field(default_factory=Columns)
     """What the values are called."""
     layout: Literal["tq", "qt", "flat"] = "tq"
-    """Axes of the tokens: `tq` [frames, codebooks], `qt` [codebooks, frames], `flat` frame after frame on one axis."""
+    """Axes of the tokens: `tq` [frames, codebooks], `qt` [codebooks, frames], `flat` one axis, frame after frame."""
     split: Literal["train", "heldout"] = "train"
-    """Of records without a value of their own."""
+    """Of records without their own."""
     license: str = ""
-    """Of records without a value of their own."""
+    """Of records without their own."""
     weight: Positive = 1.0
-    """Weight of its documents with a transcript in OUT/train.yaml."""
+    """In OUT/train.yaml, of documents with a transcript."""
     untranscribed_weight: NotNegative = 0.0
-    """Weight of its speech without a transcript; 0: it is not trained on. The paper has no such source."""
+    """Of speech without a transcript; 0: not trained on. Beyond the paper."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class CheckConfig:
     share: Share = 0.01
     """...and this share of them."""
     max_rejected: Share = 0.05
-    """Nothing is written where a larger share of a source's records is wrong (of at least 100; of fewer, all)."""
+    """Nothing is written where a larger share of a source's records is wrong (of fewer than 100: all)."""
 
 
 @dataclass
@@ -119,7 +119,7 @@ class ImportJobs:
     workers: Annotated[int, Range(0, 1024)] = 0
     """Processes on this machine; 0: one a core."""
     item_megabytes: Positive = 64.0
-    """Size of the input of one item of work, the granularity of resuming and of parts of a set."""
+    """Input of an item of work, and of a part of a set."""
     attempts: Count = 3
     """An item whose worker dies this often is given up and named."""
 
@@ -135,15 +135,15 @@ class ImportConfig:
     sources: tuple[ImportSource, ...]
     """Where they lie."""
     tokenizer: TokenizerText = "mistral-v1"
-    """As in a preparation: `mistral-v1`, a SentencePiece .model, or an HF tokenizer."""
+    """As in `lst prep run`."""
     heldout: tuple[PathText, ...] = ()
-    """Held-out lists (heldout.json of other preparations): documents with their sentences are rejected."""
+    """heldout.json of other preparations: documents with their sentences are rejected."""
     attributions: dict[str, str] = field(default_factory=dict)
-    """Source -> whom its licence asks to name; goes into the manifests of its sets, and into the cards of models."""
+    """As in `lst prep run`."""
     warn_lost: Share = 0.1
-    """A source that loses a larger share of its records is named in a warning."""
+    """A source that loses a larger share gets a warning."""
     give_up: tuple[str, ...] = ()
-    """Files that are gone for good: what is in them is counted as `given_up`, and no run waits for them."""
+    """Files that are gone for good: counted as `given_up`."""
     checks: CheckConfig = field(default_factory=CheckConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
     reading: ReadingConfig = field(default_factory=ReadingConfig)
