@@ -34,7 +34,8 @@ def give_up(config: PrepConfig, names: Iterable[str]) -> int:
             left = {name: key for name, key in left.items() if not key & there}
     if left:
         raise UserError(
-            f"{', '.join(list(left)[:5])}: no id and no file of this preparation; ids and paths are as in the manifest"
+            f"{', '.join(list(left)[:5])}: neither an id nor a file of this preparation; "
+            "write them as the manifest does"
         )
     old = _known(layout.given_up)
     new = [name for name in wanted if name not in old]

@@ -28,9 +28,8 @@ def require_same(key: str, model: str, found: str, recorded: str, redo: Sequence
     """
     if found != recorded:
         raise UserError(
-            f"{key} {model!r} is another model now: it is {found}, and what is there was made with {recorded}. "
-            f"Put the old one back, choose another `out`, or remove {', '.join(map(str, redo))} to do with the new one "
-            f"what the old one did"
+            f"{key} {model!r} is another model now: its fingerprint is {found}, the finished work is of {recorded}. "
+            f"Put the old model back, choose another `out`, or remove {', '.join(map(str, redo))} to do that work again"
         )
 
 

@@ -238,8 +238,8 @@ def item_pieces(layout: Layout, item: int, plan: str) -> Iterator[tuple[str, lis
                 if printable(entry.id) not in counted:
                     lacking = "units" if u is None else "align"
                     raise DamagedDataError(
-                        f"item {item}: piece {entry.id!r} was lost in stage {lacking}, and not as a rejection; its "
-                        f"audio was read otherwise by the other stage. Remove {layout.item('units', item, '.npz')} and "
+                        f"item {item}: stage {lacking} neither made nor rejected piece {entry.id!r}: its audio changed "
+                        f"between the stages. Remove {layout.item('units', item, '.npz')} and "
                         f"{layout.item('align', item, '.npz')}, and run `lst prep units` and `lst prep align` again"
                     )
                 pieces.append(None)

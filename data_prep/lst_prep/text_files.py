@@ -238,8 +238,8 @@ def _record(source: TextSource, name: str, text: str, value: dict[str, Any], whe
     known = source.split if split is None or split == "" else source.splits.get(str(split)) or split_of(split)
     if known is None:
         raise UserError(
-            f"{where}: text source {source.name!r}: nobody knows whether the split {split!r} is trained on; "
-            f"say it in the source's `splits`, such as {{{split!r}: train}} or {{{split!r}: heldout}}"
+            f"{where}: text source {source.name!r}: unknown split {split!r}; say in "
+            f"the source's `splits` whether it is trained on, such as {{{split!r}: train}} or {{{split!r}: heldout}}"
         )
     return TextRecord(str(own) if isinstance(own, str | int) and own != "" else name, text, known)
 

@@ -14,8 +14,8 @@ def words(
     documents: Annotated[Path, typer.Argument(help="A held-out shard set of speech")],
     out: Annotated[Path, typer.Option(help="The picture")] = Path("words.png"),
     limit: Annotated[int, typer.Option(min=1, help="First documents only")] = 200,
-    least: Annotated[int, typer.Option(min=2, help="Occurrences that a word needs")] = 5,
-    count: Annotated[int, typer.Option(min=2, help="Words, the most frequent")] = 20,
+    least: Annotated[int, typer.Option(min=2, help="Least occurrences of a word")] = 5,
+    count: Annotated[int, typer.Option(min=2, help="How many words, the most frequent ones")] = 20,
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """Patch embeddings of frequent words, one aligned patch each: do recordings of a word lie together?"""

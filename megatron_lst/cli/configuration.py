@@ -46,8 +46,8 @@ def _kind(values: Mapping[str, Any], path: str) -> Of:
     found = [of for of in Of if set(values) <= {field.name for field in dataclasses.fields(_class(of))}]
     if not found:
         raise UserError(
-            f"{path}: its keys ({', '.join(map(str, values))}) are those of no run and no preparation together; "
-            "say which it is by --of, and the key that is wrong is named"
+            f"{path}: its keys ({', '.join(map(str, values))}) fit neither a run nor a preparation; "
+            "say which it is by --of, and the wrong key is named"
         )
     return found[0]
 

@@ -99,7 +99,7 @@ PROGRAMS = (
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables")] = False,
-    shards: Annotated[list[Path] | None, typer.Option(help="Shard sets to say tokenizer and codec of")] = None,
+    shards: Annotated[list[Path] | None, typer.Option(help="Shard sets whose tokenizer and codec are shown")] = None,
 ) -> None:
     """What this machine has, what serves what, what is missing and how to get it. Exit code 2: cannot train here."""
     report = examine()

@@ -58,7 +58,7 @@ def generate(
     turns: Annotated[
         Path | None, typer.Option(help="--chat: JSONL of conversations without answers, as for `lst prep chat`")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="--chat: what the system says first")] = None,
+    system: Annotated[str | None, typer.Option(help="--chat: the system message")] = None,
     chat_format: Annotated[
         Path | None, typer.Option(help="--chat: the chat.json of `lst prep chat`; default: the export's own")
     ] = None,

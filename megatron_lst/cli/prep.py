@@ -124,7 +124,7 @@ def manifest(
     out: Annotated[Path | None, typer.Option(help="With --from: the manifest to write.")] = None,
     name: Annotated[str, typer.Option(help="With --from folder or huggingface: what the corpus is called.")] = "",
     split: Annotated[
-        list[str] | None, typer.Option(help="With --from: NAME=train or NAME=heldout, for a split that nobody knows.")
+        list[str] | None, typer.Option(help="With --from: NAME=train or NAME=heldout, for an unknown split.")
     ] = None,
     give_up: Annotated[
         list[str] | None, typer.Option(help="With --from: a file or folder that cannot be read, and is left out.")
@@ -197,7 +197,8 @@ def codebook(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = Fal
 def units_quality(
     configs: Annotated[list[Path], typer.Argument(help="Preparations' YAML files, one line of the table each.")],
     extractor: Annotated[
-        list[str] | None, typer.Option(help="In place of the configuration's own, with its defaults; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Used instead of the configuration's, with default settings; may be repeated."),
     ] = None,
     sentences: Annotated[
         Path | None,
@@ -205,7 +206,7 @@ def units_quality(
     ] = None,
     fit_minutes: Annotated[
         float,
-        typer.Option(min=1, callback=finite, help="Of training recordings, where a codebook has to be fitted."),
+        typer.Option(min=1, callback=finite, help="Minutes of training recordings, if a codebook has to be fitted."),
     ] = 20.0,
 ) -> None:
     """Do units tell words, or voices? The same sentences by several speakers, as units of each configuration."""

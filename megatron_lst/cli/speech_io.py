@@ -67,8 +67,8 @@ def open_vocoder(vocabulary: Vocabulary, codebook: Path | None, vocoder: Path | 
 
     if vocabulary.depth > 1:
         raise UserError(
-            f"sound of {vocabulary.depth} codebooks: the vocoders here are of one; `lst generate --out FILE.npy` "
-            "writes the codes, for the codec's own decoder"
+            f"no vocoder here makes sound of {vocabulary.depth} codebooks; `lst generate --out FILE.npy` "
+            "writes the codes for the codec's own decoder"
         )
     if vocoder is not None:
         return HifiGanVocoder(vocoder, vocabulary.speech_size, frame_rate=vocabulary.rate)

@@ -17,7 +17,7 @@ JUDGE = Annotated[
     typer.Option(help="Hears speech tokens: whisper, pocketsphinx, a command with {wav}, or a model's folder"),
 ]
 JUDGE_MODEL = Annotated[str | None, typer.Option(help="--judge whisper: a folder or hub name of any Whisper")]
-LANGUAGE = Annotated[str, typer.Option(help="What is spoken: told to the judge, and whose normaliser texts go through")]
+LANGUAGE = Annotated[str, typer.Option(help="Language of the speech, for the judge and for normalising texts")]
 DEVICE = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 
 

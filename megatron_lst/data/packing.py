@@ -137,8 +137,8 @@ def pack_example(
         count = _cut_at_unit(patches, (end - begin) * step, step, room)
         if not count:
             raise UserError(
-                f"document {document.id!r}: not one patch of it ({int(patches.length[0])} tokens) fits into an empty "
-                f"row; raise data.units or data.tokens"
+                f"document {document.id!r}: its first patch ({int(patches.length[0])} tokens) does not fit into an "
+                f"empty row; raise data.units or data.tokens"
             )
         add(number, kind, begin, patches.head(count))
         return packed(Position(number, begin + count // step))

@@ -223,7 +223,7 @@ class Stream:
         if self._damage:
             raise DamagedDataError(
                 f"source {name!r}: none of the {documents} documents that stream {self.number} has of it can be used, "
-                f"which data.on_damage=skip cannot make up for; the last damage: {self._damage}"
+                f"so data.on_damage=skip has nothing left to go on with; the last damage: {self._damage}"
             )
         raise UserError(
             f"source {name!r}: none of the {documents} documents that stream {self.number} has of it fits into a row "

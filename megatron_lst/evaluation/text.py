@@ -97,7 +97,7 @@ class Original:
         if there.text_size != vocabulary.text_size:
             raise UserError(
                 f"{folder}: {there.text_size} text ids, vocabulary.text_size={vocabulary.text_size}: "
-                "the pieces would be others"
+                "it is another model's tokenizer"
             )
         own = Vocabulary(there.text_size, 1, vocabulary.bos, vocabulary.eos, multiple=1)
         model = ModelConfig(kind="baseline", **there.model)

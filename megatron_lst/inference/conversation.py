@@ -129,8 +129,8 @@ class Conversation:
         behind = whole[len(self._seen) :]
         if not whole.startswith(self._seen) or end not in behind:
             raise UserError(
-                "chat template: it writes what was said before in another way once there is a further turn, so a "
-                "conversation cannot go on"
+                "chat template: it writes earlier turns differently once another turn follows, so a conversation "
+                "cannot go on with it"
             )
         last = np.array(self.tokens[-1:])
         speaking = bool(vocabulary.is_speech(last)[0]) or last[0] == vocabulary.speech_marker

@@ -131,8 +131,8 @@ class SpectralVocoder:
             raise UserError(f"codebook {path}: cannot be read ({error})") from None
         if (extractor := about.get("extractor")) != "mfcc" and "sound" not in names:
             raise UserError(
-                f"codebook {path} is of {extractor} features and does not say what its units sound like (one that "
-                f"`lst prep codebook` fits does); give a vocoder"
+                f"codebook {path} is of {extractor} features and does not say what its units sound like; give "
+                f"--vocoder, or a codebook that `lst prep codebook` fitted"
             )
         rate = parse_rate(about.get("rate", 25), f"codebook {path}: rate")
         return cls(sound, pitch, iterations, frames=int(100 / rate))

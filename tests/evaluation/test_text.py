@@ -71,7 +71,7 @@ def logs_of_text(model: LatentSpeechTextModel, window: np.ndarray) -> torch.Tens
 
 def test_another_vocabulary_and_another_family_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "theirs")
-    with pytest.raises(UserError, match="24 text ids, vocabulary.text_size=25: the pieces would be others"):
+    with pytest.raises(UserError, match="24 text ids, vocabulary.text_size=25: it is another model's tokenizer"):
         Original(tmp_path / "theirs", replace(V, text_size=25), 13)
     saved(tmp_path / "other", "gemma2", head_dim=4)
     with pytest.raises(UserError, match="'gemma2' is not taken"):

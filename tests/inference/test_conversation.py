@@ -184,5 +184,5 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
     talk.say("user", "hello")
     talk.answer("text")
     talk.say("user", "hello")
-    with pytest.raises(UserError, match="in another way once there is a further turn"):
+    with pytest.raises(UserError, match="differently once another turn follows"):
         talk.answer("text")

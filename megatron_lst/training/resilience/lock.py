@@ -141,8 +141,8 @@ class RunLock:
             return f"took over from a run without a sign of life for {silent:.0f} s: {holder}"
         raise UserError(
             f"{self._folder.parent} belongs to a run that is alive: {holder}, last sign of life {silent:.0f} s ago. "
-            f"Choose another run.dir, or end that run first; if it is gone for certain, remove {self._folder} "
-            f"(a run that is gone is noticed by itself after {self._stale:.0f} s)"
+            f"Choose another run.dir, or end that run first. If you are certain that it has ended, remove "
+            f"{self._folder}; without a sign of life for {self._stale:.0f} s it counts as ended"
         )
 
     def _silence(self, generation: int) -> float:
