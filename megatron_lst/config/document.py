@@ -34,7 +34,7 @@ lst train configs/lst-1b.yaml training.steps=1000 run.dir=runs/try parallel.tens
 - Numbers are finite and decimal: `10`, `25_000`, `0.5`, `4e-4`; `010`, `0x10` and `1:30` are refused. An integer ends
   at 2^31 - 1 where no other end is given.
 - **A relative path counts from the folder of the file that names it**; on the command line, and as a default, from the
-  current folder. The run folder's `config.yaml` holds absolute paths. URLs, `mistral-v1` and names on a hub are no paths.
+  current folder. The run folder's `config.yaml` holds absolute paths. URLs, `mistral-v1` and names on a hub are none.
 - In a path `~` at its start and `$NAME` are filled in: `data.cache: $SCRATCH/cache`. A variable that is not set is
   refused.
 - Unknown and repeated keys, wrong types, numbers out of range and contradictions between keys are refused, with file,

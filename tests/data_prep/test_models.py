@@ -89,7 +89,7 @@ def test_another_model_under_the_same_name_is_refused(config: PrepConfig, key: s
     with pytest.raises(UserError, match=rf"^{re.escape(key)} '.*models/.*' is another model now") as refused:
         run(config, quiet=True)
     assert contents(out) == before
-    said = re.search(r"it is (\w+), .* made with (\w+)\. .* or remove (.+) to do with", str(refused.value))
+    said = re.search(r"fingerprint is (\w+), .* is of (\w+)\. .* or remove (.+) to do that", str(refused.value))
     assert said is not None
     assert said[1] != said[2]
     for path in map(Path, said[3].split(", ")):
