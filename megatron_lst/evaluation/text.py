@@ -93,7 +93,7 @@ class Original:
     def __init__(self, folder: Path, vocabulary: Vocabulary, units: int, device: str = "cpu") -> None:
         there = described(read_object(folder / "config.json"))
         if there.wrong:
-            raise UserError(f"{folder}: it has no place here:\n  " + "\n  ".join(there.wrong))
+            raise UserError(f"{folder}: this checkpoint is not supported:\n  " + "\n  ".join(there.wrong))
         if there.text_size != vocabulary.text_size:
             raise UserError(
                 f"{folder}: {there.text_size} text ids, vocabulary.text_size={vocabulary.text_size}: "

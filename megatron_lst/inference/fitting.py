@@ -42,7 +42,7 @@ def fitting_sections(theirs: Mapping[str, Any], tokenizer: TextTokenizer | None)
     """
     there = described(theirs)
     if there.wrong:
-        raise UserError("this checkpoint has no place here:\n  " + "\n  ".join(there.wrong))
+        raise UserError("this checkpoint is not supported:\n  " + "\n  ".join(there.wrong))
     vocabulary: dict[str, Any] = {"text_size": there.text_size}
     if tokenizer is None:
         bos, eos = (_first(theirs.get(key)) for key in ("bos_token_id", "eos_token_id"))

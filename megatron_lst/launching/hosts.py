@@ -71,5 +71,7 @@ def _numbers(inside: str, part: str, option: str, most: int) -> Iterator[str]:
             raise UserError(f"{option} {part!r}: {entry!r} is no number or range, such as 01-04")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < first + most:
-            raise UserError(f"{option} {part!r}: {entry!r} does not go up, or names more than {MOST} hosts")
+            raise UserError(
+                f"{option} {part!r}: {entry!r} is a range that does not go up, or names more than {MOST} hosts"
+            )
         yield from (str(number).zfill(len(match[1])) for number in range(first, last + 1))

@@ -177,7 +177,7 @@ def test_what_was_left_out_is_written_beside_the_manifest(tmp_path: Path) -> Non
     assert json.loads(line)["where"].endswith("transcripts.txt:2")
     assert "1 pieces; 1 lines or files were left out" in said
     put(tmp_path / "c" / "train" / "transcripts.txt", "no tab\n")
-    with pytest.raises(UserError, match="no piece of it is any good"):
+    with pytest.raises(UserError, match="no piece of it can be used"):
         write_manifest("mls", tmp_path / "c", tmp_path / "none.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "m.jsonl", "m.jsonl.skipped.jsonl"]
 

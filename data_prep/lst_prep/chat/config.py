@@ -95,7 +95,7 @@ class ChatConfig:
         for source in self.sources:
             if not source.name or not all(c.isalnum() or c in "-_." for c in source.name) or source.name[0] in ".-":
                 raise UserError(
-                    f"sources: the name {source.name!r} is to name a folder: letters, digits, '-', '_' and '.'"
+                    f"sources: the name {source.name!r} names a folder: use letters, digits, '-', '_' and '.'"
                 )
             if source.name in ("work", "report") or source.name.startswith("heldout-"):
                 raise UserError(f"sources: the name {source.name!r} is taken; choose another")

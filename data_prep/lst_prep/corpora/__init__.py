@@ -48,4 +48,4 @@ def read(kind: str, corpus: Corpus) -> Iterator[Entry]:
         yield entry
     if not count:
         why, example = next(iter(corpus.skipped.examples.items()), ("nothing was found", ""))
-        raise UserError(f"{corpus.root}: not the layout of {kind}: no piece of it is any good; {why}: {example}")
+        raise UserError(f"{corpus.root}: not the layout of {kind}: no piece of it can be used; {why}: {example}")
