@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lst_prep.align import make_aligner
+from lst_prep.align import Piece, make_aligner
 from lst_prep.audio import RATE, load
 from lst_prep.config import AlignConfig, AudioConfig, CuttingConfig, PrepConfig, UnitsConfig
 from lst_prep.cutting import Cutter
@@ -107,7 +107,7 @@ def neural(hubert: str, ctc: str, layer: int, device: str, recordings: int) -> N
         words = [normalise(e["text"]) for e in entries]
         one = aligner.align(sounds[0], words[0])
         assert len(one.seconds) == len(words[0])
-        cpu, wall = timed(lambda: aligner.align_batch(list(zip(sounds, words, strict=True))))
+        cpu, wall = timed(lambda: aligner.align_batch([Piece(*one) for one in zip(sounds, words, strict=True)]))
         line("alignment (ctc)", seconds, cpu, wall, "x real time")
 
 

@@ -1,10 +1,11 @@
 """What a data preparation is: every choice, its default and its meaning. Built from YAML by the strict loader."""
 
 import codecs
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated
 
+from lst_prep.languages.tags import ENGLISH, base_language, language_tag
 from megatron_lst.errors import UserError
 from megatron_lst.values import (
     Count,
@@ -110,14 +111,57 @@ class UnitsConfig:
         return int(samples)
 
 
+ALIGNERS = ("pocketsphinx", "ctc", "whisper", "import")
+
+
+@dataclass
+class LanguageAligner:
+    """How words of one language get their times, where that is not how those of the others do."""
+
+    language: str
+    """A tag, such as `fr`."""
+    aligner: str = "ctc"
+    """As align.aligner."""
+    model: ModelText = ""
+    """As align.model."""
+    path: PathTextOrEmpty = ""
+    """As align.path."""
+    format: str = "suffix"
+    """As align.format."""
+    romanise: bool = False
+    """As align.romanise."""
+
+
 @dataclass
 class AlignConfig:
     """How words get their times."""
 
     aligner: str = "pocketsphinx"
-    """`pocketsphinx` (English, CPU) or `ctc` (transformers Wav2Vec2ForCTC)."""
+    """`pocketsphinx` (English, CPU), `ctc` (transformers Wav2Vec2ForCTC), `whisper` (a whole transformers Whisper of
+    a hundred languages), or `import`: there are alignments already. The edges of words are off by 9 ms in the median
+    and 31 ms at 90 % with pocketsphinx, by 55 and 149 with Whisper base (docs/languages.md)."""
     model: ModelText = ""
-    """ctc: local path or hub name, such as facebook/wav2vec2-base-960h."""
+    """ctc, whisper: local path or hub name, such as facebook/wav2vec2-base-960h."""
+    romanise: bool = False
+    """ctc: the model was trained on text in Latin letters, as MMS: words are romanised by uroman."""
+    languages: tuple[LanguageAligner, ...] = ()
+    """Languages with another aligner."""
+    path: PathTextOrEmpty = ""
+    """import: where the alignment of a piece lies, with {id}, {document} or {audio} (the name of its audio file without
+    the suffix) in it, such as alignments/{id}.TextGrid; or one .ctm of all pieces."""
+    format: str = "suffix"
+    """import: `suffix` (.TextGrid, .ctm, .json, .txt), or `textgrid`, `ctm`, `json` (Whisper, WhisperX, or a list of
+    words), `labels` (Audacity)."""
+    tier: str = ""
+    """import, textgrid: name of the tier of words; empty: `words`, or the only one of intervals."""
+    times: str = "piece"
+    """import: times are seconds in the `piece`, or in its audio `file`, whose pieces have `start` and `end`."""
+    max_differ: Share = 0.1
+    """import: a piece is rejected as `words_differ` when more than this share of the transcript's letters would have to
+    be changed, put in or left out to give the words of the alignment."""
+    segmenter: str = "icu"
+    """Words of scripts without spaces: `icu`, `characters`, or a function of yours, `package.module:function`, which
+    takes a text and gives its words in order, such as jieba:lcut."""
     pronunciations: tuple[PathText, ...] = ()
     """pocketsphinx: tables of words that it lacks, lines `word<TAB>PHONES`."""
     flite: bool = True
@@ -125,18 +169,60 @@ class AlignConfig:
     min_score: Annotated[float, Range(-1e9)] = -1e9
     """Pieces with a lower mean word score are rejected as `low_score`."""
     numbers: str = "spell"
-    """Digits in transcripts: `spell` them in English, or `reject`."""
+    """Digits in transcripts: `spell` them in the language of the piece, or `reject`. import and whisper leave them."""
     max_words_per_second: Positive = 7.0
     """Pieces with more are rejected as `words_too_fast`."""
     piece_seconds: Positive = 12.0
     """pocketsphinx: windows of longer audio, each cut back to its last pause. ctc: what the acoustic model sees at
     once."""
     batch_seconds: Positive = 320.0
-    """ctc: as in units."""
+    """ctc, whisper: as in units."""
     device: str = "auto"
-    """ctc: as in units."""
+    """ctc, whisper: as in units."""
     precision: str = "auto"
-    """ctc: as in units."""
+    """ctc, whisper: as in units."""
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the aligner takes words as they are written, not as they are said."""
+        return self.aligner in ("import", "whisper")
+
+    def owner(self, language: str) -> str:
+        """The `language` of the entry in `languages` that holds for a tag; empty: none does."""
+        base = base_language(language_tag(language) or language)
+        return next((o.language for o in self.languages if base_language(language_tag(o.language) or "") == base), "")
+
+    def of(self, language: str) -> "AlignConfig":
+        """What holds for a language."""
+        owner = self.owner(language)
+        for other in self.languages:
+            if owner and other.language == owner:
+                own = {key: value for key, value in vars(other).items() if key != "language"}
+                return replace(self, **own, languages=())
+        return self
+
+    def check(self) -> None:
+        """Raises UserError: keys that contradict each other."""
+        if self.aligner not in ALIGNERS:
+            raise UserError(f"align.aligner: {self.aligner!r} is not one of {', '.join(ALIGNERS)}")
+        if self.aligner in ("ctc", "whisper") and not self.model:
+            raise UserError(f"align.model: the {self.aligner} aligner needs a local path or a hub name")
+        if self.aligner == "import" and not self.path:
+            raise UserError("align.path: import needs where the alignments lie, such as alignments/{id}.TextGrid")
+        if self.numbers not in ("spell", "reject"):
+            raise UserError(f"align.numbers: {self.numbers!r} is not one of spell, reject")
+        if self.times not in ("piece", "file"):
+            raise UserError(f"align.times: {self.times!r} is not one of piece, file")
+        if self.format not in ("suffix", "textgrid", "ctm", "json", "labels"):
+            raise UserError(f"align.format: {self.format!r} is not one of suffix, textgrid, ctm, json, labels")
+
+    def require_language(self, language: str, whose: str) -> None:
+        """Raises UserError where the aligner does not know a language."""
+        if self.aligner == "pocketsphinx" and base_language(language) != ENGLISH:
+            raise UserError(
+                f"{whose} is {language!r}, and the pocketsphinx aligner knows English alone: choose align.aligner ctc, "
+                f"whisper or import, or give the language one of its own in align.languages"
+            )
 
 
 @dataclass
@@ -234,6 +320,13 @@ class PrepConfig:
     """Source -> whom its licence asks to credit, and how; goes into shards and model cards."""
     warn_lost: Share = 0.1
     """A source that loses a larger share gets a warning."""
+    warn_pieces: NotNegative = 4.0
+    """A language whose text takes more pieces of the tokenizer a word gets a warning; 0: none does. A character of a
+    script without spaces counts as a part of a word: a Chinese one as 5/6, kana as a half, a Thai letter as a third."""
+    language: str = ENGLISH
+    """Language of manifest lines and texts that state none: a tag such as fr, zh-Hant or pt-BR."""
+    languages: dict[str, str] = field(default_factory=dict)
+    """Source -> language of its lines and texts. A line's own `language` comes first."""
     audio: AudioConfig = field(default_factory=AudioConfig)
     cutting: CuttingConfig = field(default_factory=CuttingConfig)
     units: UnitsConfig = field(default_factory=UnitsConfig)
@@ -252,14 +345,10 @@ class PrepConfig:
             raise UserError(f"units.rate: {self.units.rate}: mfcc gives 100 Hz divided by a whole number, such as 25")
         if self.units.extractor not in ("mfcc", "whisper", "hubert"):
             raise UserError(f"units.extractor: {self.units.extractor!r} is not one of mfcc, whisper, hubert")
-        if self.align.aligner not in ("pocketsphinx", "ctc"):
-            raise UserError(f"align.aligner: {self.align.aligner!r} is not one of pocketsphinx, ctc")
         if self.units.extractor == "hubert" and not self.units.model:
             raise UserError("units.model: the hubert extractor needs a local path or a hub name")
-        if self.align.aligner == "ctc" and not self.align.model:
-            raise UserError("align.model: the ctc aligner needs a local path or a hub name")
-        if self.align.numbers not in ("spell", "reject"):
-            raise UserError(f"align.numbers: {self.align.numbers!r} is not one of spell, reject")
+        self.align.check()
+        self._check_languages()
         for source in self.text:
             try:
                 codecs.lookup(source.encoding)
@@ -271,3 +360,19 @@ class PrepConfig:
             for split in (source.split, *source.splits.values()):
                 if split not in ("train", "heldout"):
                     raise UserError(f"text source {source.name!r}: split {split!r} is not train or heldout")
+
+    def _check_languages(self) -> None:
+        stated = {"language": self.language}
+        stated |= {f"languages.{source}": tag for source, tag in self.languages.items()}
+        stated |= {f"align.languages[{i}]": own.language for i, own in enumerate(self.align.languages)}
+        for where, tag in stated.items():
+            if language_tag(tag) is None:
+                raise UserError(f"{where}: {tag!r} is no tag of a language, such as fr, zh-Hant or pt-BR")
+            self.align.of(tag).check()
+        if self.manifests:
+            for where, tag in stated.items():
+                self.align.of(tag).require_language(tag, where)
+
+    def language_of(self, source: str, stated: str = "") -> str:
+        """Tag of the language of a piece or text: what it states, else its source's, else the configuration's."""
+        return language_tag(stated or self.languages.get(source, self.language)) or ENGLISH

@@ -20,7 +20,7 @@ from lst_prep.manifest import Entry
 from lst_prep.reading import Inputs
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
-from lst_prep.transcript import check_rate, normalise
+from lst_prep.transcript import check_rate, words_of
 from megatron_lst.errors import UserError
 
 CHUNK = 512
@@ -162,14 +162,14 @@ class Cutter:
 
     def _transcribed(self, entry: Entry, recording: Recording) -> Iterator[tuple[float, float, str]]:
         """(begin s, end s, text) of each piece."""
-        align = self._config.align
+        align = self._config.align.of(self._config.language_of(entry.source, entry.language))
         if align.aligner != "pocketsphinx":
             raise Rejection(
                 "too_long",
                 f"{recording.seconds:.0f} s of speech and a transcript without times: give those of its segments "
                 f"(the {align.aligner} aligner cannot place it)",
             )
-        words = normalise(entry.text, align.numbers)
+        words = words_of(entry, self._config)
         check_rate(words, recording.seconds, align.max_words_per_second)
         found = self._sphinx(align).align_recording(recording, words)
         cuts = pause_cuts(found.seconds, self._options.shortest_seconds, self._options.longest_seconds)

@@ -8,7 +8,8 @@ import numpy as np
 
 from lst_prep.align.spans import AlignedWords, to_frames
 from lst_prep.manifest import Entry
-from lst_prep.tokenizer import Tokenizer, encode_words
+from lst_prep.tokenizer import Tokenizer
+from lst_prep.word_runs import encode_runs
 from megatron_lst.documents.schema import Document
 
 
@@ -33,6 +34,23 @@ class _Run:
     letters: list[np.ndarray]
 
 
+def _joined(owner: np.ndarray, *of_words: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Words that are one: the first's begin and the last's end of each int [W, 2], the mean of each float [W].
+
+    Args:
+        owner: int64 [W], the word that each of them is now in, in order.
+    """
+    first = np.flatnonzero(np.concatenate([[True], np.diff(owner) > 0]))
+    last = np.concatenate([first[1:], [len(owner)]]) - 1
+    counts = last - first + 1
+    return tuple(
+        np.stack([values[first, 0], values[last, 1]], 1)
+        if values.ndim == 2
+        else (np.add.reduceat(values, first) / counts).astype(values.dtype)
+        for values in of_words
+    )
+
+
 def words_in_frames(
     aligned: AlignedWords, frames: int, rate: Fraction
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -51,7 +69,7 @@ def words_in_frames(
     return spans, chars, scores, letters
 
 
-def _lay_out(pieces: list[AlignedPiece], rate: Fraction) -> _Run:
+def _lay_out(pieces: list[AlignedPiece], rate: Fraction, between: str) -> _Run:
     texts, frames, chars, scores = [], [], [], []
     letters: list[np.ndarray] = []
     at_frame = at_char = 0
@@ -63,9 +81,9 @@ def _lay_out(pieces: list[AlignedPiece], rate: Fraction) -> _Run:
         letters += [time * float(rate) + at_frame for time in times]
         texts.append(piece.entry.text)
         at_frame += len(piece.speech_ids)
-        at_char += len(piece.entry.text) + 1  # texts are joined by a space
+        at_char += len(piece.entry.text) + len(between)
     return _Run(
-        " ".join(texts),
+        between.join(texts),
         np.concatenate([piece.speech_ids for piece in pieces]),
         np.concatenate(frames),
         np.concatenate(chars),
@@ -139,7 +157,7 @@ def _follows(entry: Entry, reached: dict[str, float]) -> bool:
 
 
 def documents(
-    pieces: Iterable[AlignedPiece | None], tokenizer: Tokenizer, max_seconds: float, rate: Fraction
+    pieces: Iterable[AlignedPiece | None], tokenizer: Tokenizer, max_seconds: float, rate: Fraction, between: str = " "
 ) -> Iterator[Document]:
     """Documents of one recording.
 
@@ -148,6 +166,7 @@ def documents(
             are pieces of one file that go backwards or overlap.
         max_seconds: longest document.
         rate: frames a second.
+        between: what stands between the texts of two pieces.
 
     Yields:
         Documents named after the recording, with `/0`, `/1`... when there are several.
@@ -168,7 +187,7 @@ def documents(
     longest = int(max_seconds * rate)
     found: list[Document] = []
     for members in filter(None, runs):
-        run, entry = _lay_out(members, rate), members[0].entry
+        run, entry = _lay_out(members, rate, between), members[0].entry
         for first, last, begin, end in _cuts(run.frames, len(run.speech_ids), longest):
             frames, chars = run.frames[first:last] - begin, run.chars[first:last]
             frames = np.clip(frames, 0, end - begin)
@@ -176,9 +195,15 @@ def documents(
             if last == len(run.frames):
                 high = len(run.text)
             text = run.text[low:high]
-            words = [run.text[a:b] for a, b in chars]
-            token_ids, word_tokens = encode_words(tokenizer, words)
-            letters = [ends - begin for ends in run.letters[first:last]]
+            token_ids, word_tokens, owner = encode_runs(tokenizer, run.text, chars)
+            letters, scores = [ends - begin for ends in run.letters[first:last]], run.scores[first:last]
+            if len(word_tokens) < len(chars):  # words without spaces between them that share a piece
+                frames, chars, scores = _joined(owner, frames, chars, scores)
+                letters = (
+                    [np.concatenate([letters[i] for i in np.flatnonzero(owner == word)]) for word in range(len(chars))]
+                    if letters
+                    else []
+                )
             found.append(
                 Document(
                     id=entry.recording,
@@ -191,7 +216,7 @@ def documents(
                     word_frames=frames.astype(np.int32),
                     word_tokens=word_tokens,
                     word_chars=(chars - low).astype(np.int32),
-                    word_scores=run.scores[first:last].astype(np.float32),
+                    word_scores=scores.astype(np.float32),
                     piece_frames=piece_frames(tokenizer, token_ids, word_tokens, frames, letters),
                 )
             )

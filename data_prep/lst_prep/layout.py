@@ -135,21 +135,29 @@ class Layout:
         return self.out / name / f"part-{item:05d}"
 
 
-_ADDED: dict[str, Any] = {"encoding": "utf-8", "splits": {}}
-"""Keys of text sources that plans of version 1 did not have, with what they did: not written where they are that."""
+_ADDED: dict[str, dict[str, Any]] = {
+    "": {"language": "en", "languages": {}},
+    "align": {
+        "languages": (), "path": "", "format": "suffix", "tier": "", "times": "piece", "max_differ": 0.1,
+        "segmenter": "icu", "romanise": False,
+    },
+    "text": {"encoding": "utf-8", "splits": {}},
+}  # fmt: skip
+"""Section -> keys that plans of version 1 did not have, with what they did: not written where they are that."""
 
 
 def plan_of(config: PrepConfig) -> dict[str, Any]:
     """Everything that the results depend on: the config without where and how fast, and the inputs' hashes."""
     choices = asdict(config)
-    for name in ("out", "jobs", "reading", "give_up", "attributions", "warn_lost"):
+    for name in ("out", "jobs", "reading", "give_up", "attributions", "warn_lost", "warn_pieces"):
         choices.pop(name)
     for section in ("units", "align"):
         choices[section].pop("device")
-    for source in choices["text"]:
-        for name, default in _ADDED.items():
-            if source[name] == default:
-                source.pop(name)
+    for section, mappings in (("", [choices]), ("align", [choices["align"]]), ("text", choices["text"])):
+        for mapping in mappings:
+            for name, default in _ADDED[section].items():
+                if mapping[name] == default:
+                    mapping.pop(name)
     choices["item_pieces"] = config.jobs.item_pieces
     if config.text:
         choices["item_bytes"] = config.jobs.item_bytes

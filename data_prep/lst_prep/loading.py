@@ -11,7 +11,7 @@ from lst_prep.manifest import Entry
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.strings import printable
-from lst_prep.transcript import normalise
+from lst_prep.transcript import words_of
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.errors import LstError
 
@@ -78,7 +78,7 @@ def _load(entry: Entry, config: PrepConfig, heldout: HeldOut, inputs: Inputs, tr
         if entry.split == "train" and (found := heldout.find(entry.text)):
             raise Rejection("held_out", found[0])
         if entry.text.strip() or transcribed:
-            normalise(entry.text, config.align.numbers)
+            words_of(entry, config)
         return audio.load(Path(entry.audio), entry.start, entry.end, config.audio, inputs, entry.channel)
     except Rejection:
         raise

@@ -4,7 +4,8 @@
      "start": 1.5, "end": 12.0,                                        seconds in the file; the whole file by default
      "channel": 0,                                                     from 0; the mean of all by default
      "speaker": "...", "license": "...", "source": "...", "split": "train" | "heldout" (or test, dev ...),
-     "document": "chapter-3", "seconds": 31.2, "extra": {...}}          extra: for people, nothing reads it
+     "document": "chapter-3", "language": "fr", "seconds": 31.2,        a tag; the source's by default
+     "extra": {...}}                                                   for people, nothing reads it
 
 A line with another key is rejected: a key that is left out silently may be what says which part of a file is meant.
 
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from lst_prep.languages.tags import language_tag
 from lst_prep.packed import is_damage
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
@@ -51,6 +53,7 @@ class Entry:
     document: str = ""
     seconds: float | None = None
     channel: int | None = None
+    language: str = ""
 
     @property
     def recording(self) -> str:
@@ -66,7 +69,8 @@ _KNOWN_AS = {
     "audio_filepath": "audio", "audio_path": "audio", "path": "audio", "wav": "audio", "file": "audio",
     "channels": "channel, one number from 0", "channel_id": "channel, from 0", "transcript": "text",
     "sentence": "text", "transcription": "text", "speaker_id": "speaker", "utt_id": "id", "utt": "id", "key": "id",
-    "licence": "license", "recording": "document", "session": "document", "subset": "split",
+    "licence": "license", "lang": "language", "locale": "language", "recording": "document", "session": "document",
+    "subset": "split",
 }  # fmt: skip
 """What other formats call what is meant."""
 
@@ -94,7 +98,7 @@ def _parse(line: str, folder: Path, root: str, default_source: str) -> Entry:
         if not isinstance(value.get(name), str) or (name != "text" and not value[name]):
             raise Rejection("bad_manifest_line", f"{name} must be a string")
     known = {name: value[name] for name in Entry.__dataclass_fields__ if name in value}
-    for name in ("speaker", "license", "source", "document"):
+    for name in ("speaker", "license", "source", "document", "language"):
         found = known.get(name)
         if isinstance(found, int | float) and not isinstance(found, bool):
             found = str(found)
@@ -105,6 +109,8 @@ def _parse(line: str, folder: Path, root: str, default_source: str) -> Entry:
     for name in ("id", "text", "speaker", "license", "source", "document"):
         if not is_unicode(known[name]):
             raise Rejection("bad_manifest_line", f"{name} is not Unicode: half a surrogate pair")
+    if known["language"] and language_tag(known["language"]) is None:
+        raise Rejection("bad_manifest_line", f"language {known['language']!r} is no tag such as fr or zh-Hant")
     for name in ("start", "end", "seconds"):
         number = value.get(name)
         if number is not None and (

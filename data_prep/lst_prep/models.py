@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lst_prep.align import make_aligner
+from lst_prep.align import Aligners
 from lst_prep.config import PrepConfig
 from lst_prep.engine import Receipts
+from lst_prep.languages import ENGLISH
 from lst_prep.layout import Layout
 from lst_prep.tokenizer import Tokenizer, load_tokenizer
 from lst_prep.units import Codebook, make_extractor
@@ -74,10 +75,11 @@ def require_aligner(layout: Layout, config: PrepConfig, plan: str) -> None:
     if not any(recorded.values()):
         return
     options = config.align
-    found = make_aligner(replace(options, device="cpu", precision="fp32")).fingerprint
+    found = Aligners(replace(options, device="cpu", precision="fp32"))
+    fingerprints = {"cut": found.fingerprint_of(ENGLISH), "align": found.fingerprint}
     for stage, redo in (("cut", of_pieces + aligned), ("align", aligned)):
         if recorded[stage]:
-            require_same("align.model", options.model or options.aligner, found, recorded[stage], redo)
+            require_same("align.model", options.model or options.aligner, fingerprints[stage], recorded[stage], redo)
 
 
 def require_done(layout: Layout, plan: str, stage: str, items: int, model: str = "") -> None:

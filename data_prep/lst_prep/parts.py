@@ -6,6 +6,7 @@ from lst_prep.config import ShardConfig
 from lst_prep.layout import Layout
 from megatron_lst.documents.codec import Codec
 from megatron_lst.documents.schema import Document
+from megatron_lst.documents.words import has_unspaced, word_count
 from megatron_lst.documents.writing import PartWriter
 
 
@@ -49,23 +50,35 @@ class Parts:
         return files
 
 
+_OF_LANGUAGE = ("documents", "seconds", "words", "pieces")
+
+
 class SetTotals:
-    """Totals per set and source, for summary and report."""
+    """Totals per set and source, and per set and language, for summary and report."""
 
     def __init__(self, codec: Codec | None = None) -> None:
         self._codec = codec
         self.sources: dict[str, dict[str, float]] = {}
         self.licenses: dict[str, dict[str, int]] = {}
+        self.languages: dict[str, dict[str, float]] = {}
 
-    def add(self, name: str, document: Document) -> None:
+    def add(self, name: str, document: Document, language: str = "") -> None:
+        """Args: language: a tag; empty: it is not known, and not counted by language."""
         totals = self.sources.setdefault(
             f"{name}/{document.source}", {"documents": 0, "seconds": 0, "units": 0, "words": 0, "pieces": 0}
         )
         counts = self.licenses.setdefault(f"{name}/{document.source}", {})
         counts[document.license] = counts.get(document.license, 0) + 1
+        seconds = len(document.speech_ids) / float(self._codec.rate) if self._codec is not None else 0.0
+        words = len(document.word_frames) or len(document.text.split())
+        pieces = len(document.token_ids)
         totals["documents"] += 1
-        if self._codec is not None:
-            totals["seconds"] += len(document.speech_ids) / float(self._codec.rate)
+        totals["seconds"] += seconds
         totals["units"] += len(document.speech_ids)
-        totals["words"] += len(document.word_frames) or len(document.text.split())
-        totals["pieces"] += len(document.token_ids)
+        totals["words"] += words
+        totals["pieces"] += pieces
+        if language:
+            own = self.languages.setdefault(f"{name}/{language}", dict.fromkeys(_OF_LANGUAGE, 0))
+            said = word_count(document.text) if has_unspaced(document.text) else words
+            for key, value in zip(_OF_LANGUAGE, (1, seconds, said, pieces), strict=True):
+                own[key] += value

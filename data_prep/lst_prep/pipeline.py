@@ -264,7 +264,7 @@ class Preparation:
                     {"plan": self.plan, **summary.about(name, self.config.attributions)},
                 )
         heldout = len(HeldOut.load(self.layout.heldout))
-        content = summary.content(self.plan, manifests, heldout, self.config.warn_lost)
+        content = summary.content(self.plan, manifests, heldout, self.config.warn_lost, self.config.warn_pieces)
         write_bytes(self.layout.summary, json.dumps(content, indent=1, ensure_ascii=False).encode())
         if not manifests:
             what = f"{self.layout.out}: not one document came out of it, see {self.layout.summary}"

@@ -9,7 +9,7 @@ import xxhash
 from lst_prep.tokenizer import Tokenizer, load_tokenizer
 from megatron_lst.documents.format import TokenizerInfo
 from megatron_lst.documents.schema import SPEECH, Document
-from megatron_lst.documents.words import Words, normalise_text
+from megatron_lst.documents.words import normalise_text, word_count
 from megatron_lst.errors import LstError
 from megatron_lst.files import read_json
 
@@ -86,12 +86,12 @@ def _letters(text: str) -> str:
 
 def _sound(document: Document, rate: float) -> list[str]:
     ids, seconds = document.speech_ids, len(document.speech_ids) / rate
-    words = len(Words.of(document.text).codes)
+    words = word_count(document.text)
     found = []
     if words > _MOST_WORDS_A_SECOND * seconds + 2:
-        found.append(f"{words} words in {seconds:.1f} s of sound")
+        found.append(f"{words:.0f} words in {seconds:.1f} s of sound")
     if seconds > _LONG_SECONDS and words < _LEAST_WORDS_A_SECOND * seconds:
-        found.append(f"{words} words in {seconds:.1f} s of sound: is it longer than what is spoken?")
+        found.append(f"{words:.0f} words in {seconds:.1f} s of sound: is it longer than what is spoken?")
     half = len(ids) // 2
     if half >= _REPEATED and len(ids) % 2 == 0 and np.array_equal(ids[:half], ids[half:]):
         found.append(f"the same {half / rate:.1f} s of sound twice: longer than its audio")

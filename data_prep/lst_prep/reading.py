@@ -190,19 +190,21 @@ class Inputs:
     def _expand(self, place: Path, part: str) -> Iterator[Path]:
         if part == "**":
             yield place
-            if self._is_there(place, folder=True):
+            if self.is_there(place, folder=True):
                 for name, is_folder in self.entries(place):
                     if is_folder and not name.startswith(".") and not os.path.islink(place / name):
                         yield from self._expand(place / name, part)
         elif any(ch in part for ch in "*?["):
-            if self._is_there(place, folder=True):
+            if self.is_there(place, folder=True):
                 for name, _ in self.entries(place):
                     if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith(".")):
                         yield place / name
-        elif self._is_there(place / part):
+        elif self.is_there(place / part):
             yield place / part
 
-    def _is_there(self, path: Path, folder: bool = False) -> bool:
+    def is_there(self, path: Path, folder: bool = False) -> bool:
+        """Whether there is such a file or folder, or, with `folder`, such a folder. Raises CannotRead."""
+
         def look() -> bool:
             try:
                 found = os.stat(path)

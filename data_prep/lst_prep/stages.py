@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep.align import AlignedWords, make_aligner
+from lst_prep.align import AlignedWords, Aligners, Piece
 from lst_prep.config import PrepConfig
 from lst_prep.cutting import Cutter
 from lst_prep.engine import Receipts, Work
 from lst_prep.join import AlignedPiece, documents
+from lst_prep.languages import is_unspaced
 from lst_prep.layout import Layout
 from lst_prep.loading import Rejections, all_unread, batches, fault, is_of_the_piece, load_pieces, one_by_one, only_here
 from lst_prep.manifest import Entry
@@ -24,7 +25,7 @@ from lst_prep.parts import Parts, SetTotals
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.strings import printable
-from lst_prep.transcript import check_rate, normalise
+from lst_prep.transcript import check_rate, words_of
 from lst_prep.units import Codebook, Extractor, make_extractor
 from lst_prep.units.codebook import agreement
 from lst_prep.units.extractor import NeuralExtractor
@@ -157,7 +158,7 @@ def _compare(extractor: Extractor, codebook: Codebook, pieces: list[np.ndarray])
 
 def align_factory(config: PrepConfig, plan: str) -> Work:
     """Audio + transcript -> word times. Writes one .npz an item, words of all pieces end to end."""
-    layout, aligner = Layout(config.out), make_aligner(config.align)
+    layout, aligners = Layout(config.out), Aligners(config.align)
     heldout, least = HeldOut.load(layout.heldout), config.align.min_score
     receipts = Receipts(layout.work, "units", plan)
 
@@ -170,15 +171,16 @@ def align_factory(config: PrepConfig, plan: str) -> Work:
             wanted = []
             for line, entry, sound in batch:
                 seconds += sound.seconds
-                words = normalise(entry.text, config.align.numbers)
+                language = config.language_of(entry.source, entry.language)
+                words = words_of(entry, config)
                 try:
                     check_rate(words, sound.seconds, config.align.max_words_per_second)
                 except Rejection as rejection:
                     rejections.add(entry.id, entry.source, rejection)
                 else:
-                    wanted.append((line, entry, sound.samples, words))
-            aligned = one_by_one(aligner.align_batch, [(samples, words) for *_, samples, words in wanted])
-            for (line, entry, *_), result in zip(wanted, aligned, strict=True):
+                    wanted.append((line, entry, Piece(sound.samples, words, language, entry, inputs)))
+            aligned = one_by_one(aligners.align_batch, [piece for *_, piece in wanted])
+            for (line, entry, _), result in zip(wanted, aligned, strict=True):
                 if not isinstance(result, Rejection) and (score := float(result.scores.mean())) < least:
                     result = Rejection("low_score", f"{score:.2f}")
                 if isinstance(result, Rejection):
@@ -205,7 +207,7 @@ def align_factory(config: PrepConfig, plan: str) -> Work:
             "pieces": len(found),
             "rejections": rejections.all,
             "files_read": inputs.tried,
-            "aligner": aligner.fingerprint,
+            "aligner": aligners.fingerprint,
         }
 
     return work
@@ -303,7 +305,9 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
                     pieces = list(_without_held_out(pieces, heldout, rejections))
                 used.update(piece.entry.source for piece in pieces if piece is not None)
                 try:
-                    made = list(documents(pieces, tokenizer, config.shards.max_document_seconds, codec.rate))
+                    language = config.language_of(entry.source, entry.language)
+                    between = "" if is_unspaced(language) else " "
+                    made = list(documents(pieces, tokenizer, config.shards.max_document_seconds, codec.rate, between))
                 except Rejection as rejection:
                     rejections.add(recording, entry.source, rejection)
                     continue
@@ -313,7 +317,7 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
                         rejections.add(document.id, entry.source, Rejection("held_out"))
                         continue
                     parts.add(name, document, codec.size, tokenizer.info.size)
-                    stats.add(name, document)
+                    stats.add(name, document, language)
         files = parts.finish()
         return {
             "files": files,
@@ -321,6 +325,7 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
             "rejections": rejections.all,
             "sources": stats.sources,
             "licenses": stats.licenses,
+            "languages": stats.languages,
             "used": dict(used),
         }
 

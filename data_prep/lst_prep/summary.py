@@ -18,6 +18,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.sources: dict[str, dict[str, float]] = {}
+        self.languages: dict[str, dict[str, float]] = {}
         self.licenses: dict[str, Counter[str]] = {}
         self._rejected: Counter[str] = Counter()
         self._by_source: dict[str, Counter[str]] = {}
@@ -52,10 +53,11 @@ class Summary:
         self._removed += result.get("heldout_sentences_removed", 0)
         for source, counts in result.get("cut", {}).items():
             self._cut[source] = self._cut.get(source, np.zeros(2, np.int64)) + counts
-        for name, totals in result.get("sources", {}).items():
-            mine = self.sources.setdefault(name, dict.fromkeys(totals, 0))
-            for key, value in totals.items():
-                mine[key] += value
+        for what, found in ((self.sources, "sources"), (self.languages, "languages")):
+            for name, totals in result.get(found, {}).items():
+                mine = what.setdefault(name, dict.fromkeys(totals, 0))
+                for key, value in totals.items():
+                    mine[key] += value
         for name, licenses in result.get("licenses", {}).items():
             self.licenses.setdefault(name, Counter()).update(licenses)
 
@@ -75,15 +77,18 @@ class Summary:
         ]
         return {"licenses": sorted(stated), "attributions": credits}
 
-    def content(self, plan: str, sets: dict[str, dict[str, Any]], heldout: int, warn_lost: float) -> dict[str, Any]:
+    def content(
+        self, plan: str, sets: dict[str, dict[str, Any]], heldout: int, warn_lost: float, warn_pieces: float = 0.0
+    ) -> dict[str, Any]:
         """`summary.json`.
 
         Args:
             sets: the manifests by set.
             heldout: sentences that are held out.
             warn_lost: a source that loses a larger share is in `warnings`.
+            warn_pieces: so is a language whose words take more text pieces each; 0: none is.
         """
-        lost, warnings = {}, []
+        lost, warnings = {}, self._costly(warn_pieces)
         for source, counts in self._by_source.items():
             if source not in self._used and any(name.partition("/")[2] == source for name in self.sources):
                 continue  # receipts of an earlier version do not say what was used
@@ -96,6 +101,7 @@ class Summary:
             "plan": plan,
             "sets": {name: {"documents": m["documents"], "totals": m["totals"]} for name, m in sets.items()},
             "sources": self.sources,
+            "languages": self.languages,
             "licenses": {name: dict(counts) for name, counts in self.licenses.items()},
             "rejected": dict(self._rejected),
             "rejected_by_source": {source: dict(counts) for source, counts in self._by_source.items()},
@@ -112,6 +118,15 @@ class Summary:
                 source: round(int(cut) / int(total), 9) for source, (cut, total) in self._cut.items() if total
             },
         }
+
+    def _costly(self, most: float) -> list[str]:
+        """A warning for each language of a set whose words take more pieces than `most`."""
+        return [
+            f"{name}: {totals['pieces'] / totals['words']:.1f} text pieces a word (warn_pieces: {most:g}); a tokenizer "
+            f"that has pieces for this language would make its text shorter"
+            for name, totals in self.languages.items()
+            if most and totals["words"] and totals["pieces"] > most * totals["words"]
+        ]
 
 
 def _warning(source: str, reasons: Counter[str], lost: dict[str, Any]) -> str:

@@ -229,7 +229,7 @@ def text_shards_factory(config: PrepConfig, items: list[TextItem]) -> Work:
                     continue
                 name = "text" if record.split == "train" else "heldout-text"
                 parts.add(name, document, None, tokenizer.info.size)
-                stats.add(name, document)
+                stats.add(name, document, config.language_of(source.name))
                 documents += 1
             used += documents > 0
         if keep is not None and trained < len(keep):
@@ -241,6 +241,7 @@ def text_shards_factory(config: PrepConfig, items: list[TextItem]) -> Work:
             "rejections": rejections.all,
             "sources": stats.sources,
             "licenses": stats.licenses,
+            "languages": stats.languages,
             "used": {source.name: used},
             "cut": {source.name: [cut, characters]},
             "heldout_sentences_removed": removed,

@@ -39,6 +39,10 @@ class Tokenizer(Protocol):
     def encode_word(self, word: str, first: bool) -> list[int]:
         """Ids of one white-space-free word as it stands after a space (or at the beginning: `first`)."""
 
+    def place_word(self, word: str, first: bool) -> tuple[list[int], np.ndarray]:
+        """The same ids, and int64 [P, 2]: the characters of the word that each of them stands for. Pieces that are
+        bytes of one character share it."""
+
     def decode(self, ids: list[int]) -> str:
         """Text of the ids."""
 
@@ -110,6 +114,22 @@ class SentencePieceTokenizer:
     def encode_word(self, word: str, first: bool) -> list[int]:
         return _plain(self.info, self._encode_word(word), word)
 
+    def place_word(self, word: str, first: bool) -> tuple[list[int], np.ndarray]:
+        ids, model = self.encode_word(word, first), self._model
+        held = [
+            bytes([int(piece[3:5], 16)]) if model.is_byte(i) else piece.replace("\u2581", " ").encode()
+            for i, piece in zip(ids, map(model.id_to_piece, ids), strict=True)
+        ]
+        text = b"".join(held).decode("utf-8", "replace")
+        marked = len(text) - len(text.lstrip())
+        if len(text) - marked != len(word):  # its normaliser has changed the number of characters
+            return ids, np.tile([0, len(word)], (len(ids), 1))
+        starts = np.cumsum([0, *(len(character.encode()) for character in text)])  # of each character, in bytes
+        edges = np.cumsum([0, *map(len, held)])  # of each piece
+        begins = np.searchsorted(starts, edges[:-1], side="right") - 1
+        ends = np.searchsorted(starts, edges[1:], side="left")
+        return ids, np.clip(np.stack([begins, ends], 1) - marked, 0, len(word))
+
     def decode(self, ids: list[int]) -> str:
         return str(self._model.decode(ids))
 
@@ -176,6 +196,15 @@ class HuggingFaceTokenizer:
         marked = self.encode("a " + word)
         head = self.encode("a")
         return marked[len(head) :] if marked[: len(head)] == head else spaced
+
+    def place_word(self, word: str, first: bool) -> tuple[list[int], np.ndarray]:
+        ids = self.encode_word(word, first)
+        for before in ("",) if first else ("a ", " "):
+            found = self._model.encode(before + word, add_special_tokens=False)
+            if found.ids[len(found.ids) - len(ids) :] == ids:
+                places = np.array(found.offsets[len(found.ids) - len(ids) :], np.int64).reshape(-1, 2)
+                return ids, np.clip(places - len(before), 0, len(word))
+        raise AssertionError(f"the tokenizer encodes {word!r} otherwise than before")
 
     def decode(self, ids: list[int]) -> str:
         return str(self._model.decode(ids))

@@ -1,33 +1,22 @@
 """Transcripts: from the original text to spoken words, with the way back.
 
-A *word* of this project is what white space separates, punctuation included, so that the text pieces of the words
-are exactly the text pieces of the text (see `tokenizer`).  One word may be several spoken words (`well-known`,
-`1611`) or none (`--`); one without any is joined to the word before it, or to the first.
+A *word* of this project is what white space separates, punctuation included, or in a script without spaces what the
+segmenter says, with the punctuation behind it.  The text pieces of the words are exactly those of the text (see
+`tokenizer`).  One word may be several spoken words (`well-known`, `1611`) or none (`--`); one without any is joined to
+the word before it, or to the first.
 """
 
 import re
-import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lst_prep.config import PrepConfig
+from lst_prep.languages import ENGLISH, base_language, segmenter, spoken_words
+from lst_prep.manifest import Entry
 from lst_prep.rejection import Rejection
+from megatron_lst.documents.words import has_unspaced, word_count
 
 _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\d+:\d+:\d+|https?://|\bwww\.")
-_ABBREVIATIONS = {
-    "mr.": "mister", "mrs.": "missus", "ms.": "miz", "dr.": "doctor", "st.": "saint", "messrs.": "messieurs",
-    "etc.": "et cetera", "&c.": "et cetera", "vs.": "versus", "no.": "number", "mt.": "mount", "jr.": "junior",
-    "esq.": "esquire", "col.": "colonel", "capt.": "captain", "gen.": "general", "rev.": "reverend",
-}  # fmt: skip
-_SYMBOLS = {"&": " and ", "%": " percent ", "+": " plus ", "=": " equals ", "@": " at "}
-_NUMERALS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-)
-_ONES = _NUMERALS.split()
-_TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_ORDINALS = {
-    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
-    "twelve": "twelfth",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,7 @@ class Word:
 
     Attributes:
         begin, end: half-open character span in the original text.
-        spoken: lower-case spoken words, each [a-z'] only; at least one.
+        spoken: lower-case spoken words, letters and marks of the language and apostrophes; at least one.
     """
 
     begin: int
@@ -44,100 +33,44 @@ class Word:
     spoken: tuple[str, ...]
 
 
-def spell_number(value: int) -> str:
-    """Cardinal of 0 <= value < 10^15 in words: 1611 -> `one thousand six hundred eleven`."""
-    if value < 20:
-        return _ONES[value]
-    if value < 100:
-        return _TENS[value // 10] + (f" {_ONES[value % 10]}" if value % 10 else "")
-    if value < 1000:
-        return f"{_ONES[value // 100]} hundred" + (f" {spell_number(value % 100)}" if value % 100 else "")
-    for power, name in ((12, "trillion"), (9, "billion"), (6, "million"), (3, "thousand")):
-        size = 10**power
-        if value >= size:
-            return f"{spell_number(value // size)} {name}" + (f" {spell_number(value % size)}" if value % size else "")
-    raise AssertionError(value)
-
-
-def spell_year(value: int) -> str:
-    """1811 -> `eighteen eleven`, 1905 -> `nineteen oh five`, 1900 -> `nineteen hundred`."""
-    high, low = divmod(value, 100)
-    tail = "hundred" if low == 0 else f"oh {_ONES[low]}" if low < 10 else spell_number(low)
-    return f"{spell_number(high)} {tail}"
-
-
-def spell_ordinal(value: int) -> str:
-    words = spell_number(value).split()
-    last = words[-1]
-    words[-1] = _ORDINALS.get(last) or (last[:-1] + "ieth" if last.endswith("y") else last + "th")
-    return " ".join(words)
-
-
-def _spell_digits(chunk: str) -> str:
-    """Every run of digits in `chunk` in words: money, decimals, years, ordinals, then cardinals."""
-
-    def money(match: re.Match[str]) -> str:
-        name = {"$": "dollar", "£": "pound", "€": "euro"}[match[1]]
-        return f" {match[2]} {name}{'' if match[2] == '1' else 's'} "
-
-    def plain(match: re.Match[str]) -> str:
-        digits = match[0].replace(",", "")
-        if len(digits) > 15 or (len(digits) > 1 and digits[0] == "0"):
-            return " " + " ".join(_ONES[int(d)] for d in digits) + " "
-        value = int(digits)
-        year = "," not in match[0] and 1100 <= value <= 1999
-        return f" {spell_year(value) if year else spell_number(value)} "
-
-    chunk = re.sub(r"([$£€])(\d[\d,]*)", money, chunk)
-    chunk = re.sub(r"(\d{1,15})(?:st|nd|rd|th)\b", lambda m: f" {spell_ordinal(int(m[1]))} ", chunk)
-    chunk = re.sub(r"(?<=\d)\.(\d+)", lambda m: " point " + " ".join(_ONES[int(d)] for d in m[1]) + " ", chunk)
-    return re.sub(r"\d[\d,]*\d|\d", plain, chunk)
-
-
-def _spoken(chunk: str, numbers: str) -> tuple[str, ...]:
-    lowered = chunk.lower().strip("\"'“”‘’()«»„*_")
-    lowered = _ABBREVIATIONS.get(lowered.rstrip(",;:!?"), lowered)
-    for symbol, name in _SYMBOLS.items():
-        lowered = lowered.replace(symbol, name)
-    if any(ch.isdigit() for ch in lowered):
-        if numbers == "reject":
-            raise Rejection("number", chunk)
-        lowered = _spell_digits(unicodedata.normalize("NFKC", lowered))
-    folded = unicodedata.normalize("NFKD", lowered.replace("’", "'").replace("‘", "'"))
-    folded = folded.replace("æ", "ae").replace("œ", "oe").replace("ß", "ss").replace("ø", "o")
-    bare = "".join(ch for ch in folded if not unicodedata.combining(ch))
-    foreign = [ch for ch in bare if ch.isalnum() and not ("a" <= ch <= "z")]
-    if foreign:
-        raise Rejection("language", f"{chunk!r} has {foreign[0]!r}")
-    words = (part.strip("'") for part in re.split(r"[^a-z']+", bare))
-    return tuple(word for word in words if word)
-
-
 def check_rate(words: list[Word], seconds: float, most: float) -> None:
-    """Raises Rejection words_too_fast when more than `most` spoken words a second would have to be said."""
-    spoken = sum(len(word.spoken) for word in words)
+    """Raises Rejection words_too_fast when more than `most` spoken words a second would have to be said.
+
+    In a script without spaces a character counts as a part of a word, whatever the segmenter says.
+    """
+    spoken = sum(1 if part.isascii() else word_count(part) for word in words for part in word.spoken)
     if spoken > most * seconds + 1:
-        raise Rejection("words_too_fast", f"{spoken} words in {seconds:.1f} s")
+        raise Rejection("words_too_fast", f"{spoken:g} words in {seconds:.1f} s")
 
 
-def normalise(text: str, numbers: str = "spell") -> list[Word]:
+def words_of(entry: Entry, config: PrepConfig) -> list[Word]:
+    """Words of a piece's transcript, as the aligner of its language wants them. See `normalise`."""
+    language = config.language_of(entry.source, entry.language)
+    align = config.align.of(language)
+    numbers = "keep" if align.takes_text else align.numbers
+    return normalise(entry.text, numbers, language, align.segmenter)
+
+
+def normalise(text: str, numbers: str = "spell", language: str = ENGLISH, breaks: str = "icu") -> list[Word]:
     """Words of a transcript, in order, with their character spans in `text`.
 
     Args:
         text: the original transcript.
-        numbers: `spell` writes digits out in English, `reject` refuses them.
+        numbers: `spell` writes digits out in words, `reject` refuses them, `keep` leaves them.
+        language: a tag.
+        breaks: name of a segmenter, for scripts without spaces.
 
     Raises:
         Rejection: markup_in_transcript, language, number or empty_transcript.
+        UserError: the segmenter, or what spells numbers, is not installed.
     """
     markup = _MARKUP.search(text)
     if markup:
         raise Rejection("markup_in_transcript", markup[0])
     words: list[Word] = []
     leading: int | None = None
-    for match in re.finditer(r"\S+", text):
-        spoken = _spoken(match[0], numbers)
-        begin, end = match.span()
+    for begin, end in _chunks(text, language, breaks, numbers):
+        spoken = spoken_words(text[begin:end], language, numbers)
         if spoken:
             words.append(Word(begin if leading is None else leading, end, spoken))
             leading = None
@@ -148,3 +81,15 @@ def normalise(text: str, numbers: str = "spell") -> list[Word]:
     if not words:
         raise Rejection("empty_transcript")
     return words
+
+
+def _chunks(text: str, language: str, breaks: str, numbers: str) -> Iterator[tuple[int, int]]:
+    """Half-open spans of what may be a word. The segmenter is asked for only where a script has no spaces, and not for
+    English spelled out, which has no letters of such a script."""
+    spaced = numbers != "keep" and base_language(language) == ENGLISH
+    for match in re.finditer(r"\S+", text):
+        if spaced or not has_unspaced(match[0]):
+            yield match.span()
+            continue
+        for begin, end in segmenter(breaks).spans(match[0], language):
+            yield match.start() + begin, match.start() + end

@@ -46,7 +46,7 @@ def audio_aligner(
     Raises:
         UserError: no such aligner; for a file: its words cannot be placed.
     """
-    from lst_prep.align import make_aligner
+    from lst_prep.align import Piece, make_aligner
     from lst_prep.audio import load
     from lst_prep.config import AlignConfig, AudioConfig
     from lst_prep.join import piece_frames, words_in_frames
@@ -65,7 +65,9 @@ def audio_aligner(
     def align(path: Path, text: str, frames: int) -> tuple[list[list[int]], list[list[int]] | None]:
         try:
             samples = load(path, None, None, accept).samples
-            aligned = found.align(samples, normalise(text, config.numbers))
+            (aligned,) = found.align_batch([Piece(samples, normalise(text, config.numbers))])
+            if isinstance(aligned, Rejection):
+                raise aligned
             spans, chars, _, letters = words_in_frames(aligned, frames, rate)
             if pieces_of is None or not letters:
                 return spans.tolist(), None

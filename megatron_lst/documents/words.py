@@ -13,13 +13,15 @@ import numpy as np
 import regex
 import xxhash
 
-_UNSPACED = (
+UNSPACED = (
     r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Javanese}"
     r"\p{Balinese}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\u30fc\uff70]&&[\p{L}\p{N}]]"
 )
+"""A character of a script that puts no spaces between words; a set for regular expressions of version 1 of `regex`."""
+
 _WORD = regex.compile(
-    rf"(?V1){_UNSPACED}[\p{{M}}\uff9e\uff9f\p{{Cf}}]*"
-    rf"|[[\p{{L}}\p{{N}}]--{_UNSPACED}](?:[[\p{{L}}\p{{N}}\p{{M}}\p{{Cf}}]--{_UNSPACED}]|['’ʼ＇]+(?=[\p{{L}}\p{{N}}]))*"
+    rf"(?V1){UNSPACED}[\p{{M}}\uff9e\uff9f\p{{Cf}}]*"
+    rf"|[[\p{{L}}\p{{N}}]--{UNSPACED}](?:[[\p{{L}}\p{{N}}\p{{M}}\p{{Cf}}]--{UNSPACED}]|['’ʼ＇]+(?=[\p{{L}}\p{{N}}]))*"
 )
 """A word: letters, digits and their marks, with apostrophes between them; or one character of an unspaced script."""
 
@@ -28,7 +30,7 @@ _ACCENTS = regex.compile(r"(?V1)(?<=[\p{Latin}\p{Greek}])[\u0300-\u036f]+")
 _OPTIONAL = regex.compile(r"(?V1)[[\p{Hebrew}\p{Arabic}]&&\p{Mn}]|[\u064b-\u065f\u0670\u0640]")
 """Marks that writers leave out: Hebrew points, Arabic vowels, and the Arabic stroke that makes words longer."""
 
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?:(?=\s)|\Z)|[。！？｡।॥؟۔።។။།]+[\"'”’»）」』)\]]*|(?=\n)")
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?:(?=\s)|\Z)|[。！？｡।॥؟۔።។။།．፧༎៕։᠃᠉܀܁܂]+[\"'”’»）」』)\]]*|(?=\n)")
 
 CLASSES = ("word", "Han", "kana", "other unspaced")
 WEIGHTS = np.array([6, 5, 3, 2], np.int64)
@@ -36,7 +38,7 @@ WEIGHTS = np.array([6, 5, 3, 2], np.int64)
 
 _HAN = regex.compile(r"[\p{Han}\p{Bopomofo}\p{Yi}]")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}\u30fc]")
-_REST = regex.compile(rf"(?V1){_UNSPACED}")
+_REST = regex.compile(rf"(?V1){UNSPACED}")
 
 _ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)} | {ord("'"): None}
 _TABLE_LIMIT = 1 << 20
@@ -80,6 +82,21 @@ class _Codes(dict[str, int | tuple[int, ...]]):
 
 
 _CODES = _Codes()
+
+
+def has_unspaced(text: str) -> bool:
+    """Whether some of it is in a script that puts no spaces between words."""
+    return not text.isascii() and _REST.search(text) is not None
+
+
+def word_parts(text: str) -> list[str]:
+    """Its words as they stand; in scripts without spaces its characters with their marks."""
+    return _WORD.findall(text)
+
+
+def word_count(text: str) -> float:
+    """Its words; a character of a script without spaces counts as a part of one, by WEIGHTS."""
+    return float(Words.of(text).weights().sum()) / float(WEIGHTS[0])
 
 
 def normalise_text(text: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lst_prep.align import Piece
 from lst_prep.align.ctc import CtcAligner, _batches, _Lattice, _states_of
 from lst_prep.align.viterbi import ctc_align, torchaudio_align
 from lst_prep.config import AlignConfig, JobConfig, PrepConfig, UnitsConfig
@@ -16,7 +17,7 @@ from lst_prep.devices import choose_device, choose_dtype
 from lst_prep.pieces import equal_length_batches, quiet_cuts
 from lst_prep.pipeline import run
 from lst_prep.rejection import Rejection
-from lst_prep.transcript import Word, normalise
+from lst_prep.transcript import normalise
 from lst_prep.units import Codebook
 from lst_prep.units.codebook import agreement
 from lst_prep.units.hubert import HubertExtractor
@@ -193,7 +194,7 @@ def test_ctc_finds_planted_letters(ctc: str) -> None:
     for t, ch in enumerate(plan):
         log_probs[t, ids[ch]] = -0.1
     samples = np.zeros(len(plan) * 320, np.float32)
-    pieces = [(samples, normalise(text)) for text in ("Hello, world!", "one two three four five six seven eight")]
+    pieces = [Piece(samples, normalise(text)) for text in ("Hello, world!", "one two three four five six seven eight")]
     aligned, too_fast = aligner.align_emissions(pieces, [log_probs] * 2)
     assert not isinstance(aligned, Rejection)
     np.testing.assert_allclose(aligned.seconds, np.array([[0, 10], [14, 23]]) * 0.02)
@@ -203,19 +204,23 @@ def test_ctc_finds_planted_letters(ctc: str) -> None:
     assert str(too_fast).startswith("words_too_fast")
 
 
-def aligned_pieces(count: int) -> list[tuple[np.ndarray, list[Word]]]:
+def aligned_pieces(count: int) -> list[Piece]:
     """Noise of three lengths with transcripts of several; two pieces of each length share a batch."""
     text = "and he said unto them go ye into all the world".split()
     lengths = [1.0, 2.5, 1.0, 1.7, 2.5, 1.7]
-    return [(wave, normalise(" ".join(text[: 1 + i % 5]))) for i, wave in enumerate(waves(*lengths[:count]))]
+    return [Piece(wave, normalise(" ".join(text[: 1 + i % 5]))) for i, wave in enumerate(waves(*lengths[:count]))]
 
 
 def test_a_batch_is_aligned_as_each_piece_alone(ctc: str) -> None:
     aligner = CtcAligner(AlignConfig("ctc", ctc, piece_seconds=1.0))
-    pieces = [*aligned_pieces(6), (waves(0.1)[0], normalise("far too many letters")), (waves(0.001)[0], normalise("a"))]
+    pieces = [
+        *aligned_pieces(6),
+        Piece(waves(0.1)[0], normalise("far too many letters")),
+        Piece(waves(0.001)[0], normalise("a")),
+    ]
     together = aligner.align_batch(pieces)
     assert [isinstance(result, Rejection) for result in together] == [False] * 6 + [True] * 2
-    for (samples, words), result in zip(pieces[:6], together, strict=False):
+    for (samples, words, *_), result in zip(pieces[:6], together, strict=False):
         alone = aligner.align(samples, words)
         assert not isinstance(result, Rejection)
         np.testing.assert_allclose(result.seconds, alone.seconds)
@@ -248,7 +253,7 @@ def test_torchaudio_gives_the_same_paths(ctc: str) -> None:
     aligner, ours = CtcAligner(AlignConfig("ctc", ctc)), CtcAligner(AlignConfig("ctc", ctc))
     assert aligner._native is not None
     ours._native = None
-    for (samples, words), mine in zip(aligned_pieces(6), ours.align_batch(aligned_pieces(6)), strict=True):
+    for (samples, words, *_), mine in zip(aligned_pieces(6), ours.align_batch(aligned_pieces(6)), strict=True):
         theirs = aligner.align(samples, words)
         assert not isinstance(mine, Rejection)
         np.testing.assert_allclose(mine.seconds, theirs.seconds)

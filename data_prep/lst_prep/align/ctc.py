@@ -6,7 +6,6 @@ from which text pieces get frames of their own.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,13 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from lst_prep.align.spans import AlignedWords, attempt, group_spoken
+from lst_prep.align.spans import AlignedWords, Piece, attempt, group_spoken
 from lst_prep.align.viterbi import ctc_align, torchaudio_align
+from lst_prep.align.vocabulary import Vocabulary
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig
 from lst_prep.devices import choose_device, choose_dtype, model_fingerprint
+from lst_prep.languages.romanising import require_uroman
 from lst_prep.pieces import equal_length_batches, quiet_cuts
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word
@@ -43,24 +44,21 @@ class CtcAligner:
     def __init__(self, config: AlignConfig, most_cells: int = _MOST_CELLS) -> None:
         import torch
         from transformers import Wav2Vec2ForCTC
-        from transformers.utils import cached_file
 
         try:
             model = Wav2Vec2ForCTC.from_pretrained(config.model)
-            vocab_path = cached_file(config.model, "vocab.json")
-            with open(str(vocab_path), encoding="utf-8") as file:
-                vocab: dict[str, int] = json.load(file)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"align.model {config.model!r}: cannot be loaded as a Wav2Vec2 CTC model with a vocab.json ({error})"
+                f"align.model {config.model!r}: cannot be loaded as a Wav2Vec2 CTC model ({error})"
             ) from error
-        self._blank = int(model.config.pad_token_id if model.config.pad_token_id is not None else 0)
-        self._ids = vocab
-        self._upper = any(ch in vocab for ch in "ABCDEFG") and not any(ch in vocab for ch in "abcdefg")
-        self._separator = vocab.get("|")
+        if config.romanise:
+            require_uroman()
+        self._vocabulary = Vocabulary(config.model, model.config.pad_token_id, config.romanise)
+        self._blank = self._vocabulary.blank
         self._stride = int(np.prod(model.config.conv_stride))
         self._receptive = _receptive_field(model.config.conv_kernel, model.config.conv_stride)
-        self.fingerprint = hashlib.sha256(f"ctc {model_fingerprint(model)}".encode()).hexdigest()[:16]
+        romanised = " romanised" if config.romanise else ""
+        self.fingerprint = hashlib.sha256(f"ctc {model_fingerprint(model)}{romanised}".encode()).hexdigest()[:16]
         self._device = choose_device(config.device)
         self._dtype = choose_dtype(config.precision, self._device)
         self._model = model.eval().to(self._device, self._dtype)
@@ -70,39 +68,39 @@ class CtcAligner:
         self._native = torchaudio_align() if find_spec("torchaudio") else None
 
     def align(self, samples: np.ndarray, words: list[Word]) -> AlignedWords:
-        result = self.align_batch([(samples, words)])[0]
+        result = self.align_batch([Piece(samples, words)])[0]
         if isinstance(result, Rejection):
             raise result
         return result
 
-    def align_batch(self, pieces: Sequence[tuple[np.ndarray, list[Word]]]) -> list[AlignedWords | Rejection]:
+    def align_batch(self, pieces: Sequence[Piece]) -> list[AlignedWords | Rejection]:
         """Each piece with its words or with why it has none; the model and the lattice see many at a time."""
-        return self.align_emissions(pieces, self._emissions([samples for samples, _ in pieces]))
+        return self.align_emissions(pieces, self._emissions([piece.samples for piece in pieces]))
 
     def align_emissions(
-        self, pieces: Sequence[tuple[np.ndarray, list[Word]]], emissions: Sequence[np.ndarray]
+        self, pieces: Sequence[Piece], emissions: Sequence[np.ndarray]
     ) -> list[AlignedWords | Rejection]:
         """The same, from what the model says: float32 [T, V] log-probabilities of each piece, one row every stride."""
         results: list[AlignedWords | Rejection] = [Rejection("not_aligned")] * len(pieces)
         lattices: list[_Lattice] = []
-        for index, ((_, words), log_probs) in enumerate(zip(pieces, emissions, strict=True)):
+        for index, (piece, log_probs) in enumerate(zip(pieces, emissions, strict=True)):
             try:
-                lattices.append(self._lattice(index, log_probs, words))
+                lattices.append(self._lattice(index, log_probs, piece))
             except Rejection as rejection:
                 results[index] = rejection
         for batch in _batches(lattices):
             for lattice, (states, score) in zip(batch, self._paths(batch), strict=True):
-                samples, words = pieces[lattice.piece]
+                piece = pieces[lattice.piece]
                 results[lattice.piece] = attempt(
-                    partial(self._words, lattice, states, score, len(samples) / RATE, words)
+                    partial(self._words, lattice, states, score, piece.seconds, piece.words)
                 )
         return results
 
-    def _lattice(self, piece: int, log_probs: np.ndarray, words: list[Word]) -> "_Lattice":
-        targets, owners = self._targets([part for word in words for part in word.spoken])
+    def _lattice(self, index: int, log_probs: np.ndarray, piece: Piece) -> "_Lattice":
+        targets, owners = self._targets(piece.words, piece.language)
         if len(log_probs) < max(len(targets), 1):
             raise Rejection("words_too_fast", f"{len(targets)} characters in {len(log_probs)} frames")
-        lattice = _Lattice(piece, log_probs, targets, owners)
+        lattice = _Lattice(index, log_probs, targets, owners)
         if lattice.cells > self._most_cells:
             raise Rejection(
                 "too_long",
@@ -138,21 +136,23 @@ class CtcAligner:
             letters.append([min((int(at[first + e]) + 1) * frame, total) for e in ends])
         return group_spoken(words, times, scores, letters)
 
-    def _targets(self, spoken: list[str]) -> tuple[list[int], np.ndarray]:
-        """Character ids of all words, separators between them; owner word of each (-1 for separators)."""
+    def _targets(self, words: list[Word], language: str) -> tuple[list[int], np.ndarray]:
+        """Character ids of all spoken words, a separator where there is white space between them; owner word of each
+        (-1 for separators)."""
         ids: list[int] = []
         owners: list[int] = []
-        for index, word in enumerate(spoken):
-            if index and self._separator is not None:
-                ids.append(self._separator)
-                owners.append(-1)
-            for character in word.upper() if self._upper else word:
-                if character not in self._ids:
-                    if character == "'":
-                        continue
-                    raise Rejection("language", f"the acoustic model has no {character!r}")
-                ids.append(self._ids[character])
-                owners.append(index)
+        index, reached = 0, -1
+        for word in words:
+            for part in word.spoken:
+                spaced = part is not word.spoken[0] or word.begin > reached
+                if index and spaced and self._vocabulary.separator is not None:
+                    ids.append(self._vocabulary.separator)
+                    owners.append(-1)
+                found = self._vocabulary.ids_of(part, language)
+                ids += found
+                owners += [index] * len(found)
+                index += 1
+            reached = word.end
         return ids, np.array(owners)
 
     def _emissions(self, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -3,12 +3,45 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from lst_prep.audio import RATE
+from lst_prep.languages import ENGLISH
+from lst_prep.manifest import Entry
+from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word
+
+
+class Piece(NamedTuple):
+    """What an aligner is given of a piece.
+
+    Attributes:
+        samples: float32 [N] at 16 kHz.
+        words: of its transcript, see `lst_prep.transcript`.
+        language: a tag.
+        entry: its manifest line, where it comes from one.
+        inputs: opens further files of the item of work.
+    """
+
+    samples: np.ndarray
+    words: list[Word]
+    language: str = ENGLISH
+    entry: Entry | None = None
+    inputs: Inputs | None = None
+
+    @property
+    def text(self) -> str:
+        """The transcript as it is written, or its spoken words."""
+        if self.entry is not None:
+            return self.entry.text
+        return " ".join(part for word in self.words for part in word.spoken)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / RATE
 
 
 @dataclass(frozen=True)
@@ -40,11 +73,8 @@ class Aligner(Protocol):
 
     fingerprint: str
 
-    def align(self, samples: np.ndarray, words: list[Word]) -> AlignedWords:
-        """samples float32 [N] at 16 kHz. Raises Rejection: no_pronunciation, not_aligned, words_differ..."""
-
-    def align_batch(self, pieces: Sequence[tuple[np.ndarray, list[Word]]]) -> list[AlignedWords | Rejection]:
-        """The same for several pieces, each with its words or with why it has none."""
+    def align_batch(self, pieces: Sequence[Piece]) -> list[AlignedWords | Rejection]:
+        """Each piece with the times of its words, or with why it has none: no_pronunciation, not_aligned..."""
 
 
 def attempt(function: Callable[[], AlignedWords]) -> AlignedWords | Rejection:

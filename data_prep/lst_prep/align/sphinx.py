@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep.align.spans import AlignedWords, attempt, group_spoken
+from lst_prep.align.spans import AlignedWords, Piece, attempt, group_spoken
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig
 from lst_prep.pronounce import flite_pronunciation, flite_version, read_table
@@ -72,8 +72,8 @@ class SphinxAligner:
     def align(self, samples: np.ndarray, words: list[Word]) -> AlignedWords:
         return self._align(_Samples(samples), words)
 
-    def align_batch(self, pieces: Sequence[tuple[np.ndarray, list[Word]]]) -> list[AlignedWords | Rejection]:
-        return [attempt(partial(self.align, samples, words)) for samples, words in pieces]
+    def align_batch(self, pieces: Sequence[Piece]) -> list[AlignedWords | Rejection]:
+        return [attempt(partial(self.align, piece.samples, piece.words)) for piece in pieces]
 
     def align_recording(self, recording: Recording, words: list[Word]) -> AlignedWords:
         """As `align`, reading one window at a time: memory grows with the words, not with the audio."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lst_prep.corpora.corpus import AUDIO, Corpus
+from lst_prep.languages.tags import language_tag
 from lst_prep.manifest import Entry
 from lst_prep.strings import printable
 from megatron_lst.errors import UserError
@@ -76,6 +77,7 @@ def _rows(corpus: Corpus, folder: Path, name: str) -> Iterator[tuple[str, Entry]
                     license="CC0 1.0",
                     source=f"common-voice-{locale or folder.name}",
                     split="heldout" if name in _HELD_OUT else "train",
+                    language=language_tag(locale or folder.name) or "",
                 ),
             )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from lst_prep.report.listening import rejected_pieces
 from lst_prep.report.speech import speech_sections
 from lst_prep.report.state import read_state
-from lst_prep.report.tables import configuration, facts, rejections, sets, sources
+from lst_prep.report.tables import configuration, facts, languages, rejections, sets, sources
 from megatron_lst.files import write_text
 from megatron_lst.pages import Page, Players, Section, Sounds, markdown, write_page
 
@@ -28,6 +28,7 @@ def write_report(out: str | Path) -> Path:
     sections = [
         Section("Shard sets", sets(state)),
         Section("Sources", sources(state)),
+        Section("Languages", languages(state)),
         *speech,
         Section("What was not used", [*rejections(state), *listening]),
         Section("Configuration", configuration(state)),

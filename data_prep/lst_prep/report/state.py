@@ -12,7 +12,14 @@ from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.errors import UserError
 from megatron_lst.files import read_json
 
-_ADDED: dict[str, Any] = {"licenses": {}, "lost": {}, "lost_bytes": {}, "warnings": [], "heldout_share_cut": {}}
+_ADDED: dict[str, Any] = {
+    "languages": {},
+    "licenses": {},
+    "lost": {},
+    "lost_bytes": {},
+    "warnings": [],
+    "heldout_share_cut": {},
+}
 """Keys that summaries of earlier versions do not have."""
 
 _STAGES = ("cut", "units", "align", "shards", "text", "import-check", "import-shards")

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from lst_prep.languages.tags import ENGLISH
 from lst_prep.rejection import REASONS
 from lst_prep.report.state import State
 from megatron_lst.documents.codec import codec_of
@@ -85,6 +86,26 @@ def sources(state: State) -> list[Block]:
     if compared:
         found.append(Paragraph(f"{alike / compared:.1%} of {compared:,} units looked at are those that fp32 gives."))
     return found
+
+
+def languages(state: State) -> list[Block]:
+    """One row a language of a set, where there is more than English."""
+    rows = [
+        [
+            name,
+            f"{totals['documents']:,.0f}",
+            _hours(totals["seconds"]),
+            f"{totals['words']:,.0f}",
+            f"{totals['words'] / totals['seconds']:.2f}" if totals["seconds"] else "-",
+            f"{totals['pieces'] / max(totals['words'], 1):.2f}",
+        ]
+        for name, totals in sorted(state.summary["languages"].items())
+    ]
+    if all(name.partition("/")[2] == ENGLISH for name in state.summary["languages"]):
+        return []
+    head = ["set / language", "documents", "hours", "words", "words a second", "pieces a word"]
+    note = "A character of a script without spaces counts as a part of a word: Chinese 5/6, kana 1/2, Thai 1/3."
+    return [Table(head, rows), Paragraph(note)]
 
 
 def rejections(state: State) -> list[Block]:
