@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -365,3 +365,14 @@ def _alike(text: str, found: str) -> tuple[int, int]:
 
 def _threes(letters: str) -> Iterable[str]:
     return (letters[i : i + 3] for i in range(max(len(letters) - 2, 1 if letters else 0)))
+
+
+def plain_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], list[int]]:
+    """encode(text, continuing): a text that goes on begins with a new word."""
+
+    def encode(text: str, continuing: bool) -> list[int]:
+        if not continuing:
+            return tokenizer.encode(text)
+        return [piece for word in text.split() for piece in tokenizer.encode_word(word, False)]
+
+    return encode

@@ -71,7 +71,7 @@ def report(
     from rich.console import Console
 
     from megatron_lst.cli.tables import narrow_table
-    from megatron_lst.training.report import histories, summarise, write_report
+    from megatron_lst.training.report import ability_cells, ability_rows, histories, summarise, write_report
     from megatron_lst.training.report.tables import vocabulary_of
 
     page, steps = write_report(runs, out), histories(runs)
@@ -84,5 +84,11 @@ def report(
             table.add_row(*cells)
         Console().print(table)
     for run, records in zip(runs, steps.values(), strict=False):
+        if measured := ability_rows(run, records):
+            head, lines = ability_cells(measured)
+            table = narrow_table(f"text ability of {run.name}", head, left=[""])
+            for line in lines:
+                table.add_row(*line)
+            Console().print(table)
         print(f"{run}: {vocabulary_of(run)}" if records else f"{run}: no step is finished")
     print(page)
