@@ -53,13 +53,25 @@ OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 
 
 @app.command()
-def train(config: CONFIG, overrides: OVERRIDES = None) -> None:
+def train(
+    config: CONFIG,
+    overrides: OVERRIDES = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do all that comes before the first step, and stop")
+    ] = False,
+) -> None:
     """Train, alone or under torchrun or srun. Goes on from the newest checkpoint in run.dir."""
     from megatron_lst.config import load_config
+    from megatron_lst.training.dry_run import dry_run as rehearse
     from megatron_lst.training.trainer import train as run
 
     settings = load_config(config, overrides or ())
     with unfailing_output():
+        if dry_run:
+            lines = rehearse(settings)
+            if os.environ.get("RANK", "0") == "0":
+                print(*lines, f"ready: {settings.run.dir}; no step was done, nothing was written there", sep="\n")
+            return
         end = run(settings)
         if os.environ.get("RANK", "0") == "0":
             state = f"saved on {end.signal.name}; the same command goes on from there" if end.signal else "finished"

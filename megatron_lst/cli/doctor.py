@@ -66,6 +66,7 @@ PACKAGES = (
         False,
     ),
     ("tensorboard", "tensorboard", "curves in runs/*/tensorboard", "pip install tensorboard", False),
+    ("wandb", "wandb", "run.wandb: curves at Weights & Biases", "pip install 'wandb<0.30'", False),
     ("matplotlib", "matplotlib", "pictures", "pip install matplotlib", False),
     ("soundfile", "soundfile", "preparation: reading audio", "pip install soundfile", False),
     ("scipy", "scipy", "preparation: resampling, features", "pip install scipy", False),

@@ -31,7 +31,7 @@ def harness(
     from megatron_lst.evaluation.harness import TextScorer, harness_model, require_harness
     from megatron_lst.evaluation.report import free_stem, point_to
     from megatron_lst.evaluation.text import Original
-    from megatron_lst.evaluation.text_tasks import check_known
+    from megatron_lst.evaluation.text_tasks import task_manager
     from megatron_lst.files import require_writable, write_text
     from megatron_lst.inference import load_export
 
@@ -43,12 +43,9 @@ def harness(
     decode, room = encoders.text_decoder(spec), units or opened.units or 4096
     require_harness()
     import lm_eval
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table
 
-    folder = None if tasks_from is None else str(tasks_from)
-    manager = TaskManager(include_path=folder)
-    check_known(manager, task)
+    manager = task_manager(task, None if tasks_from is None else str(tasks_from))
 
     def evaluate(model: "LatentSpeechTextModel") -> dict[str, Any]:
         try:

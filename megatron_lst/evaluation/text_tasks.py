@@ -51,7 +51,10 @@ class TextTasks:
         shots: int | None = None,
         limit: int | None = None,
     ) -> None:
-        self._names, self._folder, self._shots, self._limit = list(names), folder, shots, limit
+        self._names, self._shots, self._limit = list(names), shots, limit
+        require_harness()
+        with _quietly():
+            self._manager = task_manager(self._names, folder)
         self._pairs: dict[tuple[str, str], int] = {}
         self._texts: dict[str, tuple[int, int]] = {}
         self.chunks: list[ScoredChunk] = []
@@ -78,17 +81,13 @@ class TextTasks:
         return _measures(results, self._names)
 
     def _run(self, answers: "_Answers") -> tuple[dict[str, Any], "_Answers"]:
-        require_harness()
         import lm_eval
-        from lm_eval.tasks import TaskManager
 
         with _quietly(), _own_random_state():
-            manager = TaskManager(include_path=self._folder)
-            check_known(manager, self._names)
             try:
                 found = lm_eval.simple_evaluate(
                     model=answers.model(), tasks=self._names, num_fewshot=self._shots, limit=self._limit,
-                    task_manager=manager, bootstrap_iters=0, log_samples=False, torch_random_seed=None,
+                    task_manager=self._manager, bootstrap_iters=0, log_samples=False, torch_random_seed=None,
                 )  # fmt: skip
             except (ConnectionError, FileNotFoundError) as error:
                 raise UserError(f"lm-eval cannot get the documents of {', '.join(self._names)}: {error}") from None
@@ -96,16 +95,26 @@ class TextTasks:
         return found, answers
 
 
-def check_known(manager: Any, names: Sequence[str]) -> None:
-    """
+def task_manager(names: Sequence[str], folder: str | None = None) -> Any:
+    """lm-eval's `TaskManager` that knows some tasks. lm_eval must be there.
+
     Args:
-        manager: lm-eval's `TaskManager`.
+        folder: of task YAML files besides lm-eval's own, which take seconds to index: they are left out where the
+            folder has all names.
 
     Raises:
         UserError: lm-eval has no task or group of a name.
     """
+    from lm_eval.tasks import TaskManager
+
+    if folder is not None:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if all(own.match_tasks([name]) for name in names):
+            return own
+    manager = TaskManager(include_path=folder)
     if unknown := [name for name in names if not manager.match_tasks([name]) and not Path(name).exists()]:
         raise UserError(f"task {unknown[0]!r}: lm-eval does not know it; `lm_eval ls tasks` lists what it knows")
+    return manager
 
 
 class _Answers:

@@ -31,8 +31,7 @@ from megatron_lst.evaluation.text_tasks import TextTasks
 from megatron_lst.files import read_json, write_json
 from megatron_lst.gpu import gpu_is_usable
 from megatron_lst.inference.export import TOKENIZER_FILES
-from megatron_lst.training.provenance import FOLDER, recorded_files
-from megatron_lst.training.provenance import read as read_provenance
+from megatron_lst.training.provenance import FOLDER, tokenizer_of
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.resilience.events import EventKind
 from megatron_lst.vocabulary import Vocabulary
@@ -63,16 +62,21 @@ class TextAbility:
     The language model is measured here, before an engine takes the memory, and once: a later start reads its figures.
 
     Args:
-        config: its run folder has its provenance.
         tell: takes a kind of event and a sentence.
         beat: says that this rank is alive; called while it measures.
+        measure_original: False: without the language model.
 
     Raises:
         UserError: there is nothing to measure on, no tokenizer for the tasks; see `TextTasks` and `Original`.
     """
 
     def __init__(
-        self, config: Config, ranks: Ranks, tell: Callable[[EventKind, str], None], beat: Callable[[], None]
+        self,
+        config: Config,
+        ranks: Ranks,
+        tell: Callable[[EventKind, str], None] = lambda kind, sentence: None,
+        beat: Callable[[], None] = lambda: None,
+        measure_original: bool = True,
     ) -> None:
         self._config, self._ranks, self._tell, self._beat = config, ranks, tell, beat
         self._settings = config.evaluation.text
@@ -80,11 +84,18 @@ class TextAbility:
         self._original: dict[str, float] = {}
         if self._settings.every:
             self._items = ranks.on_writer(self._make)
-            self._original = ranks.on_writer(self._measure_original)
+            self._original = ranks.on_writer(self._measure_original) if measure_original else {}
 
     @property
     def _path(self) -> Path:
         return Path(self._config.run.dir) / FILE
+
+    def describe(self) -> list[str]:
+        """What is measured, a line each."""
+        if not self._settings.every:
+            return []
+        pieces, documents = sum(map(len, self._items.windows)), len(self._items.chunks)
+        return [f"text ability: {pieces:,} pieces of held-out text, {documents:,} documents of tasks"]
 
     def due(self, step: int) -> bool:
         """Whether the record of `step` has measures; the same on every rank."""
@@ -160,14 +171,13 @@ class TextAbility:
         """Of the tokenizer that the run's shards were made with."""
         from lst_prep.tokenizer import load_tokenizer, plain_encoder
 
-        run = Path(self._config.run.dir)
-        info = (read_provenance(run) or {}).get("tokenizer") or {}
-        path = recorded_files(run).get("tokenizer")
+        info, path = tokenizer_of(self._config)
         found = load_tokenizer(str(path)) if path is not None else None
         if found is None or found.info.fingerprint != info.get("fingerprint"):
+            place = Path(self._config.run.dir) / FOLDER / TOKENIZER_FILES[0]
             raise UserError(
                 f"evaluation.text.tasks: the tokenizer {info.get('fingerprint', 'of the shards')} is not at hand; "
-                f"copy its file to {run / FOLDER / TOKENIZER_FILES[0]} (or .json)"
+                f"copy its file to {place} (or .json)"
             )
         return plain_encoder(found)
 
@@ -181,8 +191,14 @@ class TextAbility:
         self._tell("start", f"measuring the text ability of {self._settings.original}, once")
         device = f"cuda:{torch.cuda.current_device()}" if gpu_is_usable() else "cpu"
         folder = Path(self._settings.original)
-        model = Original(folder, self._config.vocabulary, self._config.data.units, device)
-        measured = self._measures(model.model.score, model.vocabulary)
+        try:
+            model = Original(folder, self._config.vocabulary, self._config.data.units, device)
+            measured = self._measures(model.model.score, model.vocabulary)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"evaluation.text.original: {folder} does not fit {device} in fp32; leave the key out, and run "
+                "`lst eval EXPORT --original` and `lst eval harness EXPORT --original` where it fits"
+            ) from None
         del model
         if device != "cpu":
             torch.cuda.empty_cache()
