@@ -59,7 +59,6 @@ def test_a_limit_takes_the_first_documents(folders: tuple[Path, Path]) -> None:
     [
         ("last_word", "'last_word' is of the kind loglikelihood, which needs more than log-probabilities"),
         ("answer", "'answer' is of the kind generate_until"),
-        ("choise", "'choise': lm-eval does not know it"),
         ("hidden", "lm-eval cannot get the documents of hidden"),
     ],
 )

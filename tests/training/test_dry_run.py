@@ -69,6 +69,7 @@ def _on_ranks(config: Config) -> list[str]:
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_every_rank_takes_part(tiny, ranks: RankPool) -> None:
     first, second = ranks.run(_on_ranks, 2, tiny(parallel__pipeline=2))
     assert any("pipeline=2" in line for line in first) and len(first) == len(second)

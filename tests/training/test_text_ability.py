@@ -184,5 +184,3 @@ def test_nothing_to_measure_on_is_said_before_the_first_step(made: tuple[Path, A
     config = changed(folder, "none", tasks=())
     with pytest.raises(UserError, match="evaluation.text.every=2: there is nothing to measure on"):
         train(replace(config, data=replace(config.data, validation=())))
-    with pytest.raises(UserError, match="'gone': lm-eval does not know it"):
-        train(changed(folder, "unknown", tasks=("gone",)))
