@@ -279,7 +279,10 @@ def load_tokenizer(spec: str) -> Tokenizer:
         else:
             raise UserError(f"tokenizer {spec}: the folder holds neither tokenizer.model nor tokenizer.json")
     if not path.exists():
-        raise UserError(f"tokenizer {told(spec)}: no such file, and not `mistral-v1`")
+        raise UserError(
+            f"tokenizer {told(spec)}: no such file; give a tokenizer.json, a SentencePiece .model, a folder with one, "
+            f"or `mistral-v1`"
+        )
     return HuggingFaceTokenizer(path, spec) if path.suffix == ".json" else SentencePieceTokenizer(path, spec)
 
 

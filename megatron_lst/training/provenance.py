@@ -47,7 +47,7 @@ def describe_sources(config: Config) -> dict[str, Any]:
                 if said[key] and said[key]["fingerprint"] != found[key]["fingerprint"]:
                     raise UserError(
                         f"source {source.name!r}: made with the {key} of fingerprint {said[key]['fingerprint']}, "
-                        f"other sources with {found[key]['fingerprint']}"
+                        f"other sources with {found[key]['fingerprint']}; prepare them with the same one"
                     )
             if said["chat"] and said["chat"] != found["chat"]:
                 raise UserError(f"source {source.name!r}: its chat template is not that of other sources")
