@@ -111,7 +111,7 @@ class UnitsConfig:
         return int(samples)
 
 
-ALIGNERS = ("pocketsphinx", "ctc", "whisper", "import")
+ALIGNERS = ("pocketsphinx", "ctc", "whisper", "import", "none")
 
 
 @dataclass
@@ -138,8 +138,9 @@ class AlignConfig:
 
     aligner: str = "pocketsphinx"
     """`pocketsphinx` (English, CPU), `ctc` (transformers Wav2Vec2ForCTC), `whisper` (a whole transformers Whisper of
-    a hundred languages), or `import`: there are alignments already. The edges of words are off by 9 ms in the median
-    and 31 ms at 90 % with pocketsphinx, by 55 and 149 with Whisper base (docs/languages.md)."""
+    a hundred languages), `import`: there are alignments already, or `none`: words get no times, and documents
+    alternate between text and speech by piece (`data.segments`), with static patches. The edges of words are off by
+    9 ms in the median and 31 ms at 90 % with pocketsphinx, by 55 and 149 with Whisper base (docs/languages.md)."""
     model: ModelText = ""
     """ctc, whisper: local path or hub name, such as facebook/wav2vec2-base-960h."""
     romanise: bool = False
@@ -185,7 +186,7 @@ class AlignConfig:
     @property
     def takes_text(self) -> bool:
         """Whether the aligner takes words as they are written, not as they are said."""
-        return self.aligner in ("import", "whisper")
+        return self.aligner in ("import", "whisper", "none")
 
     def owner(self, language: str) -> str:
         """The `language` of the entry in `languages` that holds for a tag; empty: none does."""
@@ -337,6 +338,8 @@ class PrepConfig:
     jobs: JobConfig = field(default_factory=JobConfig)
 
     def __post_init__(self) -> None:
+        if self.cutting.by != "none" and "none" in (self.align.aligner, *(own.aligner for own in self.align.languages)):
+            raise UserError(f"cutting.by: {self.cutting.by}: align.aligner: none knows no pauses between words")
         if self.cutting.by not in ("none", "vad", "energy"):
             raise UserError(f"cutting.by: {self.cutting.by!r} is not one of none, vad, energy")
         if not 0 < 2 * self.cutting.shortest_seconds <= self.cutting.longest_seconds <= self.cutting.over_seconds:

@@ -1,7 +1,7 @@
 """Aligned pieces -> documents: consecutive pieces of a recording are joined, long ones cut at pauses (SPEC 7)."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -157,7 +157,12 @@ def _follows(entry: Entry, reached: dict[str, float]) -> bool:
 
 
 def documents(
-    pieces: Iterable[AlignedPiece | None], tokenizer: Tokenizer, max_seconds: float, rate: Fraction, between: str = " "
+    pieces: Iterable[AlignedPiece | None],
+    tokenizer: Tokenizer,
+    max_seconds: float,
+    rate: Fraction,
+    between: str = " ",
+    timed: bool = True,
 ) -> Iterator[Document]:
     """Documents of one recording.
 
@@ -167,6 +172,7 @@ def documents(
         max_seconds: longest document.
         rate: frames a second.
         between: what stands between the texts of two pieces.
+        timed: words have times; else each piece has its transcript as one, and is a segment of the document.
 
     Yields:
         Documents named after the recording, with `/0`, `/1`... when there are several.
@@ -204,22 +210,28 @@ def documents(
                     if letters
                     else []
                 )
-            found.append(
-                Document(
-                    id=entry.recording,
-                    source=entry.source,
-                    speaker=entry.speaker,
-                    license=entry.license,
-                    text=text,
-                    speech_ids=run.speech_ids[begin:end].astype(np.int16),
-                    token_ids=token_ids,
-                    word_frames=frames.astype(np.int32),
+            document = Document(
+                id=entry.recording,
+                source=entry.source,
+                speaker=entry.speaker,
+                license=entry.license,
+                text=text,
+                speech_ids=run.speech_ids[begin:end].astype(np.int16),
+                token_ids=token_ids,
+            )
+            spans = frames.astype(np.int32)
+            if timed:
+                document = replace(
+                    document,
+                    word_frames=spans,
                     word_tokens=word_tokens,
                     word_chars=(chars - low).astype(np.int32),
                     word_scores=scores.astype(np.float32),
                     piece_frames=piece_frames(tokenizer, token_ids, word_tokens, frames, letters),
                 )
-            )
+            else:
+                document = replace(document, segment_frames=spans, segment_tokens=word_tokens)
+            found.append(document)
     for index, document in enumerate(found):
         if len(found) > 1:
             object.__setattr__(document, "id", f"{document.id}/{index}")

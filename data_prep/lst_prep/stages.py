@@ -307,7 +307,9 @@ def speech_shards_factory(config: PrepConfig, groups: list[tuple[int, int]], pla
                 try:
                     language = config.language_of(entry.source, entry.language)
                     between = "" if is_unspaced(language) else " "
-                    made = list(documents(pieces, tokenizer, config.shards.max_document_seconds, codec.rate, between))
+                    timed = config.align.of(language).aligner != "none"
+                    longest = config.shards.max_document_seconds
+                    made = list(documents(pieces, tokenizer, longest, codec.rate, between, timed))
                 except Rejection as rejection:
                     rejections.add(recording, entry.source, rejection)
                     continue

@@ -26,14 +26,20 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 def _config(path: Path, overrides: list[str] | None) -> "PrepConfig":
-    from lst_prep.config import PrepConfig
+    try:
+        from lst_prep.config import PrepConfig
+    except ModuleNotFoundError as error:
+        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 
     return build(PrepConfig, merge(read_yaml(path), parse_overrides(overrides or [], PrepConfig)), "")
 
 
 def _import_config(path: Path, overrides: list[str] | None) -> "ImportConfig":
-    from lst_prep.importing.config import ImportConfig
+    try:
+        from lst_prep.importing.config import ImportConfig
+    except ModuleNotFoundError as error:
+        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 
     return build(ImportConfig, merge(read_yaml(path), parse_overrides(overrides or [], ImportConfig)), "")
@@ -86,6 +92,9 @@ def run(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -
         summary = pipeline.run(prepared, quiet)
     typer.echo(_table(summary))
     typer.echo(f"shards and report: {prepared.out}")
+    from lst_prep.training_lines import training_lines
+
+    typer.echo(f"to train on them, in a training configuration:\n\n{training_lines(Path(prepared.out))}")
 
 
 def _table(summary: dict[str, Any]) -> str:
@@ -271,7 +280,10 @@ def import_tokens(config: ConfigPath, overrides: Overrides = None, items: Items 
 @prep_app.command()
 def chat(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Conversations to shards: JSONL messages of text and speech, by the tokenizer's chat template or markers."""
-    from lst_prep.chat.config import ChatConfig
+    try:
+        from lst_prep.chat.config import ChatConfig
+    except ModuleNotFoundError as error:
+        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
     from lst_prep.chat.pipeline import run_chat
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 

@@ -25,6 +25,10 @@ def make_aligner(config: AlignConfig) -> Aligner:
         from lst_prep.align.whisper import WhisperAligner
 
         return WhisperAligner(config)
+    if config.aligner == "none":
+        from lst_prep.align.untimed import Untimed
+
+        return Untimed()
     from lst_prep.align.ctc import CtcAligner
 
     return CtcAligner(config)

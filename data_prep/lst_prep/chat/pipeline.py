@@ -17,6 +17,7 @@ from lst_prep.layout import Layout, compare_plan
 from lst_prep.rejection import REASONS
 from lst_prep.summary import Summary
 from lst_prep.tokenizer import chat_format, load_tokenizer
+from lst_prep.training_lines import vocabulary_of
 from lst_prep.units import Codebook
 from megatron_lst.chat import ChatTemplate
 from megatron_lst.config.paths import absolute
@@ -173,11 +174,7 @@ def _judge(config: ChatConfig, results: list[dict[str, Any]]) -> None:
 
 def train_yaml(config: ChatConfig, layout: Layout, tokenizer: TokenizerInfo, codec: Codec | None) -> str:
     """A file for a training configuration to name among its `base`."""
-    vocabulary: dict[str, Any] = {"text_size": tokenizer.size, "bos": tokenizer.bos, "eos": tokenizer.eos}
-    if codec is not None:
-        rate = float(codec.rate) if codec.rate == float(codec.rate) else str(codec.rate)
-        vocabulary |= {"speech_size": codec.size, "codebooks": list(codec.codebooks), "frame_rate": rate}
-        vocabulary["codec"] = codec.fingerprint
+    vocabulary = vocabulary_of(tokenizer, codec)
     sources, validation = [], []
     for source in config.sources:
         entry = {"name": source.name, "kind": "chat", "shards": [set_name(source)]}

@@ -25,6 +25,7 @@ from lst_prep.report import write_report
 from lst_prep.stages import arrays, save_arrays
 from lst_prep.summary import Summary
 from lst_prep.tokenizer import load_tokenizer
+from lst_prep.training_lines import vocabulary_of
 from megatron_lst.config.paths import absolute
 from megatron_lst.documents.format import file_hash
 from megatron_lst.documents.heldout import HeldOut
@@ -257,16 +258,7 @@ def train_yaml(config: ImportConfig, layout: Layout, tokenizer: Any, manifests: 
     import yaml
 
     codec = config.codec.codec()
-    rate = float(codec.rate) if codec.rate == float(codec.rate) else str(codec.rate)
-    vocabulary = {
-        "text_size": tokenizer.size,
-        "speech_size": codec.size,
-        "bos": tokenizer.bos,
-        "eos": tokenizer.eos,
-        "codebooks": list(codec.codebooks),
-        "frame_rate": rate,
-        "codec": codec.fingerprint,
-    }
+    vocabulary = vocabulary_of(tokenizer, codec)
     sources, validation = [], []
     for source in config.sources:
         for name, kind, weight in (
