@@ -25,7 +25,7 @@ from typing import Any
 from lst_prep.progress import StageProgress
 from lst_prep.reading import CannotRead
 from lst_prep.unread import JobFault, Unread
-from megatron_lst.errors import LstError, UserError, of_missing_module
+from megatron_lst.errors import LstError, UserError
 from megatron_lst.files import write_bytes
 
 Work = Callable[[int], dict[str, Any]]
@@ -180,7 +180,7 @@ def run_stage(
             return
 
         name = f"unreadable-{stage.name}{'-' + part.replace('/', '-of-') if part else ''}.txt"
-        unread = Unread(stage.name, max_unreadable, work / name, part is not None)
+        unread = Unread(stage.name, max_unreadable, work / name)
 
         def finished(result: dict[str, Any]) -> None:
             unread.well(result)
@@ -262,9 +262,6 @@ def _worker(connection: Connection, stage: Stage, receipts: Receipts) -> None:
         connection.send((-1, "fault", _said(error)))
     except LstError as error:
         connection.send((-1, "fault", str(error)))
-    except ModuleNotFoundError as error:
-        missing = of_missing_module(error)
-        connection.send((-1, "user", str(missing)) if missing else (-1, "bug", traceback.format_exc()))
     except BaseException:
         connection.send((-1, "bug", traceback.format_exc()))
 
