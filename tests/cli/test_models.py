@@ -186,7 +186,7 @@ def test_generates_units_and_sound_with_counted_global_steps(exported: Path, tmp
     ("arguments", "message"),
     [
         (("eval", "{x}"), "nothing to evaluate on"),
-        (("eval", "/nowhere"), "neither a run folder"),
+        (("eval", "{x}/nowhere"), "there is no such folder"),
         (("export", "{x}", "out"), "not a run folder"),
         (("generate", "{x}"), "no prompt"),
         (("generate", "{x}", "--units", "99"), r"has numbers in [0, 50)"),
