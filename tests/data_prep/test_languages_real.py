@@ -108,6 +108,7 @@ def test_french_and_chinese_are_prepared_and_trained(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         f"""
 model: {{hidden: 64, layers: 2, heads: 2, local_hidden: 32, local_heads: 2, decoder_layers: 1, window: 64}}
+vocabulary: {{speech_size: 64}}
 patching: {{strategy: aligned}}
 data:
   units: 128
