@@ -24,8 +24,7 @@ def encode_runs(tokenizer: Tokenizer, text: str, chars: np.ndarray) -> tuple[np.
     """
     beside = np.concatenate([[False], chars[1:, 0] == chars[:-1, 1]])
     if not beside.any():
-        ids, spans = encode_words(tokenizer, [text[begin:end] for begin, end in chars])
-        return ids, spans, np.arange(len(chars))
+        return *encode_words(tokenizer, [text[begin:end] for begin, end in chars]), np.arange(len(chars))
     found, begins, owners = list[int](), list[int](), list[int]()
     firsts = np.flatnonzero(~beside).tolist()
     for first, last in zip(firsts, [*firsts[1:], len(chars)], strict=True):

@@ -91,7 +91,8 @@ def _of_labels(labels: list[Label], language: str, known: set[str]) -> Iterator[
         whole, at = _Unit("".join(parts), label.begin, label.end, label.score), 0
         for part in parts:
             time = whole.part(at, at + len(part))
-            yield _Unit(part, *(time or (None, None)), label.score)
+            begin, end = time or (None, None)
+            yield _Unit(part, begin, end, label.score)
             at += len(part)
 
 
