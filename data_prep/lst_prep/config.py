@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated
 
+from lst_prep.jobs import Jobs
 from lst_prep.languages.tags import ENGLISH, base_language, language_tag
 from megatron_lst.errors import UserError
 from megatron_lst.values import (
@@ -284,17 +285,13 @@ class ReadingConfig:
 
 
 @dataclass
-class JobConfig:
+class JobConfig(Jobs):
     """How the work is spread."""
 
-    workers: Annotated[int, Range(0, 1024)] = 0
-    """Processes on this machine; 0: one a core (one a GPU for GPU stages)."""
     item_pieces: Count = 16
     """Manifest lines in an item of work."""
     item_bytes: Count = 1 << 25
     """Small text files of a source share an item and its shards up to this size."""
-    attempts: Count = 3
-    """An item whose worker dies this often is given up and named."""
 
 
 @dataclass

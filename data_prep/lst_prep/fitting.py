@@ -1,24 +1,29 @@
 """Fitting a codebook on a sample of the training pieces, and hearing what its units sound like."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TextIO
+from typing import Any
 
 import numpy as np
 
 from lst_prep.config import PrepConfig
+from lst_prep.items import Work
 from lst_prep.layout import Layout
 from lst_prep.loading import Rejections, batches, load_pieces, one_by_one
-from lst_prep.progress import StageProgress
-from lst_prep.reading import CannotRead
 from lst_prep.rejection import Rejection
-from lst_prep.units import Codebook, Extractor
+from lst_prep.stages import arrays, save_arrays
+from lst_prep.units import Codebook, Extractor, make_extractor
 from lst_prep.units.codebook import fit, position_mean, without_position
 from lst_prep.units.mfcc import COEFFICIENTS, MfccExtractor
-from lst_prep.unread import Unread
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.errors import UserError
 
+SAMPLE = "codebook"
+"""The stage that samples features to fit on."""
+_FIRST_WAVE = 4
+"""Items that are sampled before it is known what an item gives."""
 _AROUND_SECONDS = 0.34
 """Places on each side that share a mean. Of tiny.en, speech heard 7 s later keeps 91 to 93 % of its units
 with 0.3 s (codebooks fitted on 12 to 24 recordings), 83 % with 0.6 s: positions turn faster than that."""
@@ -40,26 +45,28 @@ class _Sample:
     cepstra: np.ndarray | None
 
 
-def fit_codebook(layout: Layout, config: PrepConfig, extractor: Extractor, stream: TextIO | None) -> Codebook:
+def fit_codebook(
+    layout: Layout, config: PrepConfig, extractor: Extractor, do: Callable[[range], list[dict[str, Any]]]
+) -> Codebook:
     """Centres of `units.codebook_size` clusters, and the mean cepstra of each.
 
     Args:
-        stream: where progress is shown.
+        do: does those items of the stage SAMPLE that are not done, and returns the results of all of them.
 
     Raises:
         UserError: there is not enough audio; names the first piece that was rejected.
     """
-    sample, rejections = _sample(layout, config, extractor, stream)
+    sample, rejections = _sample(layout, config, extractor, do)
     try:
         centres, place = centres_of(
             sample.features, sample.positions, extractor.rate, config.units.codebook_size, config.seed
         )
     except UserError as error:
-        if not rejections.all:
+        if not rejections:
             raise
-        first = rejections.all[0]
+        first = rejections[0]
         raise UserError(
-            f"{error}; {len(rejections.all)} pieces were rejected, the first, {first['id']}, as "
+            f"{error}; {len(rejections)} pieces were rejected, the first, {first['id']}, as "
             f"{first['reason']}: {first['detail']}"
         ) from error
     made_by = extractor.name, extractor.fingerprint, extractor.rate
@@ -96,49 +103,78 @@ def mean_by_unit(units: np.ndarray, values: np.ndarray, size: int) -> np.ndarray
     return (sums / np.maximum(np.bincount(units, minlength=size), 1)[:, None]).astype(np.float32)
 
 
-def _sample(
-    layout: Layout, config: PrepConfig, extractor: Extractor, stream: TextIO | None
-) -> tuple[_Sample, Rejections]:
-    """Features of training pieces, items in a random order fixed by the seed, until there are enough; and what could
-    not be used on the way."""
-    heldout, rejections = HeldOut.load(layout.heldout), Rejections()
-    order = np.random.default_rng(config.seed).permutation(len(layout.pieces))
-    wanted, frames = config.units.fit_frames, 0
+def sample_order(config: PrepConfig, items: int) -> np.ndarray:
+    """Items of pieces in the random order, fixed by the seed, in which they are sampled."""
+    return np.random.default_rng(config.seed).permutation(items)
+
+
+def sample_factory(config: PrepConfig) -> Work:
+    """Features of the training pieces of an item, the n-th of the random order. Writes an .npz: `features` float32
+    [F, dim], and `positions` and `cepstra` where there are any, see `_Sample`."""
+    layout, extractor = Layout(config.out), make_extractor(config.units)
+    heldout, order = HeldOut.load(layout.heldout), sample_order(config, len(layout.pieces))
     heard_as_cepstra = extractor.name != "mfcc" and (100 / extractor.rate).denominator == 1
     listener = MfccExtractor(extractor.rate) if heard_as_cepstra else None
-    parts = list[_Sample]()
-    unread = Unread("codebook", config.reading.max_unreadable, layout.work / "unreadable-codebook.txt")
-    with StageProgress("codebook", len(order), stream=stream) as progress:
-        for item in order:
-            inputs = layout.inputs(config)
-            usable = load_pieces(layout, config, heldout, int(item), rejections, inputs, False)
-            try:
-                for batch in batches(piece for piece in usable if piece[1].split == "train"):
-                    samples = [sound.samples for *_, sound in batch]
-                    made = one_by_one(extractor.features, samples)
-                    for features, audio in zip(made, samples, strict=True):
-                        if not isinstance(features, Rejection):
-                            parts.append(_frames_of(extractor, features, audio, listener))
-                            frames += len(parts[-1].features)
-                    progress.advance(0, sum(sound.seconds for *_, sound in batch))
-                    if frames >= wanted:
-                        break
-            except CannotRead as error:  # goes on, to name all of them
-                unread.failed(error.files, error.tried)
-            else:
-                unread.well({"files_read": inputs.tried})
-            progress.advance(1)
-            if frames >= wanted:
+
+    def work(number: int) -> dict[str, Any]:
+        parts, rejections, inputs = list[_Sample](), Rejections(), layout.inputs(config)
+        seconds, frames = 0.0, 0
+        usable = load_pieces(layout, config, heldout, int(order[number]), rejections, inputs, False)
+        for batch in batches(piece for piece in usable if piece[1].split == "train"):
+            samples = [sound.samples for *_, sound in batch]
+            made = one_by_one(extractor.features, samples)
+            for features, audio in zip(made, samples, strict=True):
+                if not isinstance(features, Rejection):
+                    parts.append(_frames_of(extractor, features, audio, listener))
+                    frames += len(parts[-1].features)
+            seconds += sum(sound.seconds for *_, sound in batch)
+            if frames >= config.units.fit_frames:
                 break
-    unread.end()
+        sample = _joined(parts, config.units.fit_frames, extractor.dim)
+        found = {name: array for name, array in vars(sample).items() if array is not None}
+        return {
+            "files": save_arrays(layout.item(SAMPLE, number, ".npz"), found),
+            "audio_seconds": seconds,
+            "frames": len(sample.features),
+            "rejections": rejections.all,
+            "files_read": inputs.tried,
+        }
+
+    return work
+
+
+def _sample(
+    layout: Layout, config: PrepConfig, extractor: Extractor, do: Callable[[range], list[dict[str, Any]]]
+) -> tuple[_Sample, list[dict[str, Any]]]:
+    """Features of training pieces, until there are enough; and what could not be used on the way.
+
+    What an item gives is known when it is done, so they are done in waves; which of them are used depends on their
+    order alone.
+    """
+    items, wanted = len(layout.pieces), config.units.fit_frames
+    results = list[dict[str, Any]]()
+    while len(results) < items and (found := sum(result["frames"] for result in results)) < wanted:
+        more = math.ceil((wanted - found) * len(results) / found) if found else max(_FIRST_WAVE, len(results))
+        results += do(range(len(results), min(items, len(results) + more)))
+    parts, rejections, found = list[_Sample](), list[dict[str, Any]](), 0
+    for number, result in enumerate(results):
+        if found < wanted:
+            found += result["frames"]
+            rejections += result["rejections"]
+            parts.append(_Sample(**{"positions": None, "cepstra": None, **arrays(layout.item(SAMPLE, number, ".npz"))}))
+    return _joined(parts, wanted, extractor.dim), rejections
+
+
+def _joined(parts: list[_Sample], most: int, dim: int) -> _Sample:
+    """The first `most` frames of all parts together; those without any have no arrays beside the features."""
+    parts = [part for part in parts if len(part.features)]
     if not parts:
-        return _Sample(np.zeros((0, extractor.dim), np.float32), None, None), rejections
-    sample = _Sample(
-        np.concatenate([part.features for part in parts])[:wanted],
-        _join([part.positions for part in parts], wanted),
-        _join([part.cepstra for part in parts], wanted),
+        return _Sample(np.zeros((0, dim), np.float32), None, None)
+    return _Sample(
+        np.concatenate([part.features for part in parts])[:most],
+        _join([part.positions for part in parts], most),
+        _join([part.cepstra for part in parts], most),
     )
-    return sample, rejections
 
 
 def _frames_of(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lst_prep.align import Aligners
 from lst_prep.config import PrepConfig
-from lst_prep.engine import Receipts
+from lst_prep.items import Receipts
 from lst_prep.languages import ENGLISH
 from lst_prep.layout import Layout
 from lst_prep.tokenizer import Tokenizer, load_tokenizer

@@ -1,6 +1,10 @@
 """What one item writes into the sets: its part of each, and totals for summary and report."""
 
+import errno
+import os
 import shutil
+import socket
+from pathlib import Path
 
 from lst_prep.config import ShardConfig
 from lst_prep.layout import Layout
@@ -8,6 +12,9 @@ from megatron_lst.documents.codec import Codec
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.words import has_unspaced, word_count
 from megatron_lst.documents.writing import PartWriter
+
+_PUTS = 10
+"""Attempts to put a folder in its place."""
 
 
 class Parts:
@@ -30,7 +37,7 @@ class Parts:
 
     def add(self, name: str, document: Document, speech_size: int | None, text_size: int) -> None:
         if name not in self._writers:
-            folder = self._layout.out / name / f".part-{self._item:05d}.tmp"
+            folder = self._layout.out / name / f".part-{self._item:05d}.{socket.gethostname()}.{os.getpid()}.tmp"
             folder.parent.mkdir(parents=True, exist_ok=True)
             options = self._options
             self._writers[name] = PartWriter(
@@ -44,10 +51,23 @@ class Parts:
         for name, writer in self._writers.items():
             self.counts[name] = writer.finish()
             final = self._layout.part(name, self._item)
-            shutil.rmtree(final, ignore_errors=True)
-            writer.folder.rename(final)
+            _put(writer.folder, final)
             files[str(final / "index.json")] = None
         return files
+
+
+def _put(made: Path, final: Path) -> None:
+    """Rename a folder into its place. A worker that was taken for dead may do the same at the same time: both have
+    written the same files."""
+    for _ in range(_PUTS):
+        shutil.rmtree(final, ignore_errors=True)
+        try:
+            made.rename(final)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    raise OSError(errno.EEXIST, "another process puts the same folder there again and again", str(final))
 
 
 _OF_LANGUAGE = ("documents", "seconds", "words", "pieces")

@@ -5,19 +5,19 @@ write under one output folder (see `layout`), which belongs to one plan: config 
 """
 
 import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lst_prep import manifest, stages, text_files, text_stages
 from lst_prep.config import PrepConfig
-from lst_prep.engine import JobFault, Receipts, Stage, faults_of_files_are_said, lock, run_stage
-from lst_prep.fitting import fit_codebook
+from lst_prep.engine import lock, run_stage
+from lst_prep.fitting import SAMPLE, fit_codebook, sample_factory
+from lst_prep.items import Receipts, Stage, faults_of_files_are_said
 from lst_prep.layout import SETS, ItemTable, Layout, check_plan
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
 from lst_prep.rejection import Rejection
@@ -27,12 +27,12 @@ from lst_prep.summary import Summary, lost_lines, read_lines
 from lst_prep.tokenizer import check_round_trip
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import import_codebook
+from lst_prep.unread import JobFault
 from megatron_lst.config.paths import absolute, told
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
 from megatron_lst.files import replacing, write_bytes
-from megatron_lst.machine import usable_cores
 
 
 class Preparation:
@@ -138,30 +138,48 @@ class Preparation:
             return Codebook.load(self.layout.codebook)
         self._require_manifest()
         options = self.config.units
-        extractor = make_extractor(options)
+        # Samples are the workers' business, and the hash of a model depends on neither device nor precision.
+        extractor = make_extractor(replace(options, device="cpu", precision="fp32"))
         if options.codebook:
             if not Path(options.codebook).exists():
                 raise UserError(f"units.codebook: {told(options.codebook)}: no such file")
             codebook = import_codebook(Path(options.codebook), extractor)
         else:
-            codebook = fit_codebook(self.layout, self.config, extractor, _stream(self.quiet))
+            codebook = fit_codebook(self.layout, self.config, extractor, self._sample)
         codebook.require(extractor)
         codebook.settings = dict(extractor.settings)  # a file of an older version does not say them
         codebook.save(self.layout.codebook)
+        shutil.rmtree(self.layout.work / SAMPLE, ignore_errors=True)
         return codebook
+
+    def _sample(self, items: range) -> list[dict[str, Any]]:
+        """Features of some items of the codebook's sample, and the results of their receipts."""
+        every = len(self.layout.pieces)
+        self._stage(SAMPLE, every, sample_factory, self.config, gpu=self._neural_units, only=items)
+        receipts = Receipts(self.layout.work, SAMPLE, self.plan)
+        return [result for item in items if (result := receipts.read(item)) is not None]
+
+    @property
+    def _neural_units(self) -> bool:
+        return self.config.units.extractor != "mfcc"
+
+    @property
+    def _neural_alignment(self) -> bool:
+        options = self.config.align
+        return any(own.aligner in ("ctc", "whisper") for own in (options, *options.languages))
 
     def units(self) -> None:
         """Audio -> units, every item."""
         self._stage(
             "units", len(self.layout.pieces), stages.units_factory, self.config,
-            check=lambda: require_extractor(self.layout, self.config),
+            check=lambda: require_extractor(self.layout, self.config), gpu=self._neural_units,
         )  # fmt: skip
 
     def align(self) -> None:
         """Audio + transcripts -> word times, every item."""
         self._stage(
             "align", len(self.layout.pieces), stages.align_factory, self.config, self.plan,
-            check=self._require_aligner,
+            check=self._require_aligner, gpu=self._neural_alignment,
         )  # fmt: skip
 
     def _require_aligner(self) -> None:
@@ -212,19 +230,25 @@ class Preparation:
     # -- all ----------------------------------------------------------------------------------------------------
 
     def _stage(
-        self, name: str, items: int, factory: Any, *arguments: Any, check: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        items: int,
+        factory: Any,
+        *arguments: Any,
+        check: Callable[[], None] = lambda: None,
+        gpu: bool = False,
+        only: Sequence[int] | None = None,
     ) -> None:
-        workers = self.config.jobs.workers or usable_cores()
         run_stage(
-            Stage(name, items, factory, arguments),
+            Stage(name, items, factory, arguments, gpu),
             self.layout.work,
             self.plan,
-            workers,
-            self.config.jobs.attempts,
+            self.config.jobs,
             self.part,
             self.quiet,
             check,
             self.config.reading.max_unreadable,
+            only,
         )
 
     def results(self, name: str, items: int) -> Iterator[dict[str, Any] | None]:
@@ -284,10 +308,6 @@ class Preparation:
         ):
             summary.add(result)
         return summary
-
-
-def _stream(quiet: bool) -> Any:
-    return open(os.devnull, "w") if quiet else None
 
 
 def _clean(layout: Layout) -> None:

@@ -1,8 +1,11 @@
-"""Progress of a stage, with the real-time factor where audio is counted."""
+"""Progress of a stage: with hours and the real-time factor where audio is counted, and the nodes where there are."""
 
+from collections import Counter
 from typing import IO
 
 from megatron_lst.progress import Progress
+
+_NAMED_NODES = 4
 
 
 class StageProgress(Progress):
@@ -18,10 +21,28 @@ class StageProgress(Progress):
     def __init__(self, name: str, total: int, done: int = 0, stream: IO[str] | None = None) -> None:
         super().__init__(f"prep {name}", total, done, stream)
         self._audio_seconds, self._note = 0.0, ""
+        self._nodes: Counter[str] = Counter()
 
-    def advance(self, items: int = 1, audio_seconds: float = 0.0, note: str = "") -> None:
-        """Count finished items."""
+    def advance(self, items: int = 1, audio_seconds: float = 0.0, note: str = "", node: str = "") -> None:
+        """Count finished items.
+
+        Args:
+            node: that did them; empty: this machine.
+        """
         self._audio_seconds += audio_seconds
         self._note = note or self._note
-        rate = f"{self._audio_seconds / max(self.elapsed, 1e-6):,.0f}x real time" if self._audio_seconds else ""
-        self.update(self.done + items, ", ".join(part for part in (rate, self._note) if part))
+        if node:
+            self._nodes[node] += items
+        rate = ""
+        if self._audio_seconds:
+            speed = self._audio_seconds / max(self.elapsed, 1e-6)
+            rate = f"{self._audio_seconds / 3600:,.2f} h, {speed:,.0f}x real time"
+        self.update(self.done + items, ", ".join(part for part in (rate, nodes_text(self._nodes), self._note) if part))
+
+
+def nodes_text(items: Counter[str]) -> str:
+    """Items done by each node; of many, how many nodes there are, and the slowest and the fastest of them."""
+    if len(items) <= _NAMED_NODES:
+        return " ".join(f"{node}:{count:,}" for node, count in sorted(items.items()))
+    (fast, most), (slow, least) = items.most_common(1)[0], items.most_common()[-1]
+    return f"{len(items)} nodes, {least:,} ({slow}) to {most:,} ({fast}) items each"

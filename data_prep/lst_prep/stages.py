@@ -14,7 +14,7 @@ import numpy as np
 from lst_prep.align import AlignedWords, Aligners, Piece
 from lst_prep.config import PrepConfig
 from lst_prep.cutting import Cutter
-from lst_prep.engine import Receipts, Work
+from lst_prep.items import Receipts, Work
 from lst_prep.join import AlignedPiece, documents
 from lst_prep.languages import is_unspaced
 from lst_prep.layout import Layout

@@ -10,7 +10,7 @@ import numpy as np
 
 from lst_prep import text, text_files
 from lst_prep.config import PrepConfig, TextSource
-from lst_prep.engine import Work
+from lst_prep.items import Work
 from lst_prep.layout import Layout
 from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals

@@ -74,7 +74,8 @@ def _going_on() -> Iterator[None]:
 def _stage(config: Path, overrides: list[str] | None, items: str | None, quiet: bool) -> "Iterator[Preparation]":
     """The preparation, with its folder locked: for itself, or shared with the other slices of an array job."""
     prepared = _config(config, overrides)
-    from lst_prep.engine import faults_of_files_are_said, lock
+    from lst_prep.engine import lock
+    from lst_prep.items import faults_of_files_are_said
     from lst_prep.layout import Layout
     from lst_prep.pipeline import Preparation
 
@@ -332,6 +333,19 @@ def bpe(
         made = convert_set(source, model, out / f"{name}-bpe", options.size_limit, options.compression)
         ratio = made["unit_bpe"]["units"] / made["totals"]["frames"]
         typer.echo(f"{name}-bpe: {made['totals']['frames']:,} pieces, {ratio:.2f} units a piece")
+
+
+@prep_app.command()
+def failed(
+    out: Annotated[Path, typer.Argument(help="A preparation's output folder.")],
+    stage: Annotated[str | None, typer.Option(help="Of this stage alone.")] = None,
+) -> None:
+    """Items that failed and are not done since: on which node and process, why, and where its log is."""
+    from lst_prep.dealing import failed_items
+
+    for name, item, what in failed_items(out / "work"):
+        if stage in (None, name):
+            typer.echo(f"{name}, item {item}:\n" + "".join(f"  {line}\n" for line in what.splitlines()), nl=False)
 
 
 @prep_app.command()

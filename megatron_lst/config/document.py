@@ -45,6 +45,9 @@ lst train configs/lst-1b.yaml training.steps=1000 run.dir=runs/try parallel.tens
 def field_texts(cls: type) -> dict[str, str]:
     """The string after each field; for classes that document fields in an `Args:` section, that."""
     found: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            found |= field_texts(base)
     body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     for node, following in zip(body.body, body.body[1:], strict=False):
@@ -90,12 +93,14 @@ def _short(rule: Any) -> str:
 
 
 def sections(cls: type, prefix: str = "") -> list[tuple[str, type]]:
-    """(dotted name, class) of every mapping, the outer ones first; lists of mappings end in `[]`."""
+    """(dotted name, class) of every mapping, the outer ones first; lists of mappings end in `[]`, mappings by name
+    in `.NAME`."""
     found: list[tuple[str, type]] = []
     for field, kind in zip(dataclasses.fields(cls), _hints(cls), strict=True):
-        inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+        origin = typing.get_origin(kind)
+        inner = typing.get_args(kind)[{tuple: 0, dict: 1}[origin]] if origin in (tuple, dict) else kind
         if dataclasses.is_dataclass(inner) and inner not in [c for _, c in found]:
-            name = f"{prefix}{field.name}" + ("[]" if inner is not kind else "")
+            name = f"{prefix}{field.name}" + {tuple: "[]", dict: ".NAME"}.get(origin, "")
             found += [(name, inner), *sections(inner, f"{name}.")]  # type: ignore[list-item,arg-type]
     return found
 

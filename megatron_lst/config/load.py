@@ -188,6 +188,9 @@ def parse_overrides(overrides: Iterable[str], cls: type) -> dict[str, Any]:
 def _kind_of(cls: Any, parts: list[str]) -> Any:
     """The type of a key; text where there is no such key, which `build` refuses by name."""
     for part in parts:
+        if typing.get_origin(cls) is dict:
+            cls = typing.get_args(cls)[1]
+            continue
         hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         cls = hints.get(part, str)
     return cls

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from lst_prep.engine import JobFault, Receipts, Stage, Work, lock, run_stage, slice_items
+from lst_prep.engine import lock, run_stage
+from lst_prep.items import Receipts, Stage, Work, slice_items
+from lst_prep.jobs import Jobs
+from lst_prep.unread import JobFault
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_bytes
 
@@ -41,7 +44,7 @@ def factory(folder: str, behaviour: str) -> Work:
 
 def go(folder: Path, behaviour: str = "", workers: int = 2, part: str | None = None, plan: str = "p") -> list[Any]:
     stage = Stage("toy", 6, factory, (str(folder), behaviour))
-    run_stage(stage, folder / "work", plan, workers, attempts=2, part=part, quiet=True)
+    run_stage(stage, folder / "work", plan, Jobs(workers=workers, attempts=2), part=part, quiet=True)
     receipts = Receipts(folder / "work", "toy", plan)
     return [receipts.read(item) for item in range(stage.items)]
 

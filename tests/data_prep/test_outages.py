@@ -21,7 +21,7 @@ from lst_prep.config import (
     TextSource,
     UnitsConfig,
 )
-from lst_prep.engine import faults_of_files_are_said
+from lst_prep.items import faults_of_files_are_said
 from lst_prep.pipeline import Preparation
 from megatron_lst.cli.app import app
 from megatron_lst.config.load import dump_yaml

@@ -1,6 +1,5 @@
 """`lst prep chat`: conversations to shard sets, OUT/chat.json and OUT/train.yaml. Resumable anywhere."""
 
-import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,9 @@ import yaml
 from lst_prep.chat.config import ChatConfig
 from lst_prep.chat.hearing import codec_of_config
 from lst_prep.chat.stages import STAGE, Item, chat_factory, conversations, parts_of, set_name, words_of
-from lst_prep.engine import Receipts, Stage, full_disk_is_the_users, lock, run_stage
+from lst_prep.engine import lock, run_stage
 from lst_prep.importing.records import Part
+from lst_prep.items import Receipts, Stage, full_disk_is_the_users
 from lst_prep.layout import Layout, compare_plan
 from lst_prep.rejection import REASONS
 from lst_prep.summary import Summary
@@ -58,8 +58,7 @@ def run_chat(config: ChatConfig, quiet: bool = False) -> dict[str, Any]:
             Stage(STAGE, len(items), chat_factory, (config, form, items)),
             layout.work,
             plan,
-            jobs.workers or os.cpu_count() or 1,
-            jobs.attempts,
+            jobs,
             quiet=quiet,
             max_unreadable=config.reading.max_unreadable,
         )

@@ -9,10 +9,10 @@ from lst_prep.chat.config import ChatConfig, ChatSource
 from lst_prep.chat.documents import Fitting, document_of
 from lst_prep.chat.hearing import Hearing, codec_of_config
 from lst_prep.chat.styles import styled
-from lst_prep.engine import Work
 from lst_prep.importing.config import ImportSource
 from lst_prep.importing.readers.lines import LinesReader, read_lines
 from lst_prep.importing.records import OnReject, Part
+from lst_prep.items import Work
 from lst_prep.layout import Layout
 from lst_prep.parts import Parts, SetTotals
 from lst_prep.reading import Inputs

@@ -1,12 +1,13 @@
 """What an import is: where tokens lie, what made them, and what the columns are called."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
 from lst_prep.config import ReadingConfig, ShardConfig
+from lst_prep.jobs import Jobs
 from megatron_lst.documents.codec import Codec
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, NotNegative, PathText, Positive, Range, Rate, Share, TokenizerText
+from megatron_lst.values import Count, NotNegative, PathText, Positive, Rate, Share, TokenizerText
 from megatron_lst.vocabulary import parse_rate
 
 
@@ -113,15 +114,11 @@ class CheckConfig:
 
 
 @dataclass
-class ImportJobs:
+class ImportJobs(Jobs):
     """How the work is spread."""
 
-    workers: Annotated[int, Range(0, 1024)] = 0
-    """Processes on this machine; 0: one a core."""
     item_megabytes: Positive = 64.0
     """Input of an item of work, and of a part of a set."""
-    attempts: Count = 3
-    """An item whose worker dies this often is given up and named."""
 
 
 @dataclass

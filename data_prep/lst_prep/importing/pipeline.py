@@ -5,7 +5,6 @@ set. Slices of items (`--items i/n`) check first; the slices that run when all i
 """
 
 import json
-import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lst_prep.engine import Receipts, Stage, full_disk_is_the_users, lock, run_stage
+from lst_prep.engine import lock, run_stage
 from lst_prep.importing.config import ImportConfig
 from lst_prep.importing.readers import reader_of
 from lst_prep.importing.records import Part
 from lst_prep.importing.stages import CHECK, SHARDS, Item, check_factory, shards_factory
+from lst_prep.items import Receipts, Stage, full_disk_is_the_users
 from lst_prep.layout import Layout, compare_plan
 from lst_prep.models import require_same
 from lst_prep.reading import Inputs
@@ -128,8 +128,7 @@ class _Import:
             Stage(name, len(self.items), factory, (self.config, self.items)),
             self.layout.work,
             self.plan,
-            jobs.workers or os.cpu_count() or 1,
-            jobs.attempts,
+            jobs,
             self.part,
             self.quiet,
             max_unreadable=self.config.reading.max_unreadable,

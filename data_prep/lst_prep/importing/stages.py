@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from lst_prep.engine import Work
 from lst_prep.importing.config import ImportConfig
 from lst_prep.importing.documents import Converter, Sample, documents
 from lst_prep.importing.readers import reader_of
 from lst_prep.importing.records import OnReject, Part
+from lst_prep.items import Work
 from lst_prep.layout import Layout
 from lst_prep.parts import Parts, SetTotals
 from lst_prep.rejection import Rejection

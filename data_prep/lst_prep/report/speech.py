@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lst_prep.engine import Receipts
+from lst_prep.items import Receipts
 from lst_prep.join import AlignedPiece, words_in_frames
 from lst_prep.report.listening import clip
 from lst_prep.report.state import State

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lst_prep.engine import Receipts
+from lst_prep.items import Receipts
 from lst_prep.layout import ItemTable, Layout, fingerprint_of
 from lst_prep.summary import Summary, read_lines
 from megatron_lst.documents.heldout import HeldOut
