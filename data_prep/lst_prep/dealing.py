@@ -76,8 +76,8 @@ class Dealing:
                 raise JobFault(f"stage {name}: workers die before they start, the last {why}")
             return
         tries = self._tries[item] = self._tries.get(item, 0) + 1
-        self.failures.add(item, f"attempt {tries}: the worker died {why}")
-        print(f"prep {name}: the worker of item {item} died (attempt {tries}) {why}", file=sys.stderr)
+        self.failures.add(item, f"attempt {tries}: the worker died, {why}")
+        print(f"prep {name}: the worker of item {item} died (attempt {tries}), {why}", file=sys.stderr)
         if tries < self._attempts:
             self.waiting.append(item)
         else:

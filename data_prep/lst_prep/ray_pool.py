@@ -22,6 +22,7 @@ from lst_prep.items import ItemWorker, Outcome, Receipts, Stage
 from lst_prep.jobs import Jobs, StageResources
 from lst_prep.strings import printable
 from megatron_lst.errors import UserError
+from megatron_lst.machine import usable_cores
 
 _HIRE_EVERY = 2.0
 """Seconds between looks for nodes that have joined."""
@@ -57,7 +58,7 @@ def connect(jobs: Jobs, quiet: bool = False) -> ModuleType:
     options: dict[str, Any] = {"address": jobs.address, "log_to_driver": False, "logging_level": "warning"}
     if jobs.address == "local":
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-        options |= {"num_cpus": jobs.workers} if jobs.workers else {}
+        options["num_cpus"] = jobs.workers or usable_cores()
     elif jobs.address.startswith("ray://"):
         options.pop("log_to_driver")
     try:
@@ -116,7 +117,7 @@ class _Hired:
     actor: Any
     item: int | None = None
     node: str = ""
-    where: str = "before it had a place"
+    where: str = ""
 
 
 class RayPool:
@@ -210,7 +211,8 @@ class RayPool:
         except ray.exceptions.RayActorError as error:  # the worker or its node died, or cannot be reached
             self._dismiss(hired)
             self._looked = -_HIRE_EVERY
-            dealing.died(hired.item, f"on {hired.where}: {_reason(error)}")
+            place = f"on {hired.where}" if hired.where else "while it started"
+            dealing.died(hired.item, f"{place}: {_reason(error)}")
             return
         hired.node, hired.where = node, f"node {node}, process {process}, `ray logs actor --id {_id(hired.actor)}`"
         take(hired.item, dealing.settle(hired.item, outcome, hired.where), node)

@@ -4,15 +4,21 @@ import errno
 import fcntl
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lst_prep.config import PrepConfig
 from lst_prep.engine import lock, run_stage
 from lst_prep.items import Receipts, Stage, Work, slice_items
-from lst_prep.jobs import Jobs
+from lst_prep.jobs import Jobs, StageResources
+from lst_prep.parts import _put
 from lst_prep.unread import JobFault
+from megatron_lst.cli.app import app
+from megatron_lst.config.load import build, parse_overrides
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_bytes
 
@@ -138,3 +144,36 @@ def test_a_file_system_without_locks_is_not_taken_for_another_run(
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(UserError, match="cannot be locked .*flock"), lock(tmp_path / ".lock"):
         pass
+
+
+def test_resources_of_a_stage_can_be_given_on_the_command_line() -> None:
+    given = ["jobs.engine=ray", "jobs.resources.units.num_gpus=0.25", "jobs.resources.align.num_cpus=2"]
+    jobs = build(PrepConfig, parse_overrides(given, PrepConfig)).jobs
+    assert jobs.resources == {"units": StageResources(num_gpus=0.25), "align": StageResources(num_cpus=2)}
+    for wrong, why in (("jobs.resources.unit.num_gpus=1", "'unit' is no stage"), ("jobs.engine=dask", "local, ray")):
+        with pytest.raises(UserError, match=why):
+            build(PrepConfig, parse_overrides([wrong], PrepConfig))
+
+
+def test_a_failed_item_is_told_until_it_is_done(tmp_path: Path) -> None:
+    with pytest.raises(JobFault, match="lst prep failed"):
+        go(tmp_path, "die always")
+    told = CliRunner().invoke(app, ["prep", "failed", str(tmp_path)]).output
+    assert told.startswith("toy, item 3:\n  attempt 1: the worker died, killed by signal 9 (process ")
+    go(tmp_path)
+    assert CliRunner().invoke(app, ["prep", "failed", str(tmp_path)]).output == ""
+
+
+def test_a_part_that_two_workers_write_at_once_is_whole(tmp_path: Path) -> None:
+    made = [tmp_path / f"{name}.tmp" for name in "abcd"]
+    for folder in made:
+        folder.mkdir()
+        for name in range(50):
+            (folder / str(name)).write_text("same")
+    threads = [threading.Thread(target=_put, args=(folder, tmp_path / "part")) for folder in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part"]
+    assert len(list((tmp_path / "part").iterdir())) == 50

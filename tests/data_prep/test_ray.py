@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -44,7 +46,10 @@ WATCH = {
 def start_cluster(nodes: int) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install 'ray>=2.50,<3'")
-    head = {**NODE, "include_dashboard": False, "_system_config": WATCH}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = {**NODE, "include_dashboard": False, "_system_config": WATCH, "ray_client_server_port": port}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes - 1):
         cluster.add_node(**NODE)
@@ -167,7 +172,7 @@ def test_a_killed_worker_costs_its_item_one_attempt(
 ) -> None:
     assert go(tmp_path, "die once") == squares(6)
     assert [item for item, *_ in log_of(tmp_path)].count("3") == 2
-    assert "the worker of item 3 died (attempt 1) on node" in capfd.readouterr().err
+    assert "the worker of item 3 died (attempt 1), on node" in capfd.readouterr().err
     assert list(failed_items(tmp_path / "work")) == []  # it is done since
 
 
@@ -270,3 +275,52 @@ def test_ten_random_kills(tmp_path: Path, cluster: Any) -> None:
     thread.join(timeout=10)
     assert len(killed) == 10
     assert len(log_of(tmp_path)) > 90
+
+
+def process(code: str, **options: Any) -> subprocess.Popen[str]:
+    """A Python of its own that has imported this module as `t`."""
+    given = {"cwd": ROOT, "text": True, "env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, **options}
+    return subprocess.Popen([sys.executable, "-c", f"import {__name__} as t\n{code}"], **given)
+
+
+@pytest.mark.slow
+def test_from_outside_the_cluster(tmp_path: Path, cluster: Any) -> None:
+    port = cluster.head_node._ray_params.ray_client_server_port
+    address = f"ray://127.0.0.1:{port}"
+    code = f"from pathlib import Path\nassert t.go(Path({str(tmp_path)!r}), address={address!r}) == t.squares(6)"
+    assert process(code).wait(timeout=120) == 0
+    assert len(log_of(tmp_path)) == 6
+
+
+def serve_until_told() -> None:
+    """Body of a process: a cluster of one node, until a line comes in."""
+    made = start_cluster(1)
+    print(made.address, flush=True)
+    sys.stdin.readline()
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_after_the_head_is_lost_the_same_command_goes_on(tmp_path: Path, cluster: Any) -> None:
+    def head() -> tuple[subprocess.Popen[str], str]:
+        started = process("t.serve_until_told()", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert started.stdout is not None
+        return started, started.stdout.readline().strip()
+
+    def command(address: str) -> subprocess.Popen[str]:
+        what = f"Path({str(tmp_path)!r}), 'slow 0.5', items=12, address={address!r}"
+        return process(f"from pathlib import Path\nassert t.go({what}) == t.squares(12)")
+
+    first, address = head()
+    driver = command(address)
+    deadline = time.monotonic() + 90
+    while len(log_of(tmp_path)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first.communicate("\n", timeout=60)
+    assert driver.wait(timeout=150) != 0
+    done = len(list((tmp_path / "work").rglob("receipts/*/*.json")))
+    assert 3 <= done < 12
+    second, address = head()
+    assert command(address).wait(timeout=120) == 0
+    second.communicate("\n", timeout=60)
+    assert len(log_of(tmp_path)) <= 12 + 2  # what was in flight
