@@ -161,7 +161,8 @@ def _sample(
         if found < wanted:
             found += result["frames"]
             rejections += result["rejections"]
-            parts.append(_Sample(**{"positions": None, "cepstra": None, **arrays(layout.item(SAMPLE, number, ".npz"))}))
+            made = arrays(layout.item(SAMPLE, number, ".npz"))
+            parts.append(_Sample(made["features"], made.get("positions"), made.get("cepstra")))
     return _joined(parts, wanted, extractor.dim), rejections
 
 

@@ -166,7 +166,8 @@ class Preparation:
     @property
     def _neural_alignment(self) -> bool:
         options = self.config.align
-        return any(own.aligner in ("ctc", "whisper") for own in (options, *options.languages))
+        names = [options.aligner, *(own.aligner for own in options.languages)]
+        return any(name in ("ctc", "whisper") for name in names)
 
     def units(self) -> None:
         """Audio -> units, every item."""
