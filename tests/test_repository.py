@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -230,6 +233,56 @@ def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert not missing
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found: Counter[str] = Counter()
+    for heading in re.findall(r"^#+ +(.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower().strip()
+        found[re.sub(r"[^\w\- ]", "", words).replace(" ", "-")] += 1
+    return {name if n == 0 else f"{name}-{n}" for name, count in found.items() for n in range(count)}
+
+
+def lost_anchors(page: Path, text: str) -> list[str]:
+    """Links of a page to headings that are not there."""
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", text)
+    targets = [(page.parent / file if file else page, anchor) for file, anchor in links if "://" not in file]
+    return [f"{file.name}#{anchor}" for file, anchor in targets if file.suffix == ".md" and anchor not in anchors(file)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    assert not lost_anchors(page, page.read_text())
+
+
+def test_the_check_of_headings_can_fail() -> None:
+    page = ROOT / "CONTRIBUTING.md"
+    assert not lost_anchors(page, "[a](CONTRIBUTING.md#tests) [b](#where-things-go)")
+    assert lost_anchors(page, "[a](CONTRIBUTING.md#tests-of-old) [b](#nowhere)") == [
+        "CONTRIBUTING.md#tests-of-old", "CONTRIBUTING.md#nowhere"
+    ]  # fmt: skip
+
+
+def test_the_version_is_one() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f'__version__ = "{version}"' in (ROOT / "megatron_lst" / "__init__.py").read_text()
+    assert f"ARG VERSION={version}" in (ROOT / "Dockerfile").read_text()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+
+
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_forms_of_issues_are_what_the_site_reads(form: Path) -> None:
+    read = yaml.safe_load(form.read_text())
+    if form.name == "config.yml":
+        assert set(read) == {"blank_issues_enabled", "contact_links"}
+        return
+    assert {"name", "description", "body"} <= set(read)
+    assert all(field["type"] == "textarea" and field["attributes"]["label"] for field in read["body"])
+    assert len({field["id"] for field in read["body"]}) == len(read["body"])
 
 
 def test_the_index_of_the_documentation_has_every_page() -> None:

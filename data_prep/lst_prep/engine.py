@@ -88,7 +88,7 @@ def run_stage(
             return
 
         name = f"unreadable-{stage.name}{'-' + part.replace('/', '-of-') if part else ''}.txt"
-        unread = Unread(stage.name, max_unreadable, work / name)
+        unread = Unread(stage.name, max_unreadable, work / name, part is not None)
 
         def take(item: int | None, outcome: Outcome, node: str) -> None:
             kind, payload = outcome

@@ -18,7 +18,7 @@ from typing import Any
 
 from lst_prep.reading import CannotRead
 from lst_prep.unread import JobFault
-from megatron_lst.errors import LstError, UserError
+from megatron_lst.errors import LstError, UserError, of_missing_module
 from megatron_lst.files import write_bytes
 
 Work = Callable[[int], dict[str, Any]]
@@ -187,4 +187,6 @@ class ItemWorker:
             return "fault", said(error)
         if isinstance(error, LstError):
             return "fault", str(error)
+        if isinstance(error, ModuleNotFoundError) and (missing := of_missing_module(error)):
+            return "user", str(missing)
         return "bug", "".join(traceback.format_exception(error))

@@ -166,7 +166,9 @@ def plan_of(config: PrepConfig) -> dict[str, Any]:
         try:
             inputs[path] = file_hash(Path(path))
         except OSError as error:
-            raise UserError(f"{told(path)}: cannot be read ({error.strerror})") from error
+            raise UserError(
+                f"{told(path)}: cannot be read ({error.strerror}); `manifests` names JSONL files"
+            ) from error
     for source in config.text:  # items are numbered by file; terabytes of text are known by their sizes
         opener = Layout(config.out).inputs(config)
         for file in source_files(source, opener):

@@ -32,7 +32,7 @@ class Rejections:
 
 def is_of_the_piece(error: Exception) -> bool:
     """Whether an error that nobody foresaw may be laid to one piece: not what the machine or the store says."""
-    machine = isinstance(error, OSError | MemoryError | LstError) or "CUDA" in str(error)
+    machine = isinstance(error, OSError | MemoryError | ImportError | LstError) or "CUDA" in str(error)
     return not machine and type(error).__name__ not in ("OutOfMemoryError", "AcceleratorError")
 
 

@@ -149,7 +149,8 @@ def _audio_path(audio: str, folder: Path, root: str) -> str:
     allowed = Path(root) if root else folder
     path = os.path.abspath(folder / audio)
     if (root or not os.path.isabs(audio)) and not Path(path).is_relative_to(os.path.abspath(allowed)):
-        raise Rejection("outside_corpus", f"{audio} is not under {allowed}")
+        cure = "mend the path, or audio.root" if root else "give an absolute path, or name a folder above in audio.root"
+        raise Rejection("outside_corpus", f"{audio} is not under {allowed}; {cure}")
     return path if os.path.isabs(audio) else os.path.normpath(folder / audio)
 
 

@@ -70,7 +70,7 @@ class Preparation:
         with replacing(self.layout.manifest_rejections) as log:
 
             def reject(where: str, rejection: Rejection, source: str = "") -> None:
-                reasons.append(printable(str(rejection)))
+                reasons.append(printable(f"{where}: {rejection}"))
                 source = source or Path(where.rpartition(":")[0]).name.split(".")[0]
                 line = {"id": printable(where), "source": printable(source), "reason": rejection.reason}
                 log.write(json.dumps({**line, "detail": printable(rejection.detail)}) + "\n")
@@ -88,7 +88,7 @@ class Preparation:
             items = table.write(entries(), self.config.jobs.item_pieces)
         texts = self._text_items()
         if not items and not texts:
-            why = f"; {len(reasons)} lines were rejected, the first as {reasons[0]}" if reasons else ""
+            why = f"; {len(reasons)} rejected, the first: {reasons[0]}" if reasons else "; name `manifests` or `text`"
             raise UserError(f"nothing to prepare: no usable manifest line and no text source{why}")
         for warning in text_stages.heldout_by_name(texts):
             print(f"WARNING: {warning}", file=sys.stderr)

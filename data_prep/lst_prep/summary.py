@@ -139,7 +139,7 @@ def _short(line: dict[str, str]) -> str:
     name = Path(line["id"]).name if "/" in line["id"] else line["id"]
     shown = f"{name}: {line['detail']}" if line["detail"] else name
     shown = " ".join(shown.split())
-    return shown if len(shown) <= 100 else shown[:97] + "..."
+    return shown if len(shown) <= 160 else shown[:157] + "..."
 
 
 def lost_lines(summary: dict[str, Any]) -> list[str]:

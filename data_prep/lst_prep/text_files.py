@@ -181,7 +181,7 @@ def _read_jsonl(
     for number, value in _json_values(source, lines, path, on_reject, skim):
         text = value.get(source.text_key) if isinstance(value, dict) else None
         if not isinstance(text, str):
-            on_reject(f"{path}:{number}", Rejection("bad_text_line", f"no string {source.text_key!r}"))
+            on_reject(f"{path}:{number}", Rejection("bad_text_line", _no_text(source, value)))
             continue
         if not is_unicode(text) or not is_unicode(str(value.get("id"))):
             on_reject(f"{path}:{number}", Rejection("bad_text_line", "holds half a surrogate pair"))
@@ -190,6 +190,15 @@ def _read_jsonl(
             on_reject(f"{path}:{number}", Rejection("bad_text_line", "the id is neither a text nor a number"))
             continue
         yield _record(source, f"{stem}-{number}", text, value, f"{path}:{number}")
+
+
+def _no_text(source: TextSource, value: Any) -> str:
+    """What a record without the text has instead."""
+    said = f"no string {source.text_key!r}"
+    if not isinstance(value, dict) or source.text_key in value:
+        return said
+    others = [str(name) for name, item in value.items() if isinstance(item, str)]
+    return said + (f"; it has {', '.join(others[:5])}: name one as the source's `text_key`" if others else "")
 
 
 def _json_values(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -279,7 +279,10 @@ def load_tokenizer(spec: str) -> Tokenizer:
         else:
             raise UserError(f"tokenizer {spec}: the folder holds neither tokenizer.model nor tokenizer.json")
     if not path.exists():
-        raise UserError(f"tokenizer {told(spec)}: no such file, and not `mistral-v1`")
+        raise UserError(
+            f"tokenizer {told(spec)}: no such file; give a tokenizer.json, a SentencePiece .model, a folder with one, "
+            f"or `mistral-v1`"
+        )
     return HuggingFaceTokenizer(path, spec) if path.suffix == ".json" else SentencePieceTokenizer(path, spec)
 
 
@@ -365,3 +368,14 @@ def _alike(text: str, found: str) -> tuple[int, int]:
 
 def _threes(letters: str) -> Iterable[str]:
     return (letters[i : i + 3] for i in range(max(len(letters) - 2, 1 if letters else 0)))
+
+
+def plain_encoder(tokenizer: Tokenizer) -> Callable[[str, bool], list[int]]:
+    """encode(text, continuing): a text that goes on begins with a new word."""
+
+    def encode(text: str, continuing: bool) -> list[int]:
+        if not continuing:
+            return tokenizer.encode(text)
+        return [piece for word in text.split() for piece in tokenizer.encode_word(word, False)]
+
+    return encode

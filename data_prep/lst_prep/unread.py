@@ -1,5 +1,7 @@
 """Items of a stage that could not be done because their inputs cannot be read now."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ class JobFault(LstError):
     exit_code = 4
 
 
+class MissingInputs(JobFault):
+    """Files that are named and not there, while all others can be read."""
+
+    exit_code = 2
+
+
 class Unread:
     """Keeps account of the inputs of a stage that cannot be read, and stops it when they are too many.
 
@@ -24,9 +32,11 @@ class Unread:
         stage: its name.
         most: the largest share of the files tried that may fail, once they are `_ENOUGH`.
         log: where the names go, one a line, for `lst prep give-up --list`; removed where there are none.
+        sliced: a task of an array, which is started again: a file that is not there may be away with its store.
     """
 
-    def __init__(self, stage: str, most: float, log: Path) -> None:
+    def __init__(self, stage: str, most: float, log: Path, sliced: bool = False) -> None:
+        self._sliced = sliced
         self._stage, self._most, self._log = stage, most, log
         self._items, self._tried = 0, 0
         self._files: dict[str, str] = {}
@@ -54,7 +64,12 @@ class Unread:
 
     def _raise(self, what: str) -> None:
         write_bytes(self._log, "".join(f"{path}\n" for path in self._files).encode(errors="backslashreplace"))
+        said = f"{what}. {listed(self._files)}. All are named in {self._log}."
+        if not self._sliced and set(self._files.values()) == {os.strerror(errno.ENOENT)}:
+            raise MissingInputs(
+                f"{said} Put them there and run the same command again (relative paths count from the manifest's "
+                f"folder); what is gone for good: `lst prep give-up`"
+            )
         raise JobFault(
-            f"{what}. {listed(self._files)}. All are named in {self._log}. Run the same command again when they can be "
-            f"read; what is gone for good: `lst prep give-up`"
+            f"{said} Run the same command again when they can be read; what is gone for good: `lst prep give-up`"
         )

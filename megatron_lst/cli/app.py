@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,8 +22,9 @@ from megatron_lst.cli.launch import launch_app
 from megatron_lst.cli.plan import plan
 from megatron_lst.cli.prep import prep_app
 from megatron_lst.cli.runs import checkpoint_app, report
+from megatron_lst.cli.usage import USAGE_ERROR, exit_code, sentence
 from megatron_lst.cli.warm_start import warm_start
-from megatron_lst.errors import LstError
+from megatron_lst.errors import LstError, of_missing_module
 from megatron_lst.terminal import unfailing_output
 
 app = typer.Typer(
@@ -54,13 +55,25 @@ OVERRIDES = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 
 
 @app.command()
-def train(config: CONFIG, overrides: OVERRIDES = None) -> None:
+def train(
+    config: CONFIG,
+    overrides: OVERRIDES = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do all that comes before the first step, and stop")
+    ] = False,
+) -> None:
     """Train, alone or under torchrun or srun. Goes on from the newest checkpoint in run.dir."""
     from megatron_lst.config import load_config
+    from megatron_lst.training.dry_run import dry_run as rehearse
     from megatron_lst.training.trainer import train as run
 
     settings = load_config(config, overrides or ())
     with unfailing_output():
+        if dry_run:
+            lines = rehearse(settings)
+            if os.environ.get("RANK", "0") == "0":
+                print(*lines, f"ready: {settings.run.dir}; no step was done, nothing was written there", sep="\n")
+            return
         end = run(settings)
         if os.environ.get("RANK", "0") == "0":
             state = f"saved on {end.signal.name}; the same command goes on from there" if end.signal else "finished"
@@ -88,11 +101,28 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        app()
-    except (LstError, KeyboardInterrupt) as error:
-        with unfailing_output():  # the exit code says what happened, also where nobody reads
-            print(f"error: {error}" if isinstance(error, LstError) else "interrupted", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, LstError) else 130)
+        code = app(standalone_mode=False, prog_name="lst")
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is on the screen
+            sys.exit(exit_code(error))
+        _end(sentence(error), exit_code(error))
+    except ModuleNotFoundError as error:
+        missing = of_missing_module(error)
+        if missing is None:
+            raise
+        _end(str(missing), missing.exit_code)
+    except LstError as error:
+        _end(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("", 130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(said: str, code: int) -> NoReturn:
+    with unfailing_output():  # the exit code says what happened, also where nobody reads
+        print(f"error: {said}" if said else "interrupted", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from megatron_lst.errors import UserError
-
 config_app = typer.Typer(no_args_is_help=True, help="Show a configuration with its origins; list all keys.")
 
 
@@ -29,27 +27,21 @@ def _class(of: Of) -> type:
         from megatron_lst.config.schema import Config
 
         return Config
-    try:
-        from lst_prep.chat.config import ChatConfig
-        from lst_prep.config import PrepConfig
-        from lst_prep.importing.config import ImportConfig
-    except ModuleNotFoundError as error:
-        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
+    from lst_prep.chat.config import ChatConfig
+    from lst_prep.config import PrepConfig
+    from lst_prep.importing.config import ImportConfig
+
     classes: dict[Of, type] = {Of.prep: PrepConfig, Of.imports: ImportConfig, Of.chat: ChatConfig}
     return classes[of]
 
 
-def _kind(values: Mapping[str, Any], path: str) -> Of:
+def _kind(values: Mapping[str, Any]) -> Of:
     """What a file configures, by the keys at its top."""
     import dataclasses
 
-    found = [of for of in Of if set(values) <= {field.name for field in dataclasses.fields(_class(of))}]
-    if not found:
-        raise UserError(
-            f"{path}: its keys ({', '.join(map(str, values))}) fit neither a run nor a preparation; "
-            "say which it is by --of, and the wrong key is named"
-        )
-    return found[0]
+    keys = {of: {field.name for field in dataclasses.fields(_class(of))} for of in Of}
+    # A key that is wrong is named when the rest is built, by what most of the others are of.
+    return max(Of, key=lambda of: (set(values) <= keys[of], len(set(values) & keys[of])))
 
 
 @config_app.command()
@@ -66,7 +58,7 @@ def show(
     from megatron_lst.config.paths import absolute
 
     values = read_yaml(config)
-    kind = of or _kind(values, config)
+    kind = of or _kind(values)
     cls = _class(kind)
     values = merge(values, parse_overrides(overrides or (), cls))
     resolved: Any = absolute(build(cls, values))

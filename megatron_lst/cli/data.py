@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_lst.cli.tables import print_table
+
 if TYPE_CHECKING:
     from megatron_lst.patching.row import Row
 
@@ -51,8 +53,8 @@ def inspect(
 ) -> None:
     """A picture and a table of one row: words, units, patches, modality, and when each unit may be read."""
     from rich.console import Console
-    from rich.table import Table
 
+    from megatron_lst.cli.tables import narrow_table
     from megatron_lst.config import load_config
     from megatron_lst.data.mixture import open_mixture
     from megatron_lst.data.picture import describe_units, draw_row
@@ -79,9 +81,8 @@ def inspect(
         f"row {found.index}, hash {found.hash:016x}: {found.units} units, {len(found.tokens)} tokens, "
         f"{found.statistics.aligned_documents} of {found.statistics.speech_documents} speech chunks aligned"
     )
-    chunks = Table(title="document chunks")
-    for name in ("", "source", "document", "cut", "tokens", "begins at span", "ends"):
-        chunks.add_column(name)
+    columns = ("chunk", "source", "document", "cut", "tokens", "begins at span", "ends")
+    chunks = narrow_table("document chunks", columns, left=["source", "document", "cut", "begins at span", "ends"])
     for ordinal, part in enumerate(origins):
         tokens = found.tokens[found.document == ordinal]
         ended = "EOS" if tokens[-1] == settings.vocabulary.eos else "goes on in the next row"
@@ -90,17 +91,17 @@ def inspect(
         how = part.method if part.example.document.has_speech else "text"
         chunks.add_row(str(ordinal), part.source, found.document_ids[ordinal], how, str(len(tokens)), begin, ended)
     if origins:
-        console.print(chunks)
-    table = Table(title=f"units from token {first} (closed at: the first token that may read the unit)")
-    for name in ("unit", "document", "kind", "first token", "tokens", "closed at", "learnt", "words"):
-        table.add_column(name)
+        print_table(chunks, console)
+    title = f"units from token {first} (closed at: the first token that may read the unit)"
+    columns = ("unit", "document", "kind", "first token", "tokens", "closed at", "learnt", "words")
+    table = narrow_table(title, columns, left=["document", "kind", "learnt", "words"])
     entries = [e for e in describe_units(found, origins, settings.vocabulary) if e["first"] >= first]
     for e in entries[:units]:
         closed = "-" if e["closed_at"] is None else str(e["closed_at"])
         learnt = "yes" if e["learnt"] else "no"
         cells = (e["unit"], e["document"], e["kind"], e["first"], e["tokens"], closed, learnt, e["words"])
         table.add_row(*(str(cell) for cell in cells))
-    console.print(table)
+    print_table(table, console)
     path = out or Path(f"row-{found.index}.png")
     print(draw_row(found, origins, settings.vocabulary, path, first_token=first))
 
@@ -166,13 +167,13 @@ def simulate(
             f"{s.epochs:.3g}",
             *repeats,
         )
-    console.print(table)
+    print_table(table, console)
     table = narrow_table("downloads", ("node", "data ranks", "shards", "one pass, GB", "whole run, GB"), left=[])
     for n in forecast.nodes:
         table.add_row(
             str(n.node), str(n.ranks), f"{n.shards:,}", f"{n.bytes_once / 1e9:,.3f}", f"{n.bytes_run / 1e9:,.3f}"
         )
-    console.print(table)
+    print_table(table, console)
 
 
 @data_app.command()
@@ -183,8 +184,6 @@ def patches(
     out: Annotated[Path, typer.Option(help="The picture")] = Path("patches.png"),
 ) -> None:
     """How long patches are under each strategy, words and silences apart: a table and histograms."""
-    from rich.console import Console
-
     from megatron_lst.cli.tables import narrow_table
     from megatron_lst.config import load_config
     from megatron_lst.data.patches import draw_patches, measure_patches, sample_speech
@@ -207,5 +206,5 @@ def patches(
             else:
                 cells.append(f"{value:.2f}" if isinstance(value, float) else str(value))
         table.add_row(*cells)
-    Console().print(table)
+    print_table(table)
     print(draw_patches(measured, out, settings.vocabulary.rate))

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_lst.cli.tables import print_table
 from megatron_lst.errors import LstError, UserError
 
 PREPARATION, LST, BASELINE = "configs/prep-demo.yaml", "configs/demo.yaml", "configs/demo-baseline.yaml"
@@ -202,7 +203,7 @@ def _summary(run: Path, baseline: Path, times: dict[str, float]) -> None:
         table = Table("stage", "time", title=f"time on {os.cpu_count()} cores; largest process {peak:.1f} GB")
         for title, seconds in times.items():
             table.add_row(title, f"{int(seconds) // 60}:{int(seconds) % 60:02d}")
-        console.print(table)
+        print_table(table, console)
         write_json(run / "demo.json", {"seconds": times, "peak_gigabytes": peak, "cores": os.cpu_count()})
     page = comparison(
         [

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_lst.cli.tables import narrow_table, print_table
 from megatron_lst.errors import UserError
 from megatron_lst.gpu import gpu_is_usable
 from megatron_lst.machine import usable_cores
@@ -66,6 +67,7 @@ PACKAGES = (
         False,
     ),
     ("tensorboard", "tensorboard", "curves in runs/*/tensorboard", "pip install tensorboard", False),
+    ("wandb", "wandb", "run.wandb: curves at Weights & Biases", "pip install 'wandb<0.30'", False),
     ("matplotlib", "matplotlib", "pictures", "pip install matplotlib", False),
     ("soundfile", "soundfile", "preparation: reading audio", "pip install soundfile", False),
     ("scipy", "scipy", "preparation: resampling, features", "pip install scipy", False),
@@ -93,7 +95,7 @@ PROGRAMS = (
     ("flite", "preparation: pronunciations of unknown words", "apt install flite"),
     ("espeak-ng", "preparation: the maker of the embedded corpus", "apt install espeak-ng"),
     ("g++", "DeepSpeed's CPU optimizer", "apt install g++"),
-    ("docker", "lst launch docker", "docs.docker.com/engine/install"),
+    ("docker", "lst launch docker", "see docs.docker.com"),
 )
 
 
@@ -306,34 +308,30 @@ def _warnings(installed: Callable[[str], bool] = _installed) -> list[str]:
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     console = Console()
     for title, key in (("Machine", "machine"), ("Packages", "packages"), ("Programs", "programs")):
-        table = Table(title=title, title_justify="left")
-        for heading in ("", "here", "serves", "advice"):
-            table.add_column(heading, overflow="fold")
+        columns = ("name", "here", "serves", "advice")
+        table = narrow_table(title, columns, left=columns)
         for line in report[key]:
             mark = "[green]yes[/]" if line["found"] else ("[red]missing[/]" if line["required"] else "[dim]no[/]")
             shown = line["advice"] if not line["found"] or key == "machine" else ""
             table.add_row(line["name"], escape(line["found"] or "") or mark, line["serves"], escape(shown))
-        console.print(table)
-    table = Table(title="Optional accelerators", title_justify="left")
-    for heading in ("", "here", "serves", "how to get it"):
-        table.add_column(heading, overflow="fold")
+        print_table(table, console)
+    columns = ("name", "here", "serves", "how to get it")
+    table = narrow_table("Optional accelerators", columns, left=columns)
     for line in report["accelerators"]:
         how = "" if line["version"] else line["how_to_get"]
         table.add_row(line["name"], line["version"] or "[dim]no[/]", line["serves"], escape(how))
-    console.print(table)
+    print_table(table, console)
     if report["chosen"]:
         console.print("engine.*=auto takes: " + ", ".join(f"{k}={v}" for k, v in report["chosen"].items()))
         console.print("The optional accelerators are used when they are named (engine.norm=apex), never by auto.")
-    table = Table(title="Kernels", title_justify="left")
-    for heading in ("operation", "device", "chosen", "choices", "note"):
-        table.add_column(heading, overflow="fold")
+    columns = ("operation", "device", "chosen", "choices", "note")
+    table = narrow_table("Kernels", columns, left=columns)
     for row in report["kernels"]:
         table.add_row(row["op"], row["device"], row["chosen"], row["choices"], row["note"])
-    console.print(table)
+    print_table(table, console)
     for warning in report["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     if report["missing"]:

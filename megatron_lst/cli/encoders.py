@@ -15,16 +15,10 @@ if TYPE_CHECKING:
 
 def text_encoder(spec: str) -> tuple[Callable[[str, bool], list[int]], dict[str, Any]]:
     """(encode(text, continuing), {"fingerprint", "name"}) of a tokenizer."""
-    from lst_prep.tokenizer import load_tokenizer
+    from lst_prep.tokenizer import load_tokenizer, plain_encoder
 
     tokenizer = load_tokenizer(spec)
-
-    def encode(text: str, continuing: bool) -> list[int]:
-        if not continuing:
-            return tokenizer.encode(text)
-        return [piece for word in text.split() for piece in tokenizer.encode_word(word, False)]
-
-    return encode, {"fingerprint": tokenizer.info.fingerprint, "name": tokenizer.info.name}
+    return plain_encoder(tokenizer), {"fingerprint": tokenizer.info.fingerprint, "name": tokenizer.info.name}
 
 
 def text_decoder(spec: str) -> Callable[[list[int]], str]:

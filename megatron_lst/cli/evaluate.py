@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from megatron_lst.cli.analysis import jitter, words
 from megatron_lst.cli.harness import harness
+from megatron_lst.cli.options import JSON, answering
 from megatron_lst.cli.speech_tasks import asr, questions, tts
 from megatron_lst.cli.speed import speed
 
@@ -27,7 +28,7 @@ class _TargetGroup(TyperGroup):
 
 
 eval_app = typer.Typer(
-    cls=_TargetGroup, no_args_is_help=True, help="Evaluate a run or an exported model: lst eval RUN|EXPORT [options]."
+    cls=_TargetGroup, no_args_is_help=True, help="Evaluate a run or an exported model: lst eval RUN|EXPORT."
 )
 
 
@@ -57,9 +58,10 @@ def run(
     untrained: Annotated[bool, typer.Option("--untrained", help="A run's initial weights, to compare with")] = False,
     device: Annotated[str | None, typer.Option(help="For an export: cpu, cuda, ...")] = None,
     units: Annotated[int | None, typer.Option(min=1, help="For an export: units of a row; default: its own")] = None,
+    as_json: JSON = False,
 ) -> None:
     """Likelihood choice, held-out losses and speech bits; writes results.json and results.md."""
-    from megatron_lst.cli.models import is_run, open_scorer
+    from megatron_lst.cli.models import is_run, open_scorer, require_target
     from megatron_lst.errors import UserError
     from megatron_lst.evaluation.report import markdown, write_results
     from megatron_lst.files import require_writable
@@ -71,41 +73,57 @@ def run(
         if value is not None and is_run(target) != of_a_run:
             raise UserError(f"{option} is for {'a run' if of_a_run else 'an export'}, and {target} is the other")
     folder = out or target / "eval"
+    require_target(target)  # before a folder is made in it
     require_writable(folder, "results")
-    opened = open_scorer(target, step, device, units, untrained)
-    skipped: dict[str, str] = {}
-    try:
-        if not task and not documents and not (opened.config and opened.config.data.validation):
-            raise UserError("nothing to evaluate on: give --task FOLDER or --documents SHARDS")
-        patcher = opened.patcher(aligned)
-        tasks = _prepared_tasks(opened, task or [], direction, patcher)
-        held_out: dict[str, Any] = _held_out_losses(opened)
-        speech, texts, frames_of = _documents(opened, documents or [])
-        if original is not None and not texts:
-            raise UserError(f"--original {original}: there is no held-out text to compare on")
-        if texts:
-            held_out |= _text_losses(opened, texts, text_pieces, original, device)
-        if speech:
-            tasks += _held_out_choices(
-                opened, speech, direction, items, prompt_words, continuation_words, patcher, skipped
-            )  # fmt: skip
-            try:
-                held_out |= _speech_bits(opened, speech, frames_of, patcher)
-            except UserError as error:
-                skipped["held-out speech"] = str(error)
-        if not tasks and not held_out:
-            raise UserError(f"{target}: nothing could be evaluated: {'; '.join(skipped.values())}")
-        described = {"name": opened.name, **_plain(opened.metadata)}
-        if opened.is_writer:
-            print(markdown(described, tasks, held_out, skipped))  # before it is written: a full disk costs the files
-            try:
-                print(write_results(folder, described, tasks, held_out, skipped))
-            except OSError as error:
-                raise UserError(f"{folder}: the results above cannot be written ({error.strerror})") from None
-        if direction and skipped:
-            raise UserError(f"not evaluated, though asked for: {'; '.join(skipped)}")
-    finally:
-        opened.close()
+    with answering(as_json) as answer:
+        opened = open_scorer(target, step, device, units, untrained)
+        skipped: dict[str, str] = {}
+        try:
+            if not task and not documents and not (opened.config and opened.config.data.validation):
+                raise UserError("nothing to evaluate on: give --task FOLDER or --documents SHARDS")
+            patcher = opened.patcher(aligned)
+            tasks = _prepared_tasks(opened, task or [], direction, patcher)
+            held_out: dict[str, Any] = _held_out_losses(opened)
+            speech, texts, frames_of = _documents(opened, documents or [])
+            if original is not None and not texts:
+                raise UserError(f"--original {original}: there is no held-out text to compare on")
+            if texts:
+                held_out |= _text_losses(opened, texts, text_pieces, original, device)
+            if speech:
+                tasks += _held_out_choices(
+                    opened, speech, direction, items, prompt_words, continuation_words, patcher, skipped
+                )  # fmt: skip
+                try:
+                    held_out |= _speech_bits(opened, speech, frames_of, patcher)
+                except UserError as error:
+                    skipped["held-out speech"] = str(error)
+            if not tasks and not held_out:
+                raise UserError(f"{target}: nothing could be evaluated: {_together(skipped)}")
+            described = {"name": opened.name, **_plain(opened.metadata)}
+            if opened.is_writer:
+                print(
+                    markdown(described, tasks, held_out, skipped)
+                )  # before it is written: a full disk costs the files
+                content = {"target": described, "tasks": tasks, "held_out": held_out, "skipped": skipped}
+                answer(content)
+                try:
+                    file = write_results(folder, described, tasks, held_out, skipped)
+                    print(file)
+                    answer({"file": file, **content})
+                except OSError as error:
+                    raise UserError(f"{folder}: the results above cannot be written ({error.strerror})") from None
+            if direction and skipped:
+                raise UserError(f"not evaluated, though asked for: {_together(skipped)}")
+        finally:
+            opened.close()
+
+
+def _together(skipped: dict[str, str]) -> str:
+    """What could not be evaluated, each reason once."""
+    tasks: dict[str, list[str]] = {}
+    for task, why in skipped.items():
+        tasks.setdefault(why, []).append(task)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in tasks.items())
 
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -354,6 +372,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Folder of `lst eval` results")],
     second: Annotated[Path, typer.Argument(help="Another's; differences are second - first")],
     score: Annotated[str, typer.Option(help="mean, sum or per_character")] = "mean",
+    as_json: JSON = False,
 ) -> None:
     """Paired tests of two models on the same items."""
     from megatron_lst.errors import UserError
@@ -362,7 +381,10 @@ def compare(
 
     if score not in KINDS:
         raise UserError(f"--score {score!r}: expected one of {', '.join(KINDS)}")
-    print(comparison_table(paired_tests(load_results(first), load_results(second), score)))
+    with answering(as_json) as answer:
+        rows = paired_tests(load_results(first), load_results(second), score)
+        print(comparison_table(rows))
+        answer({"first": first, "second": second, "score": score, "tasks": rows})
 
 
 for command in (asr, tts, questions, harness, speed, words, jitter):

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megatron_lst.cli.tables import narrow_table
+from megatron_lst.cli.tables import narrow_table, print_table
 from megatron_lst.errors import UserError
 
 CONFIG = Annotated[str | None, typer.Argument(help="A YAML file, such as configs/lst-1b.yaml")]
@@ -66,7 +66,7 @@ def _paper(as_json: bool) -> None:
             digits = DECIMALS.get(line.unit, 2)
             published = "" if line.published is None else f"{line.published:g}"
             table.add_row(line.table, line.what, f"{line.recomputed:,.{digits}f}", published, line.unit, line.note)
-        console.print(table)
+        print_table(table, console)
     console.print(
         f"Beside every comparison at equal units: LST static 4 sees {1 / mix.units_per_token:.2f} times the data, with "
         f"{1 / mix.interleaved_units:.1f} times the context in interleaved documents, and spends the FLOPs above."
@@ -162,7 +162,7 @@ def _codecs(path: str, overrides: list[str], codecs: list[str], as_json: bool) -
             _si(flat).removesuffix("FLOP").strip(),
             f"{flat / patched:.2f}",
         )
-    Console().print(table)
+    print_table(table)
 
 
 def _config(path: str, overrides: list[str], as_json: bool) -> None:
@@ -178,14 +178,14 @@ def _config(path: str, overrides: list[str], as_json: bool) -> None:
     table.add_column("parameters", justify="right")
     for name, count in result["parameters"].items():
         table.add_row(name, f"{count:,}", style="bold" if name == "total" else None)
-    console.print(table)
+    print_table(table, console)
     columns = ("module", "forward,\nrow", "training,\nrow", "training,\nunit", "training,\ntoken", "share")
     table = narrow_table("FLOPs of an expected full row, useful work only", columns, left=["module"])
     whole = result["flops"]["total"]["forward_row"]
     for name, values in result["flops"].items():
         cells = [_si(value).removesuffix("FLOP").strip() for value in values.values()]
         table.add_row(name, *cells, f"{values['forward_row'] / whole:.1%}", style="bold" if name == "total" else None)
-    console.print(table)
+    print_table(table, console)
     row, run = result["row"], result["run"]
     console.print(
         f"A row: {row['units']:,.0f} units, {row['tokens']:,.0f} raw tokens expected "

@@ -1,11 +1,12 @@
 """`lst generate`: continue a prompt of text or speech with text or speech."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from megatron_lst.cli.options import finite
+from megatron_lst.cli.options import JSON, answering, finite
 
 if TYPE_CHECKING:
     from megatron_lst.patching.chunks import Modality
@@ -62,6 +63,7 @@ def generate(
     chat_format: Annotated[
         Path | None, typer.Option(help="--chat: the chat.json of `lst prep chat`; default: the export's own")
     ] = None,
+    as_json: JSON = False,
 ) -> None:
     """Patch by patch: the global transformer runs once a patch. Prints text or codebook ids, and what it cost."""
     import numpy as np
@@ -85,6 +87,8 @@ def generate(
     codebook = codebook_of(opened, codebook)
     if not chat and (turns or system or chat_format):
         raise UserError("--turns, --system and --chat-format are of conversations: add --chat")
+    if chat and as_json:
+        raise UserError("--json is for single prompts; --chat writes JSONL with --save")
     if chat and (text or audio or units):
         raise UserError("--chat takes its turns from the terminal or from --turns, not from --text, --audio or --units")
     if chat:
@@ -103,6 +107,8 @@ def generate(
     spec = tokenizer_of(opened, tokenizer) if text or tokenizer else opened.tokenizer
     spoken: list[np.ndarray] = []  # each [F], or [F, Q]
     for path in audio or []:
+        if not path.is_file():
+            raise UserError(f"--audio {path}: there is no such file")
         if codebook is None:
             raise UserError("--audio needs --codebook, the one of the model's speech tokens: the export has none")
         encode, _ = audio_encoder(codebook, str(units_model or opened.units_model or ""))
@@ -137,40 +143,56 @@ def generate(
         modality=to, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,  # type: ignore[arg-type]
         fixed_shapes=fixed_shapes,
     )  # fmt: skip
-    results, timing = run(model, prompts, settings)
-    written: list[str] = []
-    for number, result in enumerate(results):
-        print(f"[{number}] {len(result.tokens)} tokens, {result.units} global steps, ended by {result.finish}")
-        pieces = [t for t in result.tokens if t < v.text_size]
-        tokens = np.array(result.tokens, np.int64)
-        said = tokens[v.is_speech(tokens)] - v.text_size
-        if pieces:
-            response = text_decoder(spec)(pieces) if spec else str(pieces)
-            print(f"    text: {response}")
-            before = text[number - len(spoken)] if text and number >= len(spoken) else ""
-            written.append(f"{before} [{number}] {response}".strip())
-        if len(said):
-            codes = said.reshape(-1, v.depth) - v.offsets
-            listed = " ".join(map(str, codes.ravel().tolist()))
-            print(f"    units: {listed}")
-            written.append(f"[{number}] units {listed}")
-        if len(said) and out is not None:
-            target = out if len(results) == 1 else out.with_stem(f"{out.stem}-{number}")
-            prefix = spoken[number].reshape(-1) if number < len(spoken) else np.zeros(0, np.int64)
-            if voice is not None:
-                speak(voice, said, target, before=prefix)
-                print(f"    sound: {target} ({v.seconds(len(said)):.1f} s)")
-            else:
+    with answering(as_json) as answer:
+        results, timing = run(model, prompts, settings)
+        written: list[str] = []
+        answers: list[dict[str, Any]] = []
+        for number, result in enumerate(results):
+            said_of: dict[str, Any] = {
+                "tokens": len(result.tokens), "global_steps": result.units, "ended_by": result.finish, "text": None,
+                "codes": None, "file": None,
+            }  # fmt: skip
+            answers.append(said_of)
+            print(f"[{number}] {len(result.tokens)} tokens, {result.units} global steps, ended by {result.finish}")
+            pieces = [t for t in result.tokens if t < v.text_size]
+            tokens = np.array(result.tokens, np.int64)
+            said = tokens[v.is_speech(tokens)] - v.text_size
+            if pieces:
+                response = text_decoder(spec)(pieces) if spec else str(pieces)
+                print(f"    text: {response}")
+                before = text[number - len(spoken)] if text and number >= len(spoken) else ""
+                written.append(f"{before} [{number}] {response}".strip())
+                said_of["text"] = response
+            if len(said):
+                codes = said.reshape(-1, v.depth) - v.offsets
+                listed = " ".join(map(str, codes.ravel().tolist()))
+                print(f"    units: {listed}")
+                written.append(f"[{number}] units {listed}")
+                said_of |= {"codes": codes.tolist(), "seconds": v.seconds(len(said))}
+            if len(said) and out is not None:
+                target = out if len(results) == 1 else out.with_stem(f"{out.stem}-{number}")
+                prefix = spoken[number].reshape(-1) if number < len(spoken) else np.zeros(0, np.int64)
                 whole = np.concatenate([prefix, said])
-                target = write_codes(target, whole, v)
-                decoder = (opened.metadata.get("codec") or {}).get("decoder") or "the decoder of the model's codec"
-                print(f"    codes: {target}, [{len(whole) // v.depth}, {v.depth}]; {decoder} makes sound of them")
-    if save is not None:
-        save.write_text("\n".join(written) + "\n")
-        print(f"    saved: {save}")
-    cache = sum(timing.cache_bytes.values())
-    print(
-        f"{timing.tokens} tokens in {timing.seconds:.2f} s ({timing.tokens / timing.seconds:.1f} tokens/s), first "
-        f"after {timing.first_token * 1000:.0f} ms; caches {cache / 1e6:.2f} MB, of which global "
-        f"{timing.cache_bytes['global'] / 1e6:.2f} MB"
-    )
+                if voice is not None:
+                    speak(voice, said, target, before=prefix)
+                    lengths = f"{v.seconds(len(whole)):.1f} s"
+                    if len(prefix):
+                        lengths += (
+                            f": the prompt {v.seconds(len(prefix)):.1f} s, the response {v.seconds(len(said)):.1f} s"
+                        )
+                    print(f"    sound: {target} ({lengths})")
+                else:
+                    target = write_codes(target, whole, v)
+                    decoder = (opened.metadata.get("codec") or {}).get("decoder") or "the decoder of the model's codec"
+                    print(f"    codes: {target}, [{len(whole) // v.depth}, {v.depth}]; {decoder} makes sound of them")
+                said_of |= {"file": target, "file_seconds": v.seconds(len(whole))}
+        if save is not None:
+            save.write_text("\n".join(written) + "\n")
+            print(f"    saved: {save}")
+        cache = sum(timing.cache_bytes.values())
+        print(
+            f"{timing.tokens} tokens in {timing.seconds:.2f} s ({timing.tokens / timing.seconds:.1f} tokens/s), first "
+            f"after {timing.first_token * 1000:.0f} ms; caches {cache / 1e6:.2f} MB, of which global "
+            f"{timing.cache_bytes['global'] / 1e6:.2f} MB"
+        )
+        answer({"responses": answers, "timing": asdict(timing)})

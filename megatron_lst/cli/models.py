@@ -56,6 +56,14 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file()
 
 
+def require_target(path: Path) -> None:
+    """Raises UserError where a path is neither a run nor an export."""
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; name a run (run.dir) or an exported model")
+    if not is_run(path) and not (path / "config.json").is_file():
+        raise UserError(f"{path}: neither a run folder (config.yaml) nor an exported model (config.json)")
+
+
 def open_scorer(
     path: Path, step: int | None = None, device: str | None = None, units: int | None = None, untrained: bool = False
 ) -> Scorer:
@@ -70,10 +78,9 @@ def open_scorer(
     Raises:
         UserError: neither, or no checkpoint.
     """
+    require_target(path)
     if is_run(path):
         return _open_run(path, step, untrained)
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path}: neither a run folder (config.yaml) nor an exported model (config.json)")
     from megatron_lst.gpu import gpu_is_usable
     from megatron_lst.inference import load_export
 

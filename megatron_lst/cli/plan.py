@@ -1,5 +1,6 @@
 """`lst plan`: layouts that fit a cluster, with memory, time and cost, before anything is started."""
 
+import difflib
 import json
 import shlex
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from megatron_lst.cli.options import finite
+from megatron_lst.cli.tables import print_table
 from megatron_lst.errors import UserError
 
 
@@ -65,7 +67,13 @@ def make_plan(
 
     found = find_device(device)
     if found is None:
-        raise UserError(f"--device {device}: not known; one of {', '.join(d.name for d in DEVICES)}")
+        names = [d.name for d in DEVICES]
+        close = difflib.get_close_matches(device.lower(), names, n=1)
+        raise UserError(
+            f"--device {device}: not known; "
+            + (f"did you mean {close[0]}? " if close else "")
+            + f"One of {', '.join(names)}"
+        )
     if nodes < 1 or gpus_per_node < 1 or not 0 < efficiency <= 1 or network <= 0:
         raise UserError("--nodes and --gpus-per-node must be at least 1, --efficiency in (0, 1], --network above 0")
     cluster = Cluster(found, nodes * gpus_per_node, Assumptions(efficiency, network * 1e9, gpus_per_node))
@@ -122,8 +130,8 @@ def _print(result: dict[str, Any]) -> None:
     console = Console()
     title = f"{result['config']} on {result['gpus']} x {result['device']['name']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    table.add_column("layout", no_wrap=True)
-    for heading in ("micro\nbatch", "recom\npute"):
+    table.add_column("layout", overflow="fold")
+    for heading in ("micro\nbatch", "recompute"):
         table.add_column(heading, overflow="fold")
     for heading in ("state\nGB", "activ\nGB", "logit\nGB", "total\nGB", "step\ns", "MFU", "days", "GPU\nhours"):
         table.add_column(heading, justify="right", overflow="fold")
@@ -149,7 +157,7 @@ def _print(result: dict[str, Any]) -> None:
             _short(one["gpu_hours"]),
             *([_short(one["cost"])] if priced else []),
         )
-    console.print(table)
+    print_table(table, console)
     own = "; * as configured" if result["own"] else ""
     console.print(f"TP: tensor, SP: sequence, PP: pipeline (x virtual), DP: data parallel{own}")
     for problem in result["own_problems"]:

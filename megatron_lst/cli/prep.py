@@ -26,20 +26,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 def _config(path: Path, overrides: list[str] | None) -> "PrepConfig":
-    try:
-        from lst_prep.config import PrepConfig
-    except ModuleNotFoundError as error:
-        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
+    from lst_prep.config import PrepConfig
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 
     return build(PrepConfig, merge(read_yaml(path), parse_overrides(overrides or [], PrepConfig)), "")
 
 
 def _import_config(path: Path, overrides: list[str] | None) -> "ImportConfig":
-    try:
-        from lst_prep.importing.config import ImportConfig
-    except ModuleNotFoundError as error:
-        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
+    from lst_prep.importing.config import ImportConfig
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 
     return build(ImportConfig, merge(read_yaml(path), parse_overrides(overrides or [], ImportConfig)), "")
@@ -281,10 +275,7 @@ def import_tokens(config: ConfigPath, overrides: Overrides = None, items: Items 
 @prep_app.command()
 def chat(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Conversations to shards: JSONL messages of text and speech, by the tokenizer's chat template or markers."""
-    try:
-        from lst_prep.chat.config import ChatConfig
-    except ModuleNotFoundError as error:
-        raise UserError("data preparation is not installed: pip install 'megatron-lst[prep]'") from error
+    from lst_prep.chat.config import ChatConfig
     from lst_prep.chat.pipeline import run_chat
     from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
 

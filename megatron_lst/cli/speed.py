@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from megatron_lst.cli.generate import FIXED_SHAPES
+from megatron_lst.cli.options import JSON, answering
 
 
 def speed(
@@ -19,6 +20,7 @@ def speed(
     dtype: Annotated[str, typer.Option()] = "float32",
     fixed_shapes: FIXED_SHAPES = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the figures, under `lst` and `baseline`")] = None,
+    as_json: JSON = False,
 ) -> None:
     """Generation with random weights, side by side: tokens a second, global steps, cache memory."""
     from megatron_lst.config.load import load_config
@@ -28,12 +30,16 @@ def speed(
 
     if out is not None:
         require_writable(out.parent, "--out")
-    found = []
-    for path in (lst, baseline):
-        model = random_model(load_config(path), device, DTYPES[dtype])
-        found.append(measure(model, prompt, tokens, batch, fixed_shapes=fixed_shapes))
-        del model
-    print(f"{lst} and {baseline}, {dtype} on {device}: {batch} prompts of {prompt} speech tokens, {tokens} tokens each")
-    print(table(*found))
-    if out is not None:
-        write_json(out, {name: asdict(one) for name, one in zip(("lst", "baseline"), found, strict=True)})
+    with answering(as_json) as answer:
+        found = []
+        for path in (lst, baseline):
+            model = random_model(load_config(path), device, DTYPES[dtype])
+            found.append(measure(model, prompt, tokens, batch, fixed_shapes=fixed_shapes))
+            del model
+        what = f"{batch} prompts of {prompt} speech tokens, {tokens} tokens each"
+        print(f"{lst} and {baseline}, {dtype} on {device}: {what}")
+        print(table(*found))
+        figures = {name: asdict(one) for name, one in zip(("lst", "baseline"), found, strict=True)}
+        answer(figures)
+        if out is not None:
+            write_json(out, figures)

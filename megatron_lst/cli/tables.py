@@ -1,9 +1,10 @@
-"""Tables that 80 columns hold."""
+"""Tables that 80 columns hold, without a word that is cut in two."""
 
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 
@@ -20,3 +21,28 @@ def narrow_table(title: str, columns: Iterable[str], left: Collection[str]) -> "
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", overflow="fold")
     return table
+
+
+def print_table(table: "Table", console: "Console | None" = None) -> None:
+    """Print a table whose lines break between words, where the terminal is wide enough for its longest words.
+
+    Rich by itself takes columns below the width of their words while others have room.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    console = console or Console()
+    room = console.width - Measurement.get(console, console.options, table).minimum
+    if room >= 0:
+        texts = [[Text.from_markup(str(t)).plain for t in (c.header, *c.cells)] for c in table.columns]
+        least = [max((len(w) for text in column for w in text.split()), default=1) for column in texts]
+        most = [max((len(line) for text in column for line in text.splitlines()), default=1) for column in texts]
+        for _ in range(room):
+            widest = max(range(len(least)), key=lambda i: most[i] - least[i])
+            if most[widest] <= least[widest]:
+                break
+            least[widest] += 1
+        for column, width in zip(table.columns, least, strict=True):
+            column.width = max(width, 1)
+    console.print(table)

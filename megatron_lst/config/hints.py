@@ -1,6 +1,8 @@
 """What an unknown key was meant to be: the names of other frameworks, then the nearest name that there is."""
 
+import dataclasses
 import difflib
+import typing
 from collections.abc import Iterable
 
 ALIASES = {
@@ -58,17 +60,50 @@ ALIASES = {
 """Names that other frameworks have for keys of a run."""
 
 
-def hint(key: str, prefix: str, known: Iterable[str], aliases: bool = True) -> str:
+TOP_KEYS = {
+    "lst train": "checkpoint data engine evaluation model parallel patching run training vocabulary",
+    "lst prep run": "align attributions audio cutting give_up heldout jobs language languages manifests out reading "
+    "seed shards text text_options tokenizer units warn_lost warn_pieces",
+    "lst prep import": "checks codec sources",
+    "lst prep chat": "chunk_words codebook codec device end_of_turn on_bad row sources spans template units_model",
+}
+"""The keys at the top of each command's configuration, for a file that is given to another command."""
+MOST_LISTED = 12
+"""Keys that a message lists; more are in the pages that `lst config keys` writes."""
+
+
+def dotted(name: str) -> str | None:
+    """`training.lr` for `lr` or `learning_rate`: the one key of a run that this may mean; None: none, or several."""
+    from megatron_lst.config.schema import Config
+
+    word = name.rpartition(".")[2].lower().replace("-", "_")
+    if word in ALIASES:
+        return ALIASES[word]
+    sections = typing.get_type_hints(Config)
+    found = [f"{place}.{word}" for place, cls in sections.items() if word in {f.name for f in dataclasses.fields(cls)}]
+    return found[0] if len(found) == 1 else None
+
+
+def hint(key: str, prefix: str, known: Iterable[str], of_run: bool = True) -> str:
     """What to write instead of `prefix` + `key`.
 
     Args:
         prefix: of the mapping in which it stands, such as `training.`; empty at the top.
         known: the keys of that mapping.
-        aliases: whether the names of other frameworks mean something here.
+        of_run: the mapping is of a run's configuration, where other frameworks' names and other sections' keys mean
+            something.
     """
-    known = sorted(known)
-    meant = ALIASES.get(str(key).lower().replace("-", "_")) if aliases else None
-    if meant is not None and (not prefix or prefix in ("training.", "model.", "data.", "parallel.", "checkpoint.")):
+    known, key = sorted(known), str(key)
+    meant = dotted(key) if of_run and prefix.count(".") <= 1 else None
+    if meant is not None:
         return f"did you mean {meant.removeprefix(prefix)!r}?"
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    if not prefix:
+        own = max(TOP_KEYS, key=lambda command: len(set(TOP_KEYS[command].split()) & set(known)))
+        others = [command for command, keys in TOP_KEYS.items() if key in keys.split() and command != own]
+        if others:
+            return f"it is a key of a configuration for `{others[0]}`, and this one is for `{own}`"
+    if close := difflib.get_close_matches(key, known, n=1):
+        return f"did you mean {close[0]!r}?"
+    if len(known) <= MOST_LISTED:
+        return f"known keys: {', '.join(known)}"
+    return f"`lst config keys {'run' if of_run else 'prep'}` lists the {len(known)} that there are"

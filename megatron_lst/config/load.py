@@ -20,6 +20,8 @@ import yaml
 
 from megatron_lst.config.hints import hint
 from megatron_lst.config.paths import Spot, from_file, is_runs_own
+from megatron_lst.config.shipped import find
+from megatron_lst.config.unreadable import cannot_read, not_yaml
 from megatron_lst.errors import UserError
 from megatron_lst.values import Place
 
@@ -116,7 +118,7 @@ def parse_yaml(text: str, name: str = "<string>", folder: str | None = None) -> 
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise UserError(f"{name}: not valid YAML: {error}") from None
+        raise UserError(not_yaml(name, error)) from None
     finally:
         loader.dispose()
 
@@ -129,13 +131,15 @@ def read_yaml(path: str | Path, at: str | Path | None = None, above: tuple[Path,
             paths count from there. A configuration that comes with the package stands in `configs/`.
         above: files that led here, so that a circle is refused.
     """
+    if at is None and not above and (shipped := find(path)):
+        path, at = shipped
     path, at = Path(path), Path(path if at is None else at)
     if path.resolve() in above:
         raise UserError(f"{path}: its `base:` leads back to itself")
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"), str(path), str(at.parent))
     except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+        raise UserError(cannot_read(path, error, above[-1] if above else None)) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in UTF-8") from None
     if content is None:
@@ -147,7 +151,9 @@ def read_yaml(path: str | Path, at: str | Path | None = None, above: tuple[Path,
     if not isinstance(bases, (str, list)) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: base: expected a file or a list of files, got {bases!r}")
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_yaml(path.parent / base, at.parent / base, (*above, path.resolve())))
+        beside = path.parent / base, at.parent / base
+        found = beside if beside[0].exists() else find(base) or beside  # one that comes with the package
+        merged = merge(merged, read_yaml(*found, (*above, path.resolve())))
     return merge(merged, content)
 
 
@@ -225,10 +231,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", place: str =
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
-    places = _places(values)
+    places, of_run = _places(values), cls.__module__.startswith("megatron_lst.")
     for key in values:
         if key not in fields:
-            raise _mistake(places.get(key, place), f"{prefix}{key}: unknown key; {hint(key, prefix, fields)}")
+            raise _mistake(places.get(key, place), f"{prefix}{key}: unknown key; {hint(key, prefix, fields, of_run)}")
     converted = {
         key: _convert(hints[key], value, f"{prefix}{key}", places.get(key, place)) for key, value in values.items()
     }

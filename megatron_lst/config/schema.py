@@ -377,6 +377,27 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class TextAbilityConfig:
+    """What is left of a language model's text ability: the perplexity of held-out text and tasks of lm-eval, before the
+    first step, during training and after the last step, beside the language model's own (docs/warm-start.md)."""
+
+    every: CountOr0 = 0
+    """Steps between measures; 0: never."""
+    original: PathText | None = None
+    """Checkpoint of the language model that the run began with; it is measured once. null: without it."""
+    pieces: Count = 32_768
+    """Pieces of held-out text: of the sources of kind `text` in `data.validation`."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval that log-probabilities decide, such as [hellaswag, arc_easy]."""
+    tasks_from: PathText | None = None
+    """Folder of task YAML files of your own."""
+    shots: CountOr0 | None = None
+    """Examples before each question; null: as the task says."""
+    limit: Count | None = None
+    """First documents of each task only; null: all."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation during training."""
 
@@ -388,6 +409,26 @@ class EvaluationConfig:
     """Choices that are scored as well, such as [S->S, T->T]."""
     items: Count = 200
     """Items of each choice."""
+    text: TextAbilityConfig = field(default_factory=TextAbilityConfig)
+    """Text ability, for a run that begins with a language model."""
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases beside TensorBoard. Its own variables, such as WANDB_API_KEY and WANDB_MODE, hold."""
+
+    project: str = ""
+    """Its project; empty: not used."""
+    entity: str | None = None
+    """Team or user; null: the account's own."""
+    name: str | None = None
+    """Name of the run there; null: the run folder's."""
+    group: str | None = None
+    """Group of runs."""
+    tags: tuple[str, ...] = ()
+    """Tags of the run."""
+    mode: Literal["online", "offline"] | None = None
+    """`offline` writes into the run folder alone, and `wandb sync` sends it later; null: as WANDB_MODE says."""
 
 
 @dataclass(frozen=True)
@@ -398,6 +439,8 @@ class RunConfig:
     """The run folder."""
     stale_seconds: Seconds = 300.0
     """A run on another machine without a sign of life for this long loses its folder."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases, which is optional."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ from megatron_lst.documents.shards import ShardSet
 from megatron_lst.errors import UserError
 from megatron_lst.vocabulary import rate_text
 
+NO_SOURCES = (
+    "data.sources: there are none; name one: {name: speech, kind: interleaved, shards: [data/speech], weight: 1}"
+)
+"""What is said of a run without data."""
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -39,7 +44,7 @@ class Mixture:
         """
         names = [s.name for s in sources]
         if not sources:
-            raise UserError("data.sources: there are none; name at least one source of documents")
+            raise UserError(NO_SOURCES)
         if len(set(names)) < len(names):
             raise UserError(f"data.sources: names must differ, found {', '.join(names)}")
         for source in sources:
@@ -128,7 +133,7 @@ def _fits_vocabulary(config: Config, source: SourceConfig, path: str, shards: Sh
                 name = "text_size"
             raise UserError(
                 f"source {source.name!r}: {path} was made with {name}={value}, the configuration says "
-                f"vocabulary.{name}={expected}"
+                f"vocabulary.{name}={expected}: set it to the data's, or name data of this tokenizer and codec"
             )
 
 
@@ -147,5 +152,8 @@ def open_mixture(config: Config, sources: Sequence[SourceConfig], streams: int) 
                 if info is not None:
                     seen.setdefault(info.fingerprint, str(getattr(shards, "path", "?")))
         if len(seen) > 1:
-            raise UserError(f"sources made with different {what}s cannot be mixed: {', '.join(seen.values())}")
+            raise UserError(
+                f"sources made with different {what}s cannot be mixed: {', '.join(seen.values())}; prepare them with "
+                f"the same one (`lst doctor --shards SET` says what made a set)"
+            )
     return Mixture.of(config, sources, opened, streams)

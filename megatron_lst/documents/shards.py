@@ -81,7 +81,7 @@ class ShardSet:
             ("codebook", codebook, (manifest["codebook"] or {}).get("fingerprint")),
         ):
             if expected is not None and found is not None and expected != found:
-                raise UserError(f"{path}: its {name} is {found}, expected {expected}")
+                raise UserError(f"{path}: its {name} is {found}, expected {expected}{_OTHER.get(name, '')}")
         index, sizes = read_index(path, manifest, files)
         self.path = path if "://" in str(path) else Path(path)
         self.manifest = manifest
@@ -266,6 +266,10 @@ class ShardSet:
         self._open.clear()
 
 
+_OTHER = {
+    name: f": it was prepared with another {name}, whose ids mean something else; prepare it with the expected one"
+    for name in ("tokenizer", "codebook")
+}
 _NO_BYTES: np.ndarray = np.zeros(0, np.uint8)
 
 

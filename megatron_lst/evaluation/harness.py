@@ -7,6 +7,7 @@ or `lst eval harness`.  The class is made when lm_eval is there; without it `mak
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,57 @@ from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.patching.chunks import prompt_tokens, text_span
 from megatron_lst.patching.strategies import static_patcher
+from megatron_lst.vocabulary import Vocabulary
 
 Encode = Callable[[str, bool], list[int]]
 Decode = Callable[[list[int]], str]
+_TEXT = static_patcher(1)
+"""There is only text, whose pieces are units."""
 LONGEST_ANSWER = 256
 """Pieces of a generated answer where the task does not say."""
 
 
-class TextScorer:
-    """What the harness asks of a model, on plain strings.
+@dataclass(frozen=True)
+class TextRequests:
+    """Makes documents of what the harness asks about plain strings.
 
     Words are encoded one by one, so white space at the join of context and continuation does not count.
 
     Args:
         encode: (text, continuing) -> ids.
         units: longest context; longer contexts lose their beginning, as in the harness's own models.
+    """
+
+    encode: Encode
+    vocabulary: Vocabulary
+    units: int
+
+    def pair(self, name: str, context: str, continuation: str) -> ScoredChunk:
+        """The continuation of a context is scored.
+
+        Raises:
+            UserError: the continuation is empty, or longer than the context; names the request.
+        """
+        before = self.encode(context.rstrip(), False) if context.strip() else []
+        after = self.encode(continuation.strip(), bool(before))
+        if not after:
+            raise UserError(f"request {name}: the continuation {continuation!r} is empty")
+        if len(after) >= self.units:
+            raise UserError(f"request {name}: a continuation of {len(after)} pieces, the context is {self.units}")
+        before = before[max(0, len(before) + len(after) + 1 - self.units) :]
+        return scored_chunk((text_span(before), text_span(after)), 1, self.vocabulary, _TEXT, name)
+
+    def whole(self, name: str, text: str) -> list[ScoredChunk]:
+        """A whole text in windows of the context without overlap; none for an empty text."""
+        ids = self.encode(text, False)
+        windows = (ids[begin : begin + self.units - 1] for begin in range(0, len(ids), self.units - 1))
+        return [scored_chunk([text_span(window)], 0, self.vocabulary, _TEXT, name) for window in windows]
+
+
+class TextScorer:
+    """What the harness asks of a model, on plain strings; see `TextRequests`.
+
+    Args:
         batch: prompts that are continued together.
     """
 
@@ -42,7 +79,7 @@ class TextScorer:
         self, model: LatentSpeechTextModel, encode: Encode, decode: Decode, units: int = 4096, batch: int = 8
     ) -> None:
         self.model, self.encode, self.decode, self.units, self.batch = model, encode, decode, units, batch
-        self._patcher = static_patcher(model.patch_size)  # there is only text
+        self._text = TextRequests(encode, model.vocabulary, units)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """(log p of the continuation, whether it is the greedy one) for each (context, continuation).
@@ -50,30 +87,15 @@ class TextScorer:
         Raises:
             UserError: a continuation is empty, or longer than the context; names the request.
         """
-        chunks = []
-        for number, (context, continuation) in enumerate(pairs):
-            before = self.encode(context.rstrip(), False) if context.strip() else []
-            after = self.encode(continuation.strip(), bool(before))
-            if not after:
-                raise UserError(f"request {number}: the continuation {continuation!r} is empty")
-            if len(after) >= self.units:
-                raise UserError(f"request {number}: a continuation of {len(after)} pieces, the context is {self.units}")
-            before = before[max(0, len(before) + len(after) + 1 - self.units) :]
-            spans = (text_span(before), text_span(after))
-            chunks.append(scored_chunk(spans, 1, self.model.vocabulary, self._patcher, str(number)))
+        chunks = [self._text.pair(str(number), *pair) for number, pair in enumerate(pairs)]
         scores = score_chunks(chunks, self.model.score, self.model.vocabulary, self.units)
         return [(float(s.sum(dtype=np.float64)), self._is_greedy(one)) for s, one in zip(scores, chunks, strict=True)]
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
         """log p of whole texts, in windows of the context without overlap; 0 for an empty text."""
-        windows: list[ScoredChunk] = []
-        owners: list[int] = []
-        for number, whole in enumerate(texts):
-            ids = self.encode(whole, False)
-            for begin in range(0, len(ids), self.units - 1):
-                span = text_span(ids[begin : begin + self.units - 1])
-                windows.append(scored_chunk([span], 0, self.model.vocabulary, self._patcher, str(number)))
-                owners.append(number)
+        found = [self._text.whole(str(number), text) for number, text in enumerate(texts)]
+        windows = [window for mine in found for window in mine]
+        owners = [number for number, mine in enumerate(found) for _ in mine]
         totals = [0.0] * len(texts)
         scores = score_chunks(windows, self.model.score, self.model.vocabulary, self.units) if windows else []
         for number, values in zip(owners, scores, strict=True):
@@ -169,12 +191,26 @@ def make_harness_model(
     Raises:
         UserError: lm_eval is not installed.
     """
-    try:
-        from lm_eval.api.model import LM
-    except ImportError as error:
-        raise UserError(f"the harness adapter needs lm_eval ({error}): pip install lm-eval") from None
+    require_harness()
+    return harness_model(TextScorer(load_export(folder).model(device=device), encode, decode, units, batch))
 
-    scorer = TextScorer(load_export(folder).model(device=device), encode, decode, units, batch)
+
+def require_harness() -> None:
+    """
+    Raises:
+        UserError: lm_eval is not installed.
+    """
+    try:
+        import lm_eval.api.model  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"tasks of lm-eval need lm_eval ({error}): pip install 'megatron-lst[harness]'") from None
+
+
+def harness_model(scorer: TextScorer) -> Any:
+    """An `lm_eval.api.model.LM` that answers by a scorer. lm_eval must be there."""
+    from lm_eval.api.model import LM
+
+    units = scorer.units
 
     class HarnessModel(LM):  # type: ignore[misc]
         def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:

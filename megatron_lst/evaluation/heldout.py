@@ -206,7 +206,8 @@ def continuation_choices(
     if len(usable) < 2:
         raise UserError(
             f"choice items need two held-out speech documents of {prompt_words + continuation_words} words, or of two "
-            f"segments where words have no times; found {len(usable)}"
+            f"segments where words have no times; found {len(usable)}: name more with --documents, or lower "
+            f"--prompt-words ({prompt_words}) and --continuation-words ({continuation_words})"
         )
     starts = []
     for d in usable:

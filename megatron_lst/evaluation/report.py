@@ -151,7 +151,11 @@ def load_results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json" if folder.is_dir() else folder
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path}: no results of `lst eval` ({error.strerror}); name its folder, such as runs/demo/eval"
+        ) from None
+    except ValueError as error:
         raise UserError(f"{path}: not the results of `lst eval` ({error})") from None
 
 

@@ -17,7 +17,6 @@ from megatron_lst.documents.schema import Document
 from megatron_lst.errors import UserError
 from megatron_lst.evaluation.choice import Progress, Score, score_chunks
 from megatron_lst.evaluation.items import scored_chunk
-from megatron_lst.inference.cache import Cache
 from megatron_lst.inference.families import described
 from megatron_lst.inference.model import LatentSpeechTextModel
 from megatron_lst.inference.warm_start import read_object, warm_start
@@ -85,6 +84,10 @@ class Original:
         vocabulary: whose text ids it must have.
         units: most pieces of a window and BOS, for its sliding window.
 
+    Attributes:
+        model: it, as a baseline whose softmax is over its own ids.
+        vocabulary: its ids; what is scored is made with them.
+
     Raises:
         UserError: another family, or another vocabulary; see `warm_start`.
         DamagedDataError: see `warm_start`.
@@ -104,31 +107,16 @@ class Original:
         config = Config(vocabulary=own, model=model, patching=PatchingConfig(strategy="none"))
         weights = {name: torch.zeros(shape) for name, shape in canonical_shapes(config).items()}
         warm_start(folder, weights, model, own, units)
-        self._model = LatentSpeechTextModel.from_weights(model, own, weights, 1).to(device)
-        self._vocabulary = own
+        self.model = LatentSpeechTextModel.from_weights(model, own, weights, 1).to(device)
+        # Logits of its own ids alone: speech and markers, which it does not have, get no probability.
+        head = self.model.head
+        head.weight = torch.nn.Parameter(head.weight[: own.text_size], requires_grad=False)
+        head.out_features = own.text_size
+        self.vocabulary, self._units = own, units
 
-    def loss(
-        self, windows: Sequence[np.ndarray], at_once: int = 1024, progress: Progress = lambda done, total: None
-    ) -> TextLoss:
-        """Loss of the same windows as `text_loss`, over its own vocabulary.
-
-        Args:
-            at_once: positions whose logits live at a time.
-        """
-        scores = []
-        for number, window in enumerate(windows):
-            tokens = [self._vocabulary.bos, *window.tolist()]
-            new = self._model.counters(1)[0].add(tokens)
-            outputs = self._model.advance([new], Cache(self._model.config, 1, one_call=True))
-            found = []
-            for begin in range(0, len(window), at_once):
-                at = np.arange(begin, min(begin + at_once, len(window)))
-                logits = outputs.logits(at)[:, : self._vocabulary.text_size]
-                target = torch.from_numpy(window[at].astype(np.int64)).to(logits.device)
-                found.append((logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)).cpu().numpy())
-            scores.append(np.concatenate(found))
-            progress(number + 1, len(windows))
-        return _mean(scores)
+    def loss(self, windows: Sequence[np.ndarray], progress: Progress = lambda done, total: None) -> TextLoss:
+        """Loss of the same windows as `text_loss`, over its own vocabulary."""
+        return text_loss(windows, self.model.score, self.vocabulary, self._units, progress)
 
 
 def _mean(scores: Sequence[np.ndarray]) -> TextLoss:

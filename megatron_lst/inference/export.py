@@ -95,7 +95,9 @@ class Export:
         try:  # not empty(device=...): in a process that trained on a CPU that is the CPU (parallel/cpu.py)
             torch.empty(0).to(device)
         except (RuntimeError, AssertionError) as error:  # a device torch does not know, or was not built for
-            raise UserError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+            why = str(error).splitlines()[0]
+            why = "there is no such device; expected cpu or cuda" if why.startswith("Expected one of") else why
+            raise UserError(f"device {str(device)!r} cannot be used: {why}") from None
         weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}
         return LatentSpeechTextModel.from_weights(self.config, self.vocabulary, weights, self.patch_size)
 

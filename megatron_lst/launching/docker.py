@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_lst.config import Config, load_config
 from megatron_lst.config.paths import told
+from megatron_lst.config.shipped import find
 from megatron_lst.errors import UserError
 from megatron_lst.launching.templates import is_run_dir_filled_in, template_folder, words
 
@@ -46,13 +47,16 @@ def seen_inside(config: str, overrides: Sequence[str], *, runs: str, configs: st
     file = Path(config)
     if file.parts[:1] == ("configs",) and (Path(configs) / Path(*file.parts[1:])).is_file():
         file = Path(configs) / Path(*file.parts[1:])
-    file, folder = file.resolve(), Path(configs).resolve()
-    if not file.is_relative_to(folder):
-        folder = file.parent
-    inside = Path("configs") / file.relative_to(folder)
+    folder, shipped = Path(configs).resolve(), find(file)
+    if shipped:  # it is in the image, too
+        file, inside = shipped
+    else:
+        file = file.resolve()
+        folder = folder if file.is_relative_to(folder) else file.parent
+        inside = Path("configs") / file.relative_to(folder)
     settings: Config = load_config(file, overrides, at=inside)  # paths count from where the container has the file
     run, shared, mounted = Path(settings.run.dir), Path(runs).resolve(), ""
-    here = Path(os.path.abspath(load_config(file, overrides).run.dir))
+    here = Path(os.path.abspath(load_config(file, overrides, at=inside if shipped else None).run.dir))
     if here.is_relative_to(shared):
         run = Path("runs") / here.relative_to(shared)
     elif run.is_absolute():
@@ -64,7 +68,7 @@ def seen_inside(config: str, overrides: Sequence[str], *, runs: str, configs: st
         )
     pinned = str(run) != settings.run.dir or is_run_dir_filled_in(file, overrides)
     given = (*overrides, f"run.dir={run}") if pinned else tuple(overrides)
-    return Inside(settings, str(inside), given, str(folder), mounted)
+    return Inside(settings, config if shipped else str(inside), given, str(folder), mounted)
 
 
 def host_commands(

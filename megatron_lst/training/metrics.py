@@ -1,15 +1,16 @@
-"""metrics.jsonl and TensorBoard: one object a step, each step once."""
+"""metrics.jsonl: one object a step, each step once; the trackers get the same."""
 
 import contextlib
 import json
 import math
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megatron_lst.config.schema import Config
 from megatron_lst.files import write_text
+from megatron_lst.training.trackers import Trackers, open_trackers
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -24,27 +25,6 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-_TAGS: dict[str, str] = {
-    "loss": "loss/all",
-    "lr": "optimizer/lr",
-    "grad_norm": "optimizer/grad_norm",
-    "seconds": "speed/seconds",
-    "units_per_second": "speed/units_per_second",
-    "mfu": "speed/mfu",
-}
-"""Fields whose tag in TensorBoard does not follow from their name, see `tensorboard_tag`."""
-
-
-def tensorboard_tag(field: str) -> str:
-    """GROUP/NAME of a field of metrics.jsonl: `loss/speech` of `loss_speech`, `heldout/text_loss` of
-    `heldout_text_loss`; what neither is that nor stands in `_TAGS` counts data: `data/tokens`."""
-    if field in _TAGS:
-        return _TAGS[field]
-    group, _, name = field.partition("_")
-    # TensorBoard takes no ">".
-    return f"{group}/{name}".replace("->", "_to_") if group in ("loss", "heldout") else f"data/{field}"
-
-
 class MetricsWriter:
     """Writes one object a step; on resume it first drops what lies past the checkpoint.
 
@@ -54,7 +34,7 @@ class MetricsWriter:
         run: the run folder.
         after_step: the step of the checkpoint that training goes on from; 0 for a new run.
         tell: takes a sentence when writing begins to fail, and when it works again.
-        config_yaml: the run's configuration, for TensorBoard's text tab.
+        trackers: get every step as well.
     """
 
     def __init__(
@@ -62,37 +42,29 @@ class MetricsWriter:
         run: Path,
         after_step: int,
         tell: Callable[[str], None] = lambda sentence: None,
-        config_yaml: str = "",
+        trackers: Trackers | None = None,
     ) -> None:
         self._path, self._tell = run / "metrics.jsonl", tell
         kept = {r["step"]: r for r in read_metrics(run) if r["step"] <= after_step}
         write_text(self._path, "".join(json.dumps(kept[step]) + "\n" for step in sorted(kept)))
         self._file = self._path.open("ab", buffering=0)
         self._waiting, self._failing = b"", False
-        self._board: Any = None
-        with contextlib.suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
+        self._trackers = trackers or Trackers(run)
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
-            # The tab reads Markdown: indented lines are shown as they are.
-            self._board.add_text("configuration", textwrap.indent(config_yaml, "    "), after_step)
+    def before_steps(self, fields: dict[str, Any]) -> None:
+        """What was measured before the first step: for the trackers, which have a step 0."""
+        self._trackers.scalars(0, _finite(fields))
+
+    def samples(self, step: int) -> None:
+        """Send what is new in RUN/samples to the trackers."""
+        self._trackers.samples(step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one step. Values that are not finite become null, so that every reader can parse the line."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        clean = _finite(record)
         self._waiting += json.dumps(clean).encode() + b"\n"
         self._write_waiting()
-        if self._board is not None:
-            try:
-                for key, value in clean.items():
-                    if isinstance(value, dict):  # raw_tokens, by source
-                        for source, count in value.items():
-                            self._board.add_scalar(f"data/{key}/{source}", count, record["step"])
-                    elif key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                        self._board.add_scalar(tensorboard_tag(key), value, record["step"])
-            except OSError as error:
-                self._board = None
-                self._tell(f"TensorBoard's files cannot be written ({error}): it has no more steps of this start")
+        self._trackers.scalars(record["step"], clean)
 
     def _write_waiting(self) -> None:
         try:
@@ -107,14 +79,12 @@ class MetricsWriter:
             self._failing = False
             self._tell(f"{self._path} has all steps again")
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._write_waiting()
         if self._waiting:
             self._tell(f"{self._path} lacks {self._waiting.count(bytes([10]))} lines: it could not be written")
         self._file.close()
-        if self._board is not None:
-            with contextlib.suppress(OSError):
-                self._board.close()
+        self._trackers.close(failed)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -122,4 +92,15 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def open_metrics(config: Config, after_step: int, config_yaml: str, tell: Callable[[str], None]) -> MetricsWriter:
+    """The writer of a run with its trackers; see `MetricsWriter`."""
+    run = Path(config.run.dir)
+    last = max((record["step"] for record in read_metrics(run)), default=-1)
+    return MetricsWriter(run, after_step, tell, open_trackers(config, after_step, last, config_yaml, tell))

@@ -47,13 +47,30 @@ def describe_sources(config: Config) -> dict[str, Any]:
                 if said[key] and said[key]["fingerprint"] != found[key]["fingerprint"]:
                     raise UserError(
                         f"source {source.name!r}: made with the {key} of fingerprint {said[key]['fingerprint']}, "
-                        f"other sources with {found[key]['fingerprint']}"
+                        f"other sources with {found[key]['fingerprint']}; prepare them with the same one"
                     )
             if said["chat"] and said["chat"] != found["chat"]:
                 raise UserError(f"source {source.name!r}: its chat template is not that of other sources")
             for key, values in for_people.items():
                 values.update(manifest.get(key) or ())
     return found | {key: sorted(values) for key, values in for_people.items() if values}
+
+
+def check_sources(config: Config, begun: bool) -> dict[str, Any]:
+    """What the sources are, compared with what the run began with; nothing is written.
+
+    Args:
+        begun: the run has done steps: what it began with binds.
+
+    Raises:
+        UserError: see `record`.
+    """
+    run = Path(config.run.dir)
+    now, before = describe_sources(config), read(run)
+    if before is not None and begun:
+        _check_unchanged(run, before, now)
+        return before
+    return now
 
 
 def record(config: Config, begun: bool, tell: Callable[[EventKind, str], None]) -> dict[str, Any]:
@@ -70,14 +87,13 @@ def record(config: Config, begun: bool, tell: Callable[[EventKind, str], None]) 
         UserError: the shards are of another tokenizer or codebook than those that the run began with.
     """
     run = Path(config.run.dir)
-    now, before = describe_sources(config), read(run)
-    if before is not None and begun:
-        _check_unchanged(run, before, now)
-        return before
+    now = check_sources(config, begun)
+    if begun and read(run) is not None:
+        return now
     folder = run / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    places = [Path(p) for source in config.data.sources for p in source.shards if not is_remote(p)]
+    places = _places(config)
     for what, path in (
         ("tokenizer", find_tokenizer(now.get("tokenizer"), places)),
         ("codebook", find_codebook(now.get("codebook"), places)),
@@ -101,6 +117,19 @@ def read(run: Path) -> dict[str, Any] | None:
     if content is None and path.exists():
         raise DamagedDataError(f"{path}: not readable; it says what the run's ids mean")
     return content
+
+
+def tokenizer_of(config: Config) -> tuple[dict[str, Any], Path | None]:
+    """Fingerprint and name of the tokenizer of a run's text, and its file, where it is at hand. The run may not have
+    begun."""
+    run = Path(config.run.dir)
+    said = (read(run) or describe_sources(config)).get("tokenizer") or {}
+    return said, recorded_files(run).get("tokenizer") or find_tokenizer(said or None, _places(config))
+
+
+def _places(config: Config) -> list[Path]:
+    """Folders of the sources on this machine."""
+    return [Path(p) for source in config.data.sources for p in source.shards if not is_remote(p)]
 
 
 def recorded_files(run: Path) -> dict[str, Path]:

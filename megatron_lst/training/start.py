@@ -8,6 +8,8 @@ import torch.distributed as dist
 
 from megatron_lst.config.load import read_run
 from megatron_lst.config.schema import Config
+from megatron_lst.data.mixture import NO_SOURCES
+from megatron_lst.errors import UserError
 from megatron_lst.parallel.layout import ParallelLayout, check_layout
 from megatron_lst.parallel.state import ranks_of_run, start_world
 from megatron_lst.training.checkpoint import newest_checkpoint
@@ -21,8 +23,10 @@ def settle_config(config: Config) -> Config:
     """The resolved configuration of a new run, or of the stored one that goes on.
 
     Raises:
-        UserError: the run folder holds a run of another configuration.
+        UserError: no data, or the run folder holds a run of another configuration.
     """
+    if not config.data.sources:
+        raise UserError(NO_SOURCES)
     stored = Path(config.run.dir) / "config.yaml"
     return continue_config(config, read_run(stored.parent)) if has_begun(stored.parent) else resolve(config)
 

@@ -30,7 +30,7 @@ from megatron_lst.training.checkpoint.verification import load_checkpoint
 from megatron_lst.training.feed import RowFeed, StepBatch
 from megatron_lst.training.held_out import HeldOutEvaluation
 from megatron_lst.training.init_from import check_export
-from megatron_lst.training.metrics import MetricsWriter
+from megatron_lst.training.metrics import MetricsWriter, open_metrics
 from megatron_lst.training.provenance import record
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.record import StepRecorder, job_peak
@@ -44,6 +44,8 @@ from megatron_lst.training.resilience.watchdog import Watchdog
 from megatron_lst.training.resume import stored_training
 from megatron_lst.training.schedule import change, is_frozen, last_stable_step, learning_rate
 from megatron_lst.training.start import has_begun, init_distributed, lock_run_folder, settle_config
+from megatron_lst.training.text_ability import TextAbility
+from megatron_lst.training.trackers import require_trackers
 
 HANG_REPORT_SECONDS = 5.0
 """How long the report of a hang waits for events.log."""
@@ -164,11 +166,14 @@ class _Run:
         config = self.config
         if self.writer:
             outcome.clear(self.folder)
+        self.ranks.on_writer(lambda: require_trackers(config.run.wandb))
         self.ranks.on_writer(lambda: check_shard_sizes(config))
         self.ranks.on_writer(self._check_provenance)
+        beat = lambda: self.watchdog.beat(self.step, "evaluation")
+        ability = TextAbility(config, self.ranks, self.tell, beat)  # the original needs the room that the engine takes
         self.engine = self.build(config, layout=self.layout, fresh=False)
         assert self.engine.is_writer == self.writer, "rank 0 writes the run folder"
-        return self._train(self.engine, signals)
+        return self._train(self.engine, ability, signals)
 
     def _check_provenance(self) -> None:
         """Record what the shards are; refuse others later, and an export to start from that is of another model."""
@@ -177,7 +182,7 @@ class _Run:
             for line in check_export(self.config, recorded):
                 self.tell("start", line)
 
-    def _train(self, engine: Engine, signals: StopSignals) -> Outcome:
+    def _train(self, engine: Engine, ability: TextAbility, signals: StopSignals) -> Outcome:
         config, steps = self.config, self.config.training.steps
         peak = job_peak(config, engine.device, self.ranks.world_size)
         recorder = StepRecorder(config, self.ranks, engine.data_size, peak)
@@ -190,6 +195,7 @@ class _Run:
         for key, value in engine.describe().items():
             self.tell("engine", f"{key}: {value}")
         held_out = HeldOutEvaluation(config, engine)
+        at_start = ability.begin(engine, start)
         saver = CheckpointSaver(
             engine,
             self.ranks,
@@ -204,11 +210,13 @@ class _Run:
             feed = stack.enter_context(RowFeed(config, self.ranks, engine, self.resumed or None, start, steps))
             self.tell("start", f"{feed.builders} of {self.ranks.world_size} ranks build rows")
             metrics = (
-                stack.enter_context(MetricsWriter(self.folder, start, partial(self.tell, "metrics"), config_yaml))
+                stack.enter_context(open_metrics(config, start, config_yaml, partial(self.tell, "metrics")))
                 if self.writer
                 else None
             )
             stack.enter_context(self.background.flushed())
+            if metrics is not None and at_start:
+                metrics.before_steps(at_start)
             progress = stack.enter_context(Progress(f"train {self.folder.name}", steps, start))
             stopped: signal.Signals | None = None
             while self.step < steps and stopped is None:
@@ -218,8 +226,11 @@ class _Run:
                     measured = held_out.measure()
                     self.heldout_loss = (self.step, held_out.mean_loss(measured))
                     record |= measured
+                if ability.due(self.step):
+                    record |= ability.measure(engine)
                 if metrics is not None:
-                    self.background.put(partial(self._write_metrics, metrics, record))
+                    evaluated = self.heldout_loss[0] == self.step or self.step == steps
+                    self.background.put(partial(self._write_metrics, metrics, record, evaluated))
                     progress.update(self.step, f"loss {record['loss']:.4f}, {record['units_per_second']:,.0f} units/s")
                 stopped = agreed(told[: len(ORDER)])
                 stable_end = config.training.schedule == "wsd" and self.step == last_stable_step(config.training)
@@ -242,9 +253,11 @@ class _Run:
         self.background.flush()
         return Outcome(self.step, stopped)
 
-    def _write_metrics(self, metrics: MetricsWriter, record: dict[str, Any]) -> None:
+    def _write_metrics(self, metrics: MetricsWriter, record: dict[str, Any], samples: bool) -> None:
         self.check_lock()
         metrics.write(record)
+        if samples:
+            metrics.samples(record["step"])
 
     def _one_step(
         self, engine: Engine, recorder: StepRecorder, feed: RowFeed, numbers: Callable[[], list[int]]

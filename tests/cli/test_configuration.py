@@ -51,7 +51,7 @@ def test_preparations_are_shown_too_and_other_files_refused(tmp_path: Path) -> N
     assert "codebooks: [" in lst("config", "show", str(next((CONFIGS / "import").glob("*.yaml"))))
     assert "template: markers" in lst("config", "show", str(CONFIGS / "prep-chat-demo.yaml"))
     (tmp_path / "mixed.yaml").write_text("model: {}\nmanifests: []\n")
-    with pytest.raises(UserError, match=r"model, manifests.*--of"):
+    with pytest.raises(UserError, match=r"line 2: manifests: .*`lst prep run`, and this one is for `lst train`"):
         lst("config", "show", str(tmp_path / "mixed.yaml"))
 
 

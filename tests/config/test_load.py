@@ -30,7 +30,7 @@ def test_an_empty_file_is_the_papers_recipe(tmp_path: Path) -> None:
     [
         ("data: {unitss: 4}", ["data.unitss", "unknown key", "'units'"]),
         ("modle: {}", ["modle", "'model'"]),
-        ("training: {zzz: 1}", ["training.zzz", "known keys", "global_batch"]),
+        ("training: {zzz: 1}", ["training.zzz", "lst config keys run"]),
         ("data: {sources: [{name: a, kind: text, shards: [x], weigth: 1}]}", ["data.sources[0].weigth", "'weight'"]),
         ("data: {sources: [{name: a, kind: spoken, shards: [x]}]}", ["data.sources[0].kind", "interleaved"]),
         ("data: {sources: [{kind: text, shards: [x]}]}", ["data.sources[0]", "missing name"]),

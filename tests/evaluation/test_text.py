@@ -45,7 +45,7 @@ def test_the_originals_loss_is_that_of_transformers(tmp_path: Path, kind: str, c
         with torch.no_grad():
             total += float(theirs(ids, labels=ids).loss) * len(window)
         pieces += len(window)
-    found = Original(tmp_path / "theirs", V, 13).loss(windows, at_once=5)
+    found = Original(tmp_path / "theirs", V, 13).loss(windows)
     assert found.pieces == pieces
     assert found.loss == pytest.approx(total / pieces, rel=1e-6)
     assert found.perplexity == pytest.approx(np.exp(total / pieces), rel=1e-5)

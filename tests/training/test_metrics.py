@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lst.training.metrics import MetricsWriter, read_metrics, tensorboard_tag
+from megatron_lst.training.metrics import MetricsWriter, read_metrics
+from megatron_lst.training.trackers import TensorBoard, Trackers, tag_of
 
 
 def write(run: Path, after: int, steps: range, loss: float = 1.0) -> None:
@@ -89,7 +90,8 @@ def test_tensorboard_has_the_fields_in_groups_and_the_configuration(tmp_path: Pa
     record = {"loss": 2.0, "loss_speech": 3.0, "lr": 0.1, "grad_norm": 1.0, "seconds": 0.5, "units": 8, "mfu": None}
     record |= {"batch_hash": "ab", "skipped": False, "raw_tokens": {"talks": 9}}
     held_out = {"heldout_talks_loss": 2.5, "heldout_choice_S->S": 0.5}
-    with MetricsWriter(tmp_path, 0, config_yaml="model:\n  hidden: 32\n") as writer:
+    board = Trackers(tmp_path, [lambda: TensorBoard(tmp_path, 0, "model:\n  hidden: 32\n")])
+    with MetricsWriter(tmp_path, 0, trackers=board) as writer:
         writer.write({"step": 1, **record})
         writer.write({"step": 2, **record, **held_out})
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
@@ -109,4 +111,4 @@ def test_tensorboard_has_the_fields_in_groups_and_the_configuration(tmp_path: Pa
     [("mfu", "speed/mfu"), ("loss_marker", "loss/marker"), ("rows", "data/rows")],
 )
 def test_tags(field: str, tag: str) -> None:
-    assert tensorboard_tag(field) == tag
+    assert tag_of(field) == tag

@@ -117,7 +117,8 @@ class WhisperAligner:
         ids = torch.tensor([row + [self._end] * (longest - len(row)) for row in rows], device=self._device)
         mel = self._mel(sounds, sampling_rate=RATE, return_tensors="pt").input_features.to(self._device, self._dtype)
         with torch.inference_mode():
-            out = self._model(input_features=mel, decoder_input_ids=ids, output_attentions=True)
+            heard = self._model.model.encoder(mel)  # by itself: its own attention would take gigabytes
+            out = self._model(encoder_outputs=heard, decoder_input_ids=ids, output_attentions=True)
             heads = torch.stack([out.cross_attentions[layer][:, head].float() for layer, head in self._heads], 1)
             likely = torch.log_softmax(out.logits.float(), -1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
         found = []

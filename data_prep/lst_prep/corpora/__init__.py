@@ -6,6 +6,7 @@ for tests are held out. A line that is bad is skipped, named and counted; a file
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from lst_prep.corpora.corpus import Corpus, Skipped
 from lst_prep.corpora.folders import folder
@@ -30,6 +31,9 @@ READERS: dict[str, Callable[[Corpus], Iterator[Entry]]] = {
     "huggingface": huggingface,
 }
 
+_FOLDERS = ("librispeech", "mls", "yodas", "folder")
+"""Readers of folders alone; the others read a single file, too."""
+
 
 def read(kind: str, corpus: Corpus) -> Iterator[Entry]:
     """Entries of a corpus on disk.
@@ -41,7 +45,9 @@ def read(kind: str, corpus: Corpus) -> Iterator[Entry]:
     if kind not in READERS:
         raise UserError(f"unknown corpus {kind!r}; known: {', '.join(READERS)}")
     if not corpus.root.exists():
-        raise UserError(f"{corpus.root}: no such file or folder")
+        raise UserError(f"{corpus.root}: no such file or folder; the current folder is {Path.cwd()}")
+    if kind in _FOLDERS and not corpus.root.is_dir():
+        raise UserError(f"{corpus.root}: a file; --from {kind} takes the folder of the corpus: {corpus.root.parent}")
     count = 0
     for entry in READERS[kind](corpus):
         count += 1

@@ -172,7 +172,9 @@ def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
     """
     found = complete_checkpoints(run)
     if not found:
-        raise UserError(f"{checkpoint_root(run)}: no complete checkpoint")
+        raise UserError(
+            f"{checkpoint_root(run)}: no complete checkpoint; the run has saved none yet (checkpoint.every)"
+        )
     if step is None:
         return found[-1]
     for checkpoint in found:

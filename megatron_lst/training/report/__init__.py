@@ -7,12 +7,13 @@ from megatron_lst.config.load import load_run
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import LstError, UserError
 from megatron_lst.pages import Page, Section, Sounds, write_page
+from megatron_lst.training.report.ability import ability_cells, ability_rows, text_ability
 from megatron_lst.training.report.curves import Records, comparison, curves, held_out_table, histories, summarise
 from megatron_lst.training.report.data import held_out_speech, row_picture
 from megatron_lst.training.report.tables import checkpoints, configuration, evaluations, events, facts, samples
 from megatron_lst.training.resilience import outcome
 
-__all__ = ["histories", "summarise", "write_report"]
+__all__ = ["ability_cells", "ability_rows", "histories", "summarise", "write_report"]
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -31,6 +32,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     mine, config = next(iter(steps.values())), _config(run)
     sections = [
         Section("Curves", [*comparison(steps), *curves(steps), *held_out_table(mine)]),
+        Section("Text ability", text_ability(run, mine)),
         Section("Evaluation", evaluations(runs)),
         Section("Samples", samples(run, sounds)),
         Section("Held-out speech and its patches", held_out_speech(run, config, sounds)),
