@@ -37,7 +37,7 @@ class Mailbox:
         self._collections += 1
         store = dist.PrefixStore(f"{self._name}/{self._collections}", dist.distributed_c10d._get_default_store())
         if mine is not None:
-            store.set(str(store.add("letters", 1)), pickle.dumps((self._rank, mine)))
+            store.set(str(store.add("letters", 1)), pickle.dumps((self._rank, mine)))  # type: ignore[arg-type]  # bytes are taken
         letters = self._total(int(mine is not None))
         found = {}
         for number in range(1, letters + 1) if self._rank == 0 else ():
