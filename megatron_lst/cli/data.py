@@ -81,7 +81,7 @@ def inspect(
         f"row {found.index}, hash {found.hash:016x}: {found.units} units, {len(found.tokens)} tokens, "
         f"{found.statistics.aligned_documents} of {found.statistics.speech_documents} speech chunks aligned"
     )
-    columns = ("chunk", "source", "document", "cut", "tokens", "begins at span", "ends")
+    columns: tuple[str, ...] = ("chunk", "source", "document", "cut", "tokens", "begins at span", "ends")
     chunks = narrow_table("document chunks", columns, left=["source", "document", "cut", "begins at span", "ends"])
     for ordinal, part in enumerate(origins):
         tokens = found.tokens[found.document == ordinal]

@@ -311,7 +311,7 @@ def _print(report: dict[str, Any]) -> None:
 
     console = Console()
     for title, key in (("Machine", "machine"), ("Packages", "packages"), ("Programs", "programs")):
-        columns = ("name", "here", "serves", "advice")
+        columns: tuple[str, ...] = ("name", "here", "serves", "advice")
         table = narrow_table(title, columns, left=columns)
         for line in report[key]:
             mark = "[green]yes[/]" if line["found"] else ("[red]missing[/]" if line["required"] else "[dim]no[/]")

@@ -149,6 +149,7 @@ class Wandb:
             self._keep()
 
     def sample(self, step: int, name: str, sound: Path | None, text: str) -> None:
+        shown: Any
         if sound is not None:
             shown = self._wandb.Audio(str(sound), caption=text or None)
         else:

@@ -35,7 +35,7 @@ class Vocabulary:
         stated = _file(model, "tokenizer_config.json")
         pad = stated.get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
-        blank = ids.get("<blank>", padding if padding is not None else ids.get(pad, 0))
+        blank = ids.get("<blank>", padding if padding is not None else ids.get(str(pad), 0))
         self.blank = int(blank)
         self.separator: int | None = ids.get(stated.get("word_delimiter_token") or "|")
         self._ids: dict[str, int] = ids

@@ -119,6 +119,7 @@ class WhisperAligner:
         with torch.inference_mode():
             heard = self._model.model.encoder(mel)  # by itself: its own attention would take gigabytes
             out = self._model(encoder_outputs=heard, decoder_input_ids=ids, output_attentions=True)
+            assert out.cross_attentions is not None, "asked for"
             heads = torch.stack([out.cross_attentions[layer][:, head].float() for layer, head in self._heads], 1)
             likely = torch.log_softmax(out.logits.float(), -1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
         found = []
