@@ -47,7 +47,7 @@ class WhisperAligner:
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise UserError(f"align.model {config.model!r}: cannot be loaded as a whole Whisper ({error})") from error
         options = model.generation_config
-        self._heads = getattr(options, "alignment_heads", None)
+        self._heads: list[list[int]] = getattr(options, "alignment_heads", None) or []
         if not self._heads:
             raise UserError(
                 f"align.model {config.model!r}: its generation_config.json has no alignment_heads, which say where it "
