@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.trace import Operation
 from lst_kernels.interval_attention.tiles import Tile, tiles_for
 from megatron_lst.model.batch import Batch
 from megatron_lst.planning.devices import Device
+from megatron_lst.simulation.trace import Operation
 
 
 class Input(NamedTuple):

@@ -3,7 +3,7 @@
     python -m benchmarks.roofline configs/lst-1b.yaml [--device h200] [--micro-batch 4] [--document-tokens 1500]
     python -m benchmarks.roofline configs/lst-70b.yaml --stage 3     one rank of that stage, in the configured layout
 
-Estimates, not measurements: nothing runs but a trace (`benchmarks.trace`).  "Least" is a bound: each tensor moved
+Estimates, not measurements: nothing runs but a trace (`simulation.trace`).  "Least" is a bound: each tensor moved
 once, at the full rates of the data sheet.  "Expected" takes operators as they are executed, rates that kernels reach,
 tiles of attention and launches (`benchmarks.expected`).  They say where the time would go before a GPU is at hand,
 which operators are worth fusing, and which goal no tuning can reach.
@@ -31,9 +31,7 @@ from benchmarks.expected import (
     executed,
     turned_bytes,
 )
-from benchmarks.rank import stage_rank, traced_rank
 from benchmarks.rows import synthetic_rows
-from benchmarks.trace import Operation, trace_schedule
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
@@ -41,6 +39,8 @@ from megatron_lst.flops.work import Work, row_work
 from megatron_lst.model.batch import to_device
 from megatron_lst.parallel.layout import check_layout
 from megatron_lst.planning.devices import Device, find_device
+from megatron_lst.simulation.rank import stage_rank, traced_rank
+from megatron_lst.simulation.trace import Operation, trace_schedule
 
 KINDS = {
     "matrix products": ("aten.mm", "aten.bmm", "aten.addmm", "lst_kernels.add_product"),

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from benchmarks.rank import stage_rank, state_bytes, traced_rank
 from benchmarks.rows import synthetic_rows
-from benchmarks.trace import Trace, trace_schedule
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.errors import UserError
@@ -24,6 +22,8 @@ from megatron_lst.flops.work import Work, row_work
 from megatron_lst.parallel.layout import check_layout
 from megatron_lst.planning.memory import Memory, stage_memory
 from megatron_lst.planning.traffic import tensor_traffic
+from megatron_lst.simulation.rank import stage_rank, state_bytes, traced_rank
+from megatron_lst.simulation.trace import Trace, trace_schedule
 
 DOCUMENT = 1500
 """Raw tokens of every document."""

@@ -167,8 +167,20 @@ def start(layout: ParallelLayout, seed: int = 0) -> ParallelState:
 
 def stop(state: ParallelState) -> None:
     """Leave the groups of `start`; torch.distributed too where that call started it."""
+    leave_groups()
+    if state.owns_world and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def leave_groups() -> None:
+    """Forget Megatron-core's groups, which `start` made."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
-    if state.owns_world and dist.is_initialized():
-        dist.destroy_process_group()
+
+
+def drop_buffers() -> None:
+    """Give back the buffers that Megatron-core keeps for gathers from step to step."""
+    from megatron.core import parallel_state
+
+    parallel_state.get_global_memory_buffer().buffer.clear()

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from benchmarks import stages
-from benchmarks.rank import traced_rank
 from benchmarks.rows import synthetic_rows
 from benchmarks.stages import TracedStage, trace_stage
-from benchmarks.trace import dense, trace_schedule
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.parallel.layout import ParallelLayout, check_layout
 from megatron_lst.planning import memory
 from megatron_lst.planning.traffic import boundary_bytes
+from megatron_lst.simulation.rank import traced_rank
+from megatron_lst.simulation.trace import dense, trace_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ["parallel.tensor=1", "parallel.pipeline=1", "parallel.sequence=false", "training.micro_batch=4"]

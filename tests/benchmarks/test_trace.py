@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.rank import traced_rank
 from benchmarks.rows import synthetic_rows
-from benchmarks.trace import Trace, dense, trace_schedule
 from megatron_lst.config.load import load_config
+from megatron_lst.simulation.rank import traced_rank
+from megatron_lst.simulation.trace import Trace, dense, trace_schedule
 
 CONFIG = load_config(Path(__file__).resolve().parents[2] / "configs" / "lst-1b.yaml", ["data.units=4000"])
 

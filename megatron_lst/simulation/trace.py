@@ -1,6 +1,6 @@
 """A step on tensors without values: the operators and collectives of any rank, at any size, without a GPU.
 
-The real engine's pipeline schedule runs on PyTorch's meta device (`benchmarks.rank`), where a tensor has a shape and no
+The real engine's pipeline schedule runs on PyTorch's meta device (`simulation.rank`), where a tensor has a shape and no
 contents.  Whoever reads a value there fails: a traced step provably never makes the host wait for the device, and no
 shape in it depends on data.  Bytes are those that a GPU's allocator would hand out.  Kernels of `lst_kernels` are the
 operators that a GPU runs.
@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.rank import META, emptied, state_tensors, tensors_of
 from megatron_lst.patching.row import Row
+from megatron_lst.simulation.rank import META, emptied, state_tensors, tensors_of
 
 _KINDS = {
     "allreduce_": "all-reduce",
@@ -194,16 +194,16 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
     """The pipeline schedule of one step on this rank, its reduction of gradients included; AdamW is not.
 
     Args:
-        engine: of `benchmarks.rank.traced_rank`.
+        engine: of `megatron_lst.simulation.rank.traced_rank`.
         rows: this data-parallel rank's, a multiple of `training.micro_batch`.
 
     Raises:
         RuntimeError: something reads a value.
     """
-    from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import schedules
 
     from megatron_lst.model import batch
+    from megatron_lst.parallel.state import drop_buffers
 
     state, trace = engine.state, Trace()
     named = {
@@ -222,7 +222,7 @@ def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:
         for chunk in engine._wrapped:
             chunk.train()
             chunk.zero_grad_buffer()
-        parallel_state.get_global_memory_buffer().buffer.clear()  # so that the buffers of gathers are counted
+        drop_buffers()  # so that the buffers of gathers are counted
         ready = iter(batches)
         with patch.object(batch, "to_device", lambda *_: next(ready)):
             engine._schedule(parts[:count], engine._training_loss, forward_only=False)

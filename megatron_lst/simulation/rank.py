@@ -1,7 +1,7 @@
 """One rank of any layout without values: the engine on PyTorch's meta device, in a process group that is not there.
 
 Shapes, dtypes and groups are those of the rank; collectives return at once and move nothing.  So the stage of a model
-that needs hundreds of GPUs is built in a second and its schedule can be watched (`benchmarks.trace`).
+that needs hundreds of GPUs is built in a second and its schedule can be watched (`megatron_lst.simulation.trace`).
 """
 
 from collections.abc import Callable, Iterator
@@ -33,23 +33,27 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
     Built-in norms, attention and AdamW, whatever accelerators are here, so that a trace is the same everywhere.
 
     Yields:
-        A MegatronEngine, for `benchmarks.trace.trace_schedule`. It can neither step nor save.
+        A MegatronEngine, for `trace.trace_schedule`. It can neither step nor save.
 
     Raises:
         UserError: the layout cannot work on `world` ranks.
     """
-    from megatron_lst.parallel import cpu
     from megatron_lst.parallel.layout import check_layout
 
     check_layout(config, world)
-    engine = replace(config.engine, norm="torch", attention="lst_kernels", optimizer="torch")
+    with absent_world(world, rank):
+        yield engine_without_values(config)
+
+
+@contextmanager
+def absent_world(world: int, rank: int) -> Iterator[None]:
+    """Within it this process is world rank `rank` of `world`, and its device is the meta device."""
+    from megatron_lst.parallel import cpu
+    from megatron_lst.parallel.state import leave_groups
+
     cpu.install()
     with _absent_group(world, rank), ExitStack() as patches:
-        from megatron.core import parallel_state
         from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-
-        from megatron_lst.engines.megatron.engine import MegatronEngine
-        from megatron_lst.engines.megatron.optimizer_state import prime
 
         for owner, name, instead in (
             (cpu, "on_cpu", lambda: False),  # the settings of a GPU
@@ -62,11 +66,20 @@ def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
         ):
             patches.enter_context(patch.object(owner, name, instead))
         try:
-            built = MegatronEngine(replace(config, engine=engine), fresh=False)
-            prime(built.optimizer.core)
-            yield built
+            yield
         finally:
-            parallel_state.destroy_model_parallel()
+            leave_groups()
+
+
+def engine_without_values(config: Config, *, layout: ParallelLayout | None = None, fresh: bool = False) -> Any:
+    """As `engines.build_engine`, in an `absent_world`: a MegatronEngine whose optimizer has its state."""
+    from megatron_lst.engines.megatron.engine import MegatronEngine
+    from megatron_lst.engines.megatron.optimizer_state import prime
+
+    plain = replace(config.engine, norm="torch", attention="lst_kernels", optimizer="torch")
+    built = MegatronEngine(replace(config, engine=plain), layout=layout, fresh=False)
+    prime(built.optimizer.core)
+    return built
 
 
 @contextmanager
