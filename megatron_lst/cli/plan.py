@@ -29,6 +29,9 @@ def plan(
         float | None, typer.Option(min=0, callback=finite, help="Price of one accelerator for one hour")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Layouts to show")] = 8,
+    scale: Annotated[
+        bool, typer.Option(help="Simulate a whole job of the first layout with the real code: some seconds to minutes")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables")] = False,
 ) -> None:
     """Memory, time and cost of a run by layout: weights and optimizer exactly, activations and time as estimates."""
@@ -37,6 +40,8 @@ def plan(
     given = overrides or []
     settings = load_config(config, given)
     result = make_plan(settings, config, given, nodes, gpus_per_node, device, efficiency, network, price, top)
+    if scale:
+        result["scale"] = simulate_first(result)
     if as_json:
         print(json.dumps(result))
     else:
@@ -122,6 +127,42 @@ def make_plan(
     }
 
 
+def simulate_first(result: dict[str, Any]) -> dict[str, Any]:
+    """What `simulation.report.summary` counts in a job of the first layout of `make_plan`.
+
+    Raises:
+        UserError: it is DeepSpeed's.
+    """
+    from megatron_lst.config import load_config
+    from megatron_lst.simulation.report import simulate_sizes
+
+    config = load_config(result["config"], [*result["overrides"], *result["plans"][0]["overrides"]])
+    if config.engine.name != "megatron":
+        raise UserError("--scale: the simulator takes engine.name=megatron alone")
+    return simulate_sizes(config, [result["gpus"]])[0]
+
+
+def _print_scale(console: Any, found: dict[str, Any] | None) -> None:
+    if found is None:
+        console.print("What a job of it does to files and other ranks: add --scale (the real code, simulated).")
+        return
+    worst, phases, job = found["worst"], found["phases"], found["extrapolated"]
+
+    def files(phase: str) -> int:
+        return sum(phases[phase][key] for key in ("opened", "listed", "stated"))
+
+    console.print(
+        f"Simulated with the real code, {found['layout']}, the worst rank: {worst['groups']} process groups, by "
+        f"arithmetic {worst['sockets']} connections beside NCCL's. "
+        f"Files opened, listed or looked at: {files('start')} at start, "
+        f"{files('first batch')} for the first batch, {files('save')} in a save, {files('resume')} in a resume. "
+        f"{phases['step']['collectives']} collectives of the host in a step. "
+        f"On a device beside the state: {worst['step_device'] / 1e9:.2f} GB in a step, "
+        f"{worst['save_device'] / 1e9:.2f} in a save, {worst['load_device'] / 1e9:.2f} in a load. "
+        f"A save, extrapolated from the ranks looked at: {job['files']} files, {job['written'] / 1e9:.0f} GB."
+    )
+
+
 def _print(result: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -176,6 +217,7 @@ def _print(result: dict[str, Any]) -> None:
         f"A checkpoint: at most {memory['saving'] / 1e9:.1f} GB beside the state on a device while it is saved or "
         f"loaded, {memory['host'] / 1e9:.1f} GB in the host's memory of each rank that writes."
     )
+    _print_scale(console, result.get("scale"))
     console.print(
         f"Estimates: large matrix products at {assumed['efficiency']:.0%} of the peak, {assumed['network'] / 1e9:.0f} "
         f"GB/s between nodes for each accelerator, {usable:.0f} GB usable. Weights, gradients and optimizer "

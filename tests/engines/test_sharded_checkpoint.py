@@ -13,6 +13,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.engines import build_engine
 from megatron_lst.engines.checkpoint_files import Place, StoredShards, balanced, spread
 from megatron_lst.errors import DamagedDataError
+from megatron_lst.simulation.counting import Counts, counting
 from megatron_lst.training.checkpoint.folders import hash_file
 from tests.support.ranks import RankPool
 from tests.support.single import engine_of
@@ -56,6 +57,34 @@ def test_every_file_is_listed_with_its_hash_and_there_is_not_one_a_rank(ranks: R
             assert entry.get("by_shard", False) == name.endswith(".distcp")
     count = {name: len(list((tmp_path / name).glob("*.distcp"))) for name in ("one", "some", "parts")}
     assert count == {"one": 1, "some": 3, "parts": 4}, "by size, at least one for each part of the model"
+
+
+def opened_in_a_save(config: Config, folder: str, old_way: bool) -> int:
+    """Files of the checkpoint that this rank opens, lists or looks at while it saves."""
+    engine, counts = build_engine(config), Counts()
+    with counting(counts, [Path(folder)]):
+        engine.save(Path(folder))
+        if old_way:
+            torch.distributed.barrier()
+            for file in Path(folder).iterdir():
+                hash_file(file)
+    engine.close()
+    return sum(counts.of(counts.now)[key] for key in ("opened", "listed", "stated"))
+
+
+@pytest.mark.multiprocess
+def test_a_rank_touches_the_files_that_it_writes(ranks: RankPool, tmp_path: Path) -> None:
+    """Rank 0 its index besides; nobody lists the folder. Where each rank hashes all files, all are opened by all (the
+    control)."""
+    config = toy_config(checkpoint__file_megabytes=1)
+    for name, old_way in (("new", False), ("old", True)):
+        (tmp_path / name).mkdir()
+        first, *others = ranks.run(opened_in_a_save, 4, config, str(tmp_path / name), old_way)
+        files = len(list((tmp_path / name).iterdir()))
+        assert files == 3 + 5
+        assert (sum(others) <= 3) == (not old_way)
+        assert (min(others) >= files) == old_way
+        assert first > 0
 
 
 def load(config: Config, folder: str, by_megatron: bool) -> tuple[int, dict[str, torch.Tensor]]:

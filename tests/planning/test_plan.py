@@ -143,3 +143,12 @@ def test_mistakes_are_named(arguments: list[str], words: str) -> None:
     answer = run(str(ROOT / "configs" / "lst-1b.yaml"), *arguments)
     assert answer.exit_code == 2 or isinstance(answer.exception, UserError)
     assert words in answer.output + str(answer.exception)
+
+
+@pytest.mark.slow
+def test_a_job_of_the_first_layout_is_simulated_where_asked() -> None:
+    config = str(ROOT / "configs" / "lst-1b.yaml")
+    said = re.sub(r"\s+", " ", run(config, "--scale").output)
+    assert "Simulated with the real code, TP1 PP1 DP8, the worst rank" in said
+    assert "0 collectives of the host in a step" in said
+    assert "add --scale" in run(config).output
