@@ -23,6 +23,7 @@ from megatron_lst.training.checkpoint import complete_checkpoints
 from megatron_lst.training.resilience import outcome
 from megatron_lst.training.resilience.events import read_events
 from tests.data.toy import CODEBOOK, SPEECH_DOCUMENTS, TEXT_DOCUMENTS, TOKENIZER
+from tests.training.slowly import SAVE_PHASES
 from tests.training.tiny import curve, write_run
 
 pytestmark = pytest.mark.multiprocess
@@ -145,6 +146,39 @@ def test_twenty_killed_ranks_leave_no_trace_in_the_curve(folder, asynchronous):
         assert run.end() == 0, run.said.read_text()
     overrides = (longer, f"checkpoint.asynchronous={asynchronous}")
     survive_kills(folder, f"killed-{asynchronous}", 20, curve(run.run), *overrides)
+
+
+@pytest.fixture(scope="module")
+def calm(folder: Path) -> dict[int, tuple[float, float, str]]:
+    """The curve of eight undisturbed steps."""
+    with Run(folder, "calm", "training.steps=8") as run:
+        assert run.end() == 0, run.said.read_text()
+    return curve(run.run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", SAVE_PHASES)
+def test_a_kill_in_any_phase_of_a_save_leaves_no_trace(folder, calm, monkeypatch, phase):
+    """Of the second checkpoint, or the first one's removal: the newest complete one is the first until the rename, and
+    the second from there on. The run that goes on from it ends as if nothing had been."""
+    name = f"killed-in-{phase.replace(' ', '-')}"
+    run_folder = folder / name / "checkpoints"
+    options = ("training.steps=8", "checkpoint.asynchronous=true", "checkpoint.keep=1")
+    monkeypatch.setenv("LST_TEST_KILL", phase)
+    monkeypatch.setenv("LST_TEST_KILL_AFTER", str(run_folder / "step-00000002"))
+    with Run(folder, name, *options, seconds=0.05) as run:
+        assert run.end() == 137, run.said.read_text()
+    assert "was killed by SIGKILL" in run.said.read_text()
+    newest = complete_checkpoints(folder / name)[-1]
+    assert newest.step >= 4 if phase == "retention" else newest.step == 2
+    assert newest.damaged_files() == []
+    assert set(range(1, newest.step + 1)) <= curve(folder / name).keys(), "records are there before their checkpoint"
+    monkeypatch.delenv("LST_TEST_KILL")
+    with Run(folder, name, *options) as run:
+        assert run.end() == 0, run.said.read_text()
+    assert curve(folder / name) == calm
+    assert [c.step for c in complete_checkpoints(folder / name)] == [8]
+    assert not list(run_folder.glob("*.tmp")) + list(run_folder.glob("*.removed"))
 
 
 @pytest.mark.slow

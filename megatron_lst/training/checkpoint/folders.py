@@ -213,9 +213,13 @@ def finish(
     elif final.exists():  # the same step saved again, as after a rollback: the newer one is what continues
         shutil.rmtree(final)
     temporary.rename(final)
-    with contextlib.suppress(OSError):  # a hint: nothing depends on it
-        write_text(final.parent / "latest", final.name + "\n")
+    _point_to(final)
     return Checkpoint(final, step)
+
+
+def _point_to(newest: Path) -> None:
+    with contextlib.suppress(OSError):  # a hint: nothing depends on it
+        write_text(newest.parent / "latest", newest.name + "\n")
 
 
 def _free_name(folder: Path) -> Path:
