@@ -23,9 +23,10 @@ from benchmarks.expected import (
     ELEMENTWISE,
     GAP,
     IDLE,
+    NORM,
     PRODUCTS,
+    TORCH_ADAMW,
     Executed,
-    Update,
     attention_seconds,
     attention_shape,
     executed,
@@ -40,7 +41,7 @@ from megatron_lst.model.batch import to_device
 from megatron_lst.parallel.layout import check_layout
 from megatron_lst.planning.devices import Device, find_device
 from megatron_lst.simulation.rank import stage_rank, traced_rank
-from megatron_lst.simulation.trace import Operation, trace_schedule
+from megatron_lst.simulation.trace import Operation, trace_schedule, trace_update
 
 KINDS = {
     "matrix products": ("aten.mm", "aten.bmm", "aten.addmm", "lst_kernels.add_product"),
@@ -51,8 +52,8 @@ KINDS = {
     "SwiGLU": ("lst_kernels.swiglu",),
 }
 UPDATE = "gradients and AdamW"
-ADAM_BYTES = 4 + 30
-"""Least bytes a parameter in bf16 in a step: the gradient's norm, AdamW with masters. The rest of a step is traced."""
+ADAM_BYTES = 30
+"""Least bytes a parameter in bf16 that AdamW with masters moves, where it is PyTorch's and not traced."""
 
 
 @dataclass
@@ -125,12 +126,14 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
         raise UserError(f"--stage {stage}: {config.parallel.pipeline} stages are counted from 0")
     with traced_rank(config, world, stage_rank(layout, stage)) as engine:
         trace = trace_schedule(engine, rows)
+        traced = engine.optimizer.name == "lst_kernels"
+        update = trace_update(engine) if traced else []
         batch = to_device(engine.pack(rows).batches[0], torch.device("cpu"))
         weights = {tuple(p.shape) for chunk in engine.chunks for p in chunk.parameters()}
         parameters = sum(p.numel() for chunk in engine.chunks for p in chunk.parameters())
     units = config.training.micro_batch * config.data.units
     found = {kind: Share() for kind in (*KINDS, "loss", "other elementwise", UPDATE)}
-    for op in trace.operations:
+    for op in (*trace.operations, *update):
         kind = kind_of(op, config, weights)
         flops = attention_flops(op, work, units, config.model.queries) if kind == "attention" else op.flops
         tiled = attention_seconds(op, batch, device) if op.name.startswith(KINDS["attention"][:2]) else 0.0
@@ -138,9 +141,8 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
         if turned := turned_bytes(op):  # a kernel of its own inside the operator
             found["rotary"].add(turned, 0.0, device, Executed())
             found["rotary"].calls -= 1
-    least = float(ADAM_BYTES * parameters)
-    update = Update()
-    found[UPDATE].add(least, 0.0, device, Executed(update.bytes / ADAM_BYTES, update.launches))
+    for part, least in ((NORM, NORM.bytes), *([] if traced else [(TORCH_ADAMW, ADAM_BYTES)])):
+        found[UPDATE].add(least * parameters, 0.0, device, Executed(part.bytes / least, part.launches))
     sent = [c.wire for c in trace.collectives if c.group == "tensor"]
     wires = sum(sent) / device.link if device.link else 0.0
     return found, Share(calls=len(sent), bytes=sum(sent), seconds=wires)

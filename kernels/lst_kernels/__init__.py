@@ -1,11 +1,12 @@
 """Ragged-patch operations (pooling, un-pooling, per-patch attention, interval attention) and what a layer needs beside
-them: rotary embedding, RMSNorm with its residual, SwiGLU and a chunked cross-entropy.
+them: rotary embedding, RMSNorm with its residual, SwiGLU, a chunked cross-entropy and the AdamW update.
 
 Every operation has a folder with a plain PyTorch reference (any device, float64 included), a Triton kernel
 pair and a benchmark.  This package needs torch alone; Triton is imported when a CUDA tensor first asks for
 it. See the README beside this package for what each operation promises.
 """
 
+from .adamw import adamw
 from .add_product import add_product
 from .backends import available_backends, choose_backend
 from .interval_attention import interval_attention, interval_attention_joint
@@ -19,6 +20,7 @@ from .rotary import rotary
 from .swiglu import swiglu
 
 __all__ = [
+    "adamw",
     "add_product",
     "available_backends",
     "choose_backend",

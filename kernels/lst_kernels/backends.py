@@ -16,6 +16,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "rms_norm": ("triton", "reference"),
     "swiglu": ("triton", "reference"),
     "linear_cross_entropy": ("triton", "reference"),
+    "adamw": ("triton", "reference"),
 }
 """Backends that exist for each operation, fastest first as far as is known."""
 

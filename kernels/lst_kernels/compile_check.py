@@ -113,6 +113,7 @@ class _CompileOnly:
 
 def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], object]]:
     """Host wrappers of every kernel at this shape, on small tensors that are never read."""
+    from .adamw.triton import adamw_launch
     from .interval_attention.triton import interval_backward_launch, interval_forward_launch
     from .linear_cross_entropy.triton import softmax_gradient_launch, softmax_statistics_launch
     from .packed_attention.triton import packed_backward_launch, packed_forward_launch
@@ -142,7 +143,14 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
         softmax_statistics_launch(logits, column)
         softmax_gradient_launch(logits, numbers, column, numbers)
 
+    numbers32 = [torch.empty(4096) for _ in range(4)]
+
+    def adam() -> None:
+        for copies in ([bf16(4096)], []):
+            adamw_launch(*([t] for t in numbers32), copies, numbers, 1, 1e-3, 0.9, 0.95, 1e-8, 0.1)
+
     work: dict[str, Callable[[], object]] = {
+        "adamw": adam,
         f"patch_pool {shape.pooling}": lambda: (
             pool_forward_launch(x, start, end, shape.pooling),
             pool_backward_launch(p, start, end, winner, tokens, shape.pooling),

@@ -274,7 +274,8 @@ class EngineConfig:
     attention: str = "auto"
     """Global attention: auto (this project's kernel) or flash_attn."""
     optimizer: str = "auto"
-    """AdamW: auto (torch), torch, apex or transformer_engine."""
+    """AdamW: lst_kernels (one pass), torch, apex, transformer_engine or auto: lst_kernels on a GPU where it agrees with
+    torch's, else torch."""
     norm: str = "auto"
     """RMSNorm: auto (torch), torch, apex or transformer_engine."""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"

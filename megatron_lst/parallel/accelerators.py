@@ -11,8 +11,10 @@ import importlib
 import importlib.metadata
 from typing import Any, NamedTuple
 
+from lst_kernels.adamw.library import works_on
 from megatron_lst.errors import UserError
 from megatron_lst.gpu import gpu_is_usable
+from megatron_lst.parallel import cpu
 
 
 class Accelerator(NamedTuple):
@@ -33,12 +35,13 @@ _SYMBOLS = {
     ("fp8", "transformer_engine"): ("transformer_engine.pytorch.fp8", "FP8GlobalStateManager"),
 }
 _CHOICES = {
-    "optimizer": ("torch", "transformer_engine", "apex"),
+    "optimizer": ("torch", "lst_kernels", "transformer_engine", "apex"),
     "norm": ("torch", "transformer_engine", "apex"),
     "attention": ("lst_kernels", "flash_attn"),
 }
 PROVED = {"optimizer": "torch", "norm": "torch", "attention": "lst_kernels"}
-"""What `auto` takes. Another one enters with its first green `make gpu` (engine-tests with engine.PURPOSE=NAME)."""
+"""What `auto` takes. Another one enters with its first green `make gpu` (engine-tests with engine.PURPOSE=NAME). AdamW
+by `lst_kernels` is asked each device instead: `auto` takes it where small updates agree with PyTorch's there."""
 _FP8_RECIPES = {  # what Transformer Engine's FP8GlobalStateManager is asked of the device
     "tensorwise": "is_fp8_available",
     "blockwise": "is_fp8_block_scaling_available",
@@ -76,9 +79,16 @@ def choose(purpose: str, wanted: str) -> str:
     """
     names = _CHOICES[purpose]
     if wanted == "auto":
-        return PROVED[purpose]
+        return "lst_kernels" if purpose == "optimizer" and _update_works() else PROVED[purpose]
     if wanted not in names:
         raise UserError(f"engine.{purpose}={wanted}: unknown; one of auto, {', '.join(names)}")
+    if (purpose, wanted) == ("optimizer", "lst_kernels"):
+        if not cpu.on_cpu() and not _update_works():
+            raise UserError(
+                "engine.optimizer=lst_kernels: Triton is missing, or its update differs from PyTorch's on this device; "
+                "use engine.optimizer=auto or torch"
+            )
+        return wanted
     if wanted != PROVED[purpose] and probe(purpose, wanted) is None:
         module, symbol = _SYMBOLS[purpose, wanted]
         raise UserError(
@@ -86,6 +96,11 @@ def choose(purpose: str, wanted: str) -> str:
             f"or use engine.{purpose}=auto"
         )
     return wanted
+
+
+def _update_works() -> bool:
+    """Whether this process's GPU updates by `lst_kernels` as PyTorch does. On a CPU False: PyTorch's own is faster."""
+    return not cpu.on_cpu() and works_on(cpu.device())
 
 
 def fp8_recipe(fp8: str, wanted: str, manager: Any = None) -> str | None:

@@ -30,7 +30,7 @@ def stage_rank(layout: ParallelLayout, stage: int) -> int:
 def traced_rank(config: Config, world: int = 1, rank: int = 0) -> Iterator[Any]:
     """The engine of world rank `rank` as it stands on a GPU; its tensors have no values.
 
-    Built-in norms, attention and AdamW, whatever accelerators are here, so that a trace is the same everywhere.
+    Built-in norms and attention, whatever accelerators are here, so that a trace is the same everywhere.
 
     Yields:
         A MegatronEngine, for `trace.trace_schedule`. It can neither step nor save.
@@ -76,7 +76,7 @@ def engine_without_values(config: Config, *, layout: ParallelLayout | None = Non
     from megatron_lst.engines.megatron.engine import MegatronEngine
     from megatron_lst.engines.megatron.optimizer_state import prime
 
-    plain = replace(config.engine, norm="torch", attention="lst_kernels", optimizer="torch")
+    plain = replace(config.engine, norm="torch", attention="lst_kernels")
     built = MegatronEngine(replace(config, engine=plain), layout=layout, fresh=False)
     prime(built.optimizer.core)
     return built

@@ -35,6 +35,10 @@ _KINDS = {
 }
 
 
+ONLY_WRITTEN = {"lst_kernels.adamw": "copies"}
+"""Arguments, by operator, that are written and not read."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """One operator call that moves data.
@@ -123,7 +127,8 @@ class _Recorder(TorchDispatchMode):
             self._watch(tensor.untyped_storage())
         if not outputs and func._schema.is_mutable:  # an operator of our own that writes into an argument
             marks = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
-            outputs = [t for t, written in zip(args, marks, strict=False) if written and isinstance(t, Tensor)]
+            written = [value for value, mark in zip(args, marks, strict=False) if mark]
+            outputs = [t for t in tree_leaves(written) if isinstance(t, Tensor)]
         if outputs and (fresh or func._schema.is_mutable):
             name = str(func).removesuffix(".default")
             count = flop_registry.get(func.overloadpacket)
@@ -133,7 +138,7 @@ class _Recorder(TorchDispatchMode):
                     self.phase,
                     tuple(tuple(t.shape) for t in (*inputs, *outputs)),
                     tuple(tuple(t.shape) for t in outputs),
-                    _traffic(name, inputs, outputs),
+                    _traffic(name, inputs, outputs) - _unread(name, func, args),
                     int(count(*args, **kwargs, out_val=result)) if count else 0,
                 )
             )
@@ -188,6 +193,25 @@ def _traffic(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> 
     if name.startswith(("aten.embedding", "aten.index", "aten.gather", "aten.empty", "aten.zero", "aten.fill")):
         return (1 if name.startswith(("aten.empty", "aten.zero", "aten.fill")) else 2) * written
     return written + sum(t.numel() * t.element_size() for t in inputs)
+
+
+def _unread(name: str, func: Any, args: Sequence[Any]) -> int:
+    """Bytes of arguments that are written without being read."""
+    wanted = ONLY_WRITTEN.get(name)
+    named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} if wanted else {}
+    return sum(t.numel() * t.element_size() for t in tree_leaves(named.get(wanted)) if isinstance(t, Tensor))
+
+
+def trace_update(engine: Any) -> list[Operation]:
+    """The update's operators on this rank, after `trace_schedule`; the gradients' norm, whose value is read, is not."""
+    from megatron_lst.parallel import cpu
+
+    recorder = _Recorder(Trace(), [t for tensors in state_tensors(engine).values() for t in tensors], {})
+    with cpu.optimizer_types(), torch.no_grad():
+        engine.optimizer.core.prepare_grads()
+        with recorder:
+            engine.optimizer.core.step_with_ready_grads()
+    return recorder.trace.operations
 
 
 def trace_schedule(engine: Any, rows: Sequence[Row]) -> Trace:

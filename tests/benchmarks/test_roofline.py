@@ -7,6 +7,7 @@ import pytest
 from benchmarks import roofline
 from benchmarks.rows import synthetic_rows
 from megatron_lst.config.load import load_config
+from megatron_lst.flops import parameters
 from megatron_lst.flops.counter import TRAINING_FACTOR, forward_flops, module_flops
 from megatron_lst.flops.work import row_work
 from megatron_lst.planning.devices import find_device
@@ -57,3 +58,17 @@ def test_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert roofline.main([path, "--stage", "1", "--set", *halves]) == 0
     assert "on the wires" in capsys.readouterr().out
     assert roofline.main([path, "--stage", "2", "--set", *halves]) == 2
+
+
+def test_the_update_counts_as_the_product_runs_it() -> None:
+    """By `lst_kernels` no gradient is written back and no other pass copies weights: 8 bytes a parameter less."""
+    device = find_device("h100")
+    assert device is not None
+    found = {}
+    for name in ("auto", "torch"):
+        given = ["training.micro_batch=1", f"engine.optimizer={name}"]
+        config = load_config(ROOT / "configs" / "base-420m.yaml", given)
+        found[name] = roofline.shares(config, device, 1500)[0][roofline.UPDATE]
+    saved = found["torch"].executed - found["auto"].executed
+    assert saved == pytest.approx(8 * parameters(config), rel=0.01)
+    assert found["auto"].launches < found["torch"].launches

@@ -1,6 +1,7 @@
 """What only GPUs do in a step, done on a CPU: gradients added in place, targets and clipping in the fused update."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,3 +81,46 @@ def test_a_step_that_is_not_finite_changes_nothing(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(engine, "_training_loss", lambda losses, batch: plain(losses * float("nan"), batch))
         assert engine.step(rows, lr=1e-2).skipped
         assert all(torch.equal(before[name], w) for name, w in engine.export_weights().items())
+
+
+@pytest.mark.parametrize("changes", [{}, {"training__precision": "bf16"}, {"engine__distributed_optimizer": False}])
+def test_adamw_of_the_kernels_is_pytorchs(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Ten steps on a CPU in its reference: losses, norms and weights; then saved by one and continued by the other."""
+    want = curve(toy_config(**changes), 10)
+    config = toy_config(engine__optimizer="lst_kernels", **changes)
+    found = curve(config, 10)
+    bf16 = "training__precision" in changes
+    assert found[::2] == pytest.approx(want[::2], rel=1e-3 if bf16 else 2e-6)
+    assert found[1::2] == pytest.approx(want[1::2], rel=1e-2 if bf16 else 1e-4)
+    rows = toy_rows(config, config.training.global_batch)
+    with engine_of(config) as engine:
+        assert engine.describe()["optimizer"] == "lst_kernels"
+        for _ in range(3):
+            engine.step(rows, lr=3e-3)
+        for part in engine.optimizer.core.chained_optimizers:  # the update itself has rounded the weights
+            for main, copy in part.optimizer.copies.items():
+                assert torch.equal(copy.view(-1), main.detach().bfloat16().view(-1))
+            assert bool(part.optimizer.copies) == bf16
+        engine.save(tmp_path)
+        kept = [engine.step(rows, lr=3e-3).loss for _ in range(2)]
+    for other in ("lst_kernels", "torch"):
+        with engine_of(toy_config(engine__optimizer=other, **changes)) as engine:
+            engine.load(tmp_path)
+            again = [engine.step(rows, lr=3e-3).loss for _ in range(2)]
+        assert again == (kept if other == "lst_kernels" else pytest.approx(kept, rel=1e-3 if bf16 else 2e-6))
+
+
+def test_adamw_of_the_kernels_leaves_out_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is not finite nothing is applied, and nothing is counted."""
+    config = toy_config(engine__optimizer="lst_kernels")
+    with engine_of(config) as engine:
+        rows = toy_rows(config, config.training.global_batch)
+        before = {name: w.clone() for name, w in engine.export_weights().items()}
+        plain = engine._training_loss
+        with monkeypatch.context() as patches:
+            patches.setattr(engine, "_training_loss", lambda losses, batch: plain(losses * float("nan"), batch))
+            assert engine.step(rows, lr=1e-2).skipped
+        assert all(torch.equal(before[name], w) for name, w in engine.export_weights().items())
+        assert engine._tensors.get_step() == 0
+        assert not engine.step(rows, lr=1e-2).skipped
+        assert engine._tensors.get_step() == 1

@@ -28,6 +28,7 @@ KERNELS = {
     "swiglu_backward",
     "softmax_statistics",
     "softmax_gradient",
+    "adamw_update",
 }
 
 

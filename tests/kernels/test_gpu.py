@@ -240,3 +240,22 @@ def test_a_product_is_added_unrounded_and_in_place() -> None:
     rounded = into + left.t() @ right
     add_product(into, left.t(), right)
     assert (into.double() - want).abs().max() < 1e-2 < (rounded.double() - want).abs().max()
+
+
+def test_adamw_is_pytorchs_and_the_same_bits_twice() -> None:
+    from lst_kernels import adamw
+    from lst_kernels.adamw.library import agrees
+
+    assert agrees(torch.device("cuda"))
+
+    def updated() -> list[Tensor]:
+        torch.manual_seed(0)
+        lists = [[torch.rand(n, device="cuda") for n in (5000, 40_001)] for _ in range(4)]
+        copies = [torch.empty_like(p, dtype=torch.bfloat16) for p in lists[0]]
+        by = torch.full((1,), 3.0, device="cuda")
+        adamw(*lists, copies, by, step=2, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, decay=0.1)
+        for p, copy in zip(lists[0], copies, strict=True):
+            assert torch.equal(p.bfloat16(), copy)
+        return [t for tensors in lists for t in tensors]
+
+    assert all(torch.equal(a, b) for a, b in zip(updated(), updated(), strict=True))

@@ -36,7 +36,7 @@ SMALL = Tiles(Tile(16, 16, 1, 1), Tile(16, 16, 1, 1), Tile(16, 16, 1, 1))
 
 # (family, 16-bit?, head dimension rounded up) -> tiles.  Families: sm80 (Ampere, Ada), sm90, sm100, gfx942.
 TABLE: dict[tuple[str, bool, int], Tiles] = {
-    ("sm80", True, 64): Tiles(Tile(128, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
+    ("sm80", True, 64): Tiles(Tile(128, 64, 4, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
     ("sm80", True, 128): Tiles(Tile(128, 32, 8, 3), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("sm90", True, 64): Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("sm90", True, 128): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),

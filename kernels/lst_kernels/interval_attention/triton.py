@@ -200,8 +200,12 @@ def interval_backward_dkdv(
     k = _rows(k_ptr + hk * stride_kh, j, real, stride_kt, e, DH, BDH)
     v = _rows(v_ptr + hk * stride_vh, j, real, stride_vt, e, DH, BDH)
     # first and last: the queries [first[j], last[j]) that see key j
-    low = tl.min(tl.load(first_ptr + j, mask=real, other=FAR)) // BM * BM
-    high = tl.minimum(tl.max(tl.load(last_ptr + j, mask=real, other=0)), NQ)
+    first, last = tl.load(first_ptr + j, mask=real, other=FAR), tl.load(last_ptr + j, mask=real, other=0)
+    low = tl.min(first) // BM * BM
+    high = tl.minimum(tl.max(last), NQ)
+    # Between them every query sees every key of the tile.
+    whole = tl.max(tl.where(real, first, 0))
+    until = tl.minimum(tl.min(tl.where(real, last, FAR)), NQ)
     dk = tl.zeros([BN, BDH], tl.float32)
     dv = tl.zeros([BN, BDH], tl.float32)
     steps = tl.cdiv(tl.maximum(high - low, 0), BM)  # tiles of queries for one head
@@ -211,15 +215,16 @@ def interval_backward_dkdv(
         hq = hk * GROUP + g
         i = m + tl.arange(0, BM)
         inside = i < high
-        begin = tl.load(ks_ptr + i, mask=inside, other=FAR)
-        end = tl.load(ke_ptr + i, mask=inside, other=0)
         q = _rows(q_ptr + hq * stride_qh, i, inside, stride_qt, e, DH, BDH)
         grad = _rows(grad_ptr + hq * stride_oh, i, inside, stride_ot, e, DH, BDH)
         lse = tl.load(lse_ptr + hq * NQ + i, mask=inside, other=0.0)
         delta = tl.load(delta_ptr + hq * NQ + i, mask=inside, other=0.0)
-        seen = (j[:, None] >= begin[None, :]) & (j[:, None] < end[None, :])  # [BN, BM]
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
-        weights = tl.where(seen, tl.exp2(scores - lse[None, :]), 0.0)  # [BN, BM]
+        weights = tl.exp2(scores - lse[None, :])  # [BN, BM]
+        if (m < whole) | (m + BM > until):
+            begin = tl.load(ks_ptr + i, mask=inside, other=FAR)
+            end = tl.load(ke_ptr + i, mask=inside, other=0)
+            weights = tl.where((j[:, None] >= begin[None, :]) & (j[:, None] < end[None, :]), weights, 0.0)
         dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision=PRECISION)
         dweights = tl.dot(v, tl.trans(grad), input_precision=PRECISION)  # [BN, BM]
         dscores = weights * (dweights - delta[None, :])

@@ -18,6 +18,7 @@ from megatron.core.optimizer import (
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config
+from megatron_lst.engines.megatron.adamw import FusedAdamW, write_weights
 from megatron_lst.model.settings import parameter_dtype
 from megatron_lst.parallel import accelerators, cpu
 
@@ -31,7 +32,7 @@ class Optimizer:
         freezable: parameters that do not decay in a frozen step.
         trunk: parameters that learn at `training.trunk_lr_ratio` of the rate.
         divides: gradients are sums over targets, and the fused update divides them, clipping by the same factor: a pass
-            over all gradients less, two where they are clipped. None: on a GPU, by PyTorch's AdamW.
+            over all gradients less, two where they are clipped. None: always by `lst_kernels`, by PyTorch's on a GPU.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Optimizer:
     ) -> None:
         training = config.training
         self.name = accelerators.choose("optimizer", config.engine.optimizer)
-        self.divides = (not cpu.on_cpu() if divides is None else divides) and self.name == "torch"
+        by_torch = (not cpu.on_cpu() if divides is None else divides) and self.name == "torch"
+        self.divides = by_torch or self.name == "lst_kernels"
         self._clip, self._weight_decay = training.clip, training.weight_decay
         if self.name == "torch":
             core_optimizer.Adam, core_optimizer.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, True
         else:
-            core_optimizer.Adam = accelerators.probe("optimizer", self.name)
+            ours = self.name == "lst_kernels"
+            core_optimizer.Adam = FusedAdamW if ours else accelerators.probe("optimizer", self.name)
             core_optimizer.USING_PYTORCH_OPTIMIZER = False
         _clip_together()
         settings = OptimizerConfig(
@@ -79,6 +82,7 @@ class Optimizer:
         if self.name == "torch":
             for group in self.core.param_groups:
                 group["fused"] = True  # one pass over each parameter; torch has it for CPU and CUDA
+        write_weights(self.core)
 
     def zero_grad(self) -> None:
         self.core.zero_grad()
@@ -120,7 +124,10 @@ class Optimizer:
             inner = part.optimizer
             if inner is not None and inner.param_groups:
                 device = inner.param_groups[0]["params"][0].device
-                inner.grad_scale = torch.full((), divisor, dtype=torch.float32, device=device)
+                if isinstance(inner, FusedAdamW):
+                    inner.divisor = torch.full((1,), divisor, dtype=torch.float32, device=device)
+                else:
+                    inner.grad_scale = torch.full((), divisor, dtype=torch.float32, device=device)
 
 
 def _clip_together() -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron_lst.engines.megatron.adamw import FusedAdamW
 from megatron_lst.engines.sharded_checkpoint import MASTER, MODEL, STATES
 
 
@@ -187,7 +188,7 @@ def get_step(core: Any) -> int:
 def set_step(core: Any, step: int) -> None:
     """Set the number of updates, one tensor for each parameter."""
     for adam in _adams(core):
-        in_groups = not isinstance(adam, torch.optim.AdamW)
+        in_groups = isinstance(adam, FusedAdamW) or not isinstance(adam, torch.optim.AdamW)
         for group in adam.param_groups:
             if in_groups:
                 group["step"] = step
