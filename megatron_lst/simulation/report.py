@@ -30,7 +30,8 @@ def summary(found: Sequence[JobCounts]) -> dict[str, Any]:
     Returns:
         `ranks`, `layout`; `worst`: the largest of each number of `JobCounts`; `phases`: phase -> the largest of each
         count; `extrapolated`: of the whole job, as if the ranks of a stage were alike: `files` and `written` of a save,
-        `read` of a resume, ranks that write (`writers`), bytes that rank 0 hears in it (`gathered`).
+        ranks that write (`writers`), bytes that rank 0 hears in it (`gathered`). What a resume reads is not among them:
+        of many ranks only as many read as there are tensors.
     """
     plain = [asdict(one) for one in found]
     which = ("ranks", "rank", "tensor", "pipeline")
@@ -50,7 +51,6 @@ def summary(found: Sequence[JobCounts]) -> dict[str, Any]:
         "extrapolated": {
             "files": sum(one.files * one.writers for one in stages) * tensor,
             "written": sum(one.written * one.writers for one in stages) * tensor,
-            "read": sum(one.read for one in stages) * found[0].ranks // len(stages),
             "writers": writers,
             "gathered": most.letters * writers,
         },

@@ -4,13 +4,17 @@ import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
+from megatron_lst.parallel import state
 from megatron_lst.simulation.counting import (
+    FIRST_BATCH,
     RESUME,
     SAVE,
     START,
@@ -19,11 +23,17 @@ from megatron_lst.simulation.counting import (
     counting,
     phases_of_training,
 )
-from megatron_lst.simulation.job import looked_at, simulate, small_job
+from megatron_lst.simulation.job import looked_at, simulate, small_job, sockets, whole_batches
+from megatron_lst.simulation.live import Live
+from megatron_lst.simulation.rank import absent_world, engine_without_values, traced_rank
+from megatron_lst.simulation.report import summary, table
+from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.resilience import agreement
 from tests.support.ranks import RankPool
 from tests.support.toy import toy_config
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SEVEN = load_config(CONFIGS / "lst-7b.yaml")
 LAYOUTS: dict[int, dict[str, Any]] = {
     1: {},
     2: {"parallel__tensor": 2},
@@ -82,3 +92,74 @@ def test_the_simulated_rank_does_what_a_real_one_does(ranks: RankPool, tmp_path:
                 assert abs(mine[key] - theirs[key]) <= (0 if phase == SAVE else 4), (rank, phase, key, mine, theirs)
         if world in (1, 4):  # elsewhere tensor-parallel peers take turns, which one rank alone cannot see
             assert simulated.read == found[rank]["read"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [512, 16384])
+def test_thousands_of_ranks_cost_a_rank_no_more(ranks: int) -> None:
+    """Groups, connections, files, messages, device memory: as on 64 ranks. What joins whole states on every rank, as
+    before, holds many times more on the device (the control)."""
+    few, many = simulate(SEVEN, 64, 0), simulate(SEVEN, ranks, 0)
+    assert many.groups == few.groups < 30
+    assert many.sockets <= few.sockets + 2 * 10 + 63
+    assert many.state <= few.state
+    assert (many.save_device, many.load_device) == (few.save_device, few.load_device)
+    assert many.save_device <= many.step_device + many.bucket
+    assert many.files <= 1
+    assert many.save_host <= few.save_host < 2e9
+    assert many.read < few.read
+    for phase in (START, FIRST_BATCH, SAVE, RESUME):
+        for key in ("opened", "listed", "stated", "collectives"):
+            assert many.phases[phase][key] <= 1.2 * few.phases[phase][key] + 2, (phase, key)
+    assert many.phases[STEP]["collectives"] == few.phases[STEP]["collectives"] == 0
+    assert f"| {ranks} | TP2 SP PP1 DP{ranks // 2} |" in table([summary([many])])
+
+    with traced_rank(whole_batches(SEVEN, 64), 64, 0) as engine, Live() as joined:
+        kept = [torch.empty(p.shape, device=p.device) for p in engine.chunks[0].parameters() for _ in range(3)]
+    assert joined.peak > 100 * few.save_device
+    assert kept
+
+
+def test_groups_that_all_ranks_make_grow_with_the_ranks() -> None:
+    """The control of the groups: without `groups_of_members` a rank takes part in making every one."""
+    config = toy_config(parallel__tensor=2)
+    made = []
+    for plain in (False, True):
+        counts = Counts()
+        with absent_world(64, 0), counting(counts, []):
+            if plain:
+                with patch.object(state, "groups_of_members", lambda _: Live().host()):
+                    engine_without_values(whole_batches(config, 64))
+            else:
+                engine_without_values(whole_batches(config, 64))
+        made.append(len(counts.groups))
+    assert made[0] < 30
+    assert made[1] > 64
+
+
+def connections(linear: bool) -> int:
+    """Connections that this rank's control messages open; through gloo's gather, too, where asked."""
+    import psutil
+
+    def established() -> int:
+        return sum(c.status == "ESTABLISHED" for c in psutil.Process().net_connections("tcp"))
+
+    state.start_world()
+    before = established()
+    ranks = Ranks()
+    ranks.max(ranks.rank)
+    ranks.barrier()
+    ranks.broadcast_object("hello")
+    ranks.collect(ranks.rank)
+    if linear:
+        parts = [torch.zeros(1) for _ in range(ranks.world_size)] if ranks.rank == 0 else None
+        dist.gather(torch.zeros(1), parts, dst=0, group=ranks._group)
+    dist.barrier(ranks._group)
+    return established() - before
+
+
+@pytest.mark.multiprocess
+def test_control_messages_connect_a_rank_with_few(ranks: RankPool) -> None:
+    """A ring and trees; a gather connects rank 0 with everybody (the control)."""
+    assert max(ranks.run(connections, 8, False)) < 7 <= sockets(8, 1)
+    assert ranks.run(connections, 8, True)[0] >= 7
