@@ -44,7 +44,7 @@ from megatron_lst.simulation.rank import stage_rank, traced_rank
 from megatron_lst.simulation.trace import Operation, trace_schedule, trace_update
 
 KINDS = {
-    "matrix products": ("aten.mm", "aten.bmm", "aten.addmm", "lst_kernels.add_product"),
+    "matrix products": ("aten.mm", "aten.bmm", "aten.addmm", "lst_kernels.add_product", "lst_kernels.put_product"),
     "attention": ("lst_kernels.interval_attention", "lst_kernels.packed_attention", "lst_kernels.patch_attention"),
     "rotary": ("lst_kernels.rotary",),
     "pooling": ("lst_kernels.patch_pool", "lst_kernels.patch_unpool"),

@@ -14,13 +14,25 @@ from lst_kernels.add_product.library import works_on
 from megatron_lst.parallel import cpu
 
 
+def expect_first(main_grad: Any) -> None:
+    """What `main_grad` holds is of an earlier step: what comes next is written, not added."""
+    main_grad.is_stale = True
+
+
+def take_first(main_grad: Any) -> bool:
+    """Whether what is about to be written is the first of this step; asked once for each."""
+    stale: bool = getattr(main_grad, "is_stale", False)
+    main_grad.is_stale = False
+    return stale
+
+
 class _Products:
     """What Megatron-core calls of apex's `fused_weight_gradient_mlp_cuda`."""
 
     @staticmethod
     def wgrad_gemm_accum_fp32(inputs: Tensor, grad: Tensor, main_grad: Tensor) -> None:
-        """main_grad [o, i] float32 += grad [n, o] transposed @ inputs [n, i]."""
-        add_product(main_grad, grad.t(), inputs)
+        """main_grad [o, i] float32 += grad [n, o] transposed @ inputs [n, i]; the first of a step is written."""
+        add_product(main_grad, grad.t(), inputs, first=take_first(main_grad))
 
 
 def add_in_place(device: torch.device, dtype: torch.dtype) -> bool:

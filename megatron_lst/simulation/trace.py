@@ -35,7 +35,7 @@ _KINDS = {
 }
 
 
-ONLY_WRITTEN = {"lst_kernels.adamw": "copies"}
+ONLY_WRITTEN = {"lst_kernels.adamw": "copies", "lst_kernels.put_product": "into"}
 """Arguments, by operator, that are written and not read."""
 
 

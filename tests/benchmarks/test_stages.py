@@ -94,7 +94,7 @@ def test_a_stage_is_as_planned(name: str) -> None:
     check_bytes(config, found)
     trace, count = found.trace, found.micro_batches
     assert not dense(trace, {*found.widths, config.engine.loss_chunk})
-    kernels = {"packed_attention", "packed_attention_backward", "rms_norm_residual", "swiglu", "add_product"}
+    kernels = {"packed_attention", "packed_attention_backward", "rms_norm_residual", "swiglu", "put_product"}
     if config.model.kind == "lst" and stage == 0:
         kernels |= {"patch_pool", "patch_pool_backward", "patch_attention", "patch_attention_backward"}
     assert {f"lst_kernels.{kernel}" for kernel in kernels} <= {op.name for op in trace.operations}

@@ -238,6 +238,9 @@ def test_a_product_is_added_unrounded_and_in_place() -> None:
     into, left, right = into.cuda(), left.cuda().bfloat16(), right.cuda().bfloat16()
     want = into.double() + left.double().t() @ right.double()
     rounded = into + left.t() @ right
+    over = torch.full_like(into, float("nan"))
+    add_product(over, left.t(), right, first=True)
+    assert (over.double() - left.double().t() @ right.double()).abs().max() < 1e-2
     add_product(into, left.t(), right)
     assert (into.double() - want).abs().max() < 1e-2 < (rounded.double() - want).abs().max()
 

@@ -127,6 +127,9 @@ def test_add_product(backend: str, dtype: torch.dtype) -> None:
     assert (into.double() - want).abs().max() < (1e-5 if exact else 3e-2)
     if not exact:
         assert (into.double() - want).abs().max() > 1e-4, "the control: the reference rounds the product first"
+    over = torch.full_like(into, float("nan"))
+    add_product(over, left, right, backend, first=True)
+    assert (over.double() - left.double() @ right.double()).abs().max() < (1e-5 if exact else 3e-2), "not added"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from ..backends import triton_version
 from ..checks import FLOATS, accumulator, require
 
 
-def add_product(into: Tensor, left: Tensor, right: Tensor, backend: str = "auto") -> None:
-    """into += left @ right, where a weight's gradient is added up.
+def add_product(into: Tensor, left: Tensor, right: Tensor, backend: str = "auto", *, first: bool = False) -> None:
+    """into += left @ right, where a weight's gradient is added up; first: into = left @ right, whatever was there.
 
     into: [m, n], float32 for half precisions, else of the operands' dtype; left [m, k], right [k, n] of one dtype; any
     strides.  On a GPU the product of half precisions is added without being rounded first, and without another pass
@@ -31,8 +31,10 @@ def add_product(into: Tensor, left: Tensor, right: Tensor, backend: str = "auto"
         meta = left.is_meta and triton_version() is not None
         backend = "fused" if meta or (left.is_cuda and works_on(left.device, left.dtype)) else "reference"
     if backend == "fused":
-        from .library import added
+        from .library import added, put
 
-        added(into, left, right)
+        (put if first else added)(into, left, right)
+    elif first:
+        into.copy_(left @ right)
     else:
         into += left @ right

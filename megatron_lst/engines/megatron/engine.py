@@ -80,7 +80,9 @@ class MegatronEngine:
         self._checkpoints = ShardedCheckpoint(config, self.state, self.chunks, self._tensors)
 
     def _wrap(self, overlap: bool) -> list[Any]:
-        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+        from megatron.core.distributed import DistributedDataParallelConfig
+
+        from megatron_lst.engines.megatron.wrapper import WritingDataParallel
 
         distributed = self.config.engine.distributed_optimizer
         settings = DistributedDataParallelConfig(
@@ -93,7 +95,7 @@ class MegatronEngine:
         for chunk in self.chunks[1:]:
             chunk.config = self.chunks[0].config
         return [
-            DistributedDataParallel(self.chunks[0].config, settings, chunk, disable_bucketing=i > 0)
+            WritingDataParallel(self.chunks[0].config, settings, chunk, disable_bucketing=i > 0)
             for i, chunk in enumerate(self.chunks)
         ]
 

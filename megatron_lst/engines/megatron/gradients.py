@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron.core.distributed import finalize_model_grads
 from torch import nn
 
+from megatron_lst.engines.megatron.wrapper import clear_stale
 from megatron_lst.parallel.state import ParallelState
 
 
@@ -25,6 +26,7 @@ def gradient_finaliser(state: ParallelState, divide: bool = True) -> Callable[..
     def finalise(
         model: list[nn.Module], num_tokens: torch.Tensor | None = None, pg_collection: Any = None, **options: Any
     ) -> None:
+        clear_stale(model)
         finalize_model_grads(model, None, pg_collection=pg_collection, **options)
         if state.embedding_group is not None:
             for gradient in replicated_gradients(model):
