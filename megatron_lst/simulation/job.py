@@ -100,11 +100,11 @@ def small_job(config: Config, ranks: int, folder: Path) -> Config:
     documents = (Document(id=str(i), source="text", text="", token_ids=tokens) for i in range(2 * streams))
     info = TokenizerInfo("simulation", vocabulary.pieces, vocabulary.bos, vocabulary.eos)
     write_set(folder / "shards", documents, "text", info)
-    source = SourceConfig(name="text", kind="text", shards=[str(folder / "shards")])
+    source = SourceConfig(name="text", kind="text", shards=(str(folder / "shards"),))
     training = replace(config.training, steps=STEPS, warmup_steps=1, straggler_every=0, decay_steps=None)
     return replace(
         config,
-        data=replace(config.data, sources=[source], validation=[], workers=0, streams=streams),
+        data=replace(config.data, sources=(source,), validation=(), workers=0, streams=streams),
         training=replace(training, init_from=None, hang_seconds=3600.0),
         checkpoint=replace(config.checkpoint, every=STEPS, asynchronous=False),
         run=replace(config.run, dir=str(folder / "run")),

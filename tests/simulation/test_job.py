@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,9 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from benchmarks.rows import synthetic_rows
 from megatron_lst.config.load import load_config
 from megatron_lst.config.schema import Config
 from megatron_lst.parallel import state
+from megatron_lst.parallel.layout import check_layout
+from megatron_lst.planning import Cluster, find_device, search
 from megatron_lst.simulation.counting import (
     FIRST_BATCH,
     RESUME,
@@ -25,12 +29,14 @@ from megatron_lst.simulation.counting import (
 )
 from megatron_lst.simulation.job import looked_at, simulate, small_job, sockets, whole_batches
 from megatron_lst.simulation.live import Live
-from megatron_lst.simulation.rank import absent_world, engine_without_values, traced_rank
+from megatron_lst.simulation.rank import absent_world, engine_without_values, stage_rank, traced_rank
 from megatron_lst.simulation.report import summary, table
+from megatron_lst.simulation.trace import trace_schedule
 from megatron_lst.training.ranks import Ranks
 from megatron_lst.training.resilience import agreement
+from tests.parallel.test_layouts import LAYOUTS as PARITY
 from tests.support.ranks import RankPool
-from tests.support.toy import toy_config
+from tests.support.toy import toy_config, toy_rows
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SEVEN = load_config(CONFIGS / "lst-7b.yaml")
@@ -90,8 +96,7 @@ def test_the_simulated_rank_does_what_a_real_one_does(ranks: RankPool, tmp_path:
             for key in ("opened", "listed", "stated") if phase != STEP else ():
                 # Which small files a rank looks at depends on how many there are, and rank 0's lock is seen here.
                 assert abs(mine[key] - theirs[key]) <= (0 if phase == SAVE else 4), (rank, phase, key, mine, theirs)
-        if world in (1, 4):  # elsewhere tensor-parallel peers take turns, which one rank alone cannot see
-            assert simulated.read == found[rank]["read"]
+        assert simulated.read == found[rank]["read"]
 
 
 @pytest.mark.slow
@@ -135,6 +140,48 @@ def test_groups_that_all_ranks_make_grow_with_the_ranks() -> None:
         made.append(len(counts.groups))
     assert made[0] < 30
     assert made[1] > 64
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_a_save_needs_no_more_of_a_device_than_the_step_and_a_bucket(name: str) -> None:
+    """Every layout of the parity table, every stage, traced."""
+    world, changes = PARITY[name]
+    config = toy_config(**changes)
+    layout = check_layout(config, world)
+    for stage in range(layout.pipeline):
+        with traced_rank(config, world, stage_rank(layout, stage)) as engine:
+            peaks = _peaks(engine, toy_rows(config, config.training.global_batch // layout.data))
+        assert peaks["save"] <= peaks["step"] + peaks["bucket"], stage
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("lst-7b", 64)])
+def test_so_do_the_layouts_that_are_planned_first(name: str, gpus: int) -> None:
+    """The first three of `lst plan`; all three fit."""
+    device = find_device("h100")
+    assert device is not None
+    for plan in search(load_config(CONFIGS / f"{name}.yaml"), Cluster(device, gpus))[:3]:
+        assert plan.fits
+        config, layout = plan.config, plan.layout
+        rows = list(islice(synthetic_rows(config, 1500), config.training.micro_batch)) * (
+            2 * layout.pipeline if layout.virtual > 1 else 1
+        )
+        with traced_rank(config, gpus, 0) as engine:
+            peaks = _peaks(engine, rows)
+        assert peaks["save"] <= peaks["step"] + peaks["bucket"]
+
+
+def _peaks(engine: Any, rows: list[Any]) -> dict[str, int]:
+    """Most bytes on the device beside the state, in a step and in a save; bytes of the largest bucket."""
+    from megatron_lst.engines import sharded_checkpoint
+    from megatron_lst.engines.megatron import optimizer_state
+    from megatron_lst.simulation.others import _Host
+
+    step = trace_schedule(engine, rows).peak
+    host = patch.object(sharded_checkpoint, "_to_host", lambda tensor: _Host(tensor.shape, tensor.dtype))
+    with host, patch.object(optimizer_state, "get_step", lambda core: 1), Live() as live:
+        engine._checkpoints._snapshot(1e9)
+    buckets = [b.grad_data.nbytes for chunk in engine._wrapped for buffer in chunk.buffers for b in buffer.buckets]
+    return {"step": step, "save": live.peak, "bucket": max(buckets)}
 
 
 def connections(linear: bool) -> int:
