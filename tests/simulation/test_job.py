@@ -154,7 +154,8 @@ def test_a_save_needs_no_more_of_a_device_than_the_step_and_a_bucket(name: str) 
         assert peaks["save"] <= peaks["step"] + peaks["bucket"], stage
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("lst-7b", 64)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "gpus"), [("lst-7b", 64), ("lst-70b", 512)])
 def test_so_do_the_layouts_that_are_planned_first(name: str, gpus: int) -> None:
     """The first three of `lst plan`; all three fit."""
     device = find_device("h100")
