@@ -54,6 +54,7 @@ SAVE_PHASES: dict[str, tuple[Any, str, int]] = {
     "index": (sharded_checkpoint, "write_index", 1),
     "manifest": (folders, "write_json", 2),
     "rename": (folders, "note_written", 1),
+    "marker": (folders, "_point_to", 2),
     "retention": (retention, "_remove", 1),
 }
 """Where a save can end: what is called there, and at which call."""
