@@ -92,14 +92,14 @@ class NoGpu(RuntimeError):
     """There is no CUDA device to measure on."""
 
 
-def require_gpu() -> None:
+def require_gpu(what: str = "the kernel benchmark") -> None:
     """Raise NoGpu, saying what to do, without a CUDA device and Triton."""
     from .backends import triton_version
 
     if not torch.cuda.is_available():
-        raise NoGpu("the kernel benchmark needs a CUDA GPU, and this machine has none; nothing was measured")
+        raise NoGpu(f"{what} needs a CUDA GPU, and this machine has none; nothing was measured")
     if triton_version() is None:
-        raise NoGpu("the kernel benchmark needs triton (pip install triton); nothing was measured")
+        raise NoGpu(f"{what} needs triton (pip install triton); nothing was measured")
 
 
 def milliseconds(run: Callable[[Any], object], prepare: Callable[[], Any] = lambda: None, budget: float = 0.3) -> float:

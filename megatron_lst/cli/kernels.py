@@ -70,3 +70,30 @@ def bench(
     print(file)
     if found.problems:
         raise LstError("not timed: " + "; ".join(found.problems))
+
+
+@kernels_app.command()
+def tune(
+    out: Annotated[Path, typer.Option(help="JSON file; rows of other devices in it are kept")] = Path("tiles.json"),
+) -> None:
+    """Search this machine's GPU for attention's quickest tiles that pass the check. Launches follow the file where
+    LST_KERNELS_TILES names it."""
+    import torch
+
+    from lst_kernels.backends import triton_version
+    from lst_kernels.bench import NoGpu, Setting
+    from lst_kernels.tune import table
+    from lst_kernels.tune import tune as search
+    from megatron_lst.errors import UserError
+    from megatron_lst.files import write_text
+
+    before = out.read_text(encoding="utf-8") if out.exists() else None
+    try:
+        table([], "", "", before)  # a file that cannot be continued is found before the search
+        found = search(Setting(), lambda line: print(line, flush=True))
+    except NoGpu as error:
+        raise UserError(str(error)) from None
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{out}: not a file of tiles: {error}; give another --out") from None
+    write_text(out, table(found, torch.cuda.get_device_name(), str(triton_version()), before))
+    print(f"export LST_KERNELS_TILES={out.resolve()}")

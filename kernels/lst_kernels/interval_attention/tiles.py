@@ -2,13 +2,18 @@
 spilling.
 
 Held by `lst_kernels.compile_check` (no spills, shared memory within the limit, tensor-core instructions), which needs
-no GPU. Speed decides between tiles that pass, and only a measurement on the target can tell:
-`lst_kernels.bench`.
+no GPU. Speed decides between tiles that pass, and only a measurement on the target can tell: `lst_kernels.tune`
+writes what it finds into a file, and launches follow the file that the environment's `LST_KERNELS_TILES` names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -48,6 +53,24 @@ TABLE: dict[tuple[str, bool, int], Tiles] = {
 FALLBACK = Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1))
 """float32 and unusual head dimensions: right everywhere, tuned nowhere."""
 
+FILE = "LST_KERNELS_TILES"
+"""Environment variable: a file of measured tiles. Unset: the table above."""
+VERSION = 1
+"""Of the file: {"version": 1, "devices": {NAME: {"triton": VERSION, "tiles": {"bfloat16 128": {"forward": [BM, BN,
+num_warps, num_stages], "dq": ..., "dkdv": ...}}}}}."""
+_given: Tiles | None = None
+
+
+@contextlib.contextmanager
+def using(tiles: Tiles) -> Iterator[None]:
+    """Within this context every launch takes these."""
+    global _given
+    before, _given = _given, tiles
+    try:
+        yield
+    finally:
+        _given = before
+
 
 @functools.cache
 def family_of(device: torch.device) -> str:
@@ -62,6 +85,50 @@ def family_of(device: torch.device) -> str:
 
 def tiles_for(family: str, dtype: torch.dtype, dim: int) -> Tiles:
     """Blocking for a head dimension already rounded up to a power of two."""
+    if _given is not None:
+        return _given
     if family == "interpreter":
         return SMALL
     return TABLE.get((family, dtype in (torch.bfloat16, torch.float16), dim), FALLBACK)
+
+
+def tiles_on(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
+    """Blocking on a device: measured there, where `LST_KERNELS_TILES` names a file that knows it; else the table's."""
+    path = os.environ.get(FILE)
+    if _given is None and path and device.type == "cuda":
+        from ..backends import triton_version
+
+        measured = read(path, torch.cuda.get_device_name(device), str(triton_version()))
+        if found := measured.get(key_of(dtype, dim)):
+            return found
+    return tiles_for(family_of(device), dtype, dim)
+
+
+def key_of(dtype: torch.dtype, dim: int) -> str:
+    """A row of the file."""
+    return f"{str(dtype).removeprefix('torch.')} {dim}"
+
+
+@functools.cache
+def read(path: str, device: str, triton: str) -> dict[str, Tiles]:
+    """What a file says of a device; empty where it says nothing.
+
+    Raises ValueError, naming the file, where it cannot be read, is of another version, or was measured with another
+    Triton, which gives the same tiles other registers.
+    """
+    again = "run `lst kernels tune` again, or unset " + FILE
+    try:
+        text = json.loads(Path(path).read_text(encoding="utf-8"))
+        if text["version"] != VERSION:
+            raise ValueError(f"version {text['version']}, where this release reads {VERSION}")
+        entry = text["devices"].get(device)
+        if entry is None:
+            return {}
+        if entry["triton"] != triton:
+            raise ValueError(f"{device} was measured with Triton {entry['triton']}, and this is {triton}")
+        rows = entry["tiles"].items()
+        return {key: Tiles(*(Tile(*map(int, row[part])) for part in Tiles._fields)) for key, row in rows}
+    except OSError as error:
+        raise ValueError(f"{FILE}={path}: {error.strerror}; {again}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{FILE}={path}: {error}; {again}") from None

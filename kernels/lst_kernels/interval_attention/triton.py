@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import launch
-from .tiles import Tiles, family_of, tiles_for
+from .tiles import Tiles, tiles_for, tiles_on
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
@@ -247,7 +247,7 @@ def _constants(q: Tensor, family: str | None) -> tuple[dict[str, int | str], Til
         # tf32 means nothing for 16-bit input
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
-    return shape, tiles_for(family or family_of(q.device), q.dtype, padded)
+    return shape, tiles_for(family, q.dtype, padded) if family else tiles_on(q.device, q.dtype, padded)
 
 
 def interval_forward_launch(

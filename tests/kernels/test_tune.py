@@ -1,0 +1,97 @@
+"""The search for tiles: what is left out, what is taken, on a clock that is told; and the file that launches follow."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from lst_kernels.bench import NoGpu, Setting
+from lst_kernels.interval_attention import tiles as module
+from lst_kernels.interval_attention.tiles import FILE, SMALL, TABLE, Tile, Tiles, read, tiles_for, tiles_on, using
+from lst_kernels.tune import Choice, compile_problem, grid, quickest, table, tune
+
+BEGIN = TABLE["sm90", True, 128]
+A, B, C = Tile(32, 32, 4, 1), Tile(64, 32, 4, 1), Tile(128, 32, 8, 2)
+
+
+def search(
+    times: dict[Tile, float], spills: Tile | None = None, differs: Tile | None = None
+) -> tuple[Tile, list[Tile]]:
+    """What is taken for dq, and what was timed."""
+    timed: list[Tile] = []
+
+    def clock(tiles: Tiles) -> float:
+        timed.append(tiles.dq)
+        assert (tiles.forward, tiles.dkdv) == (BEGIN.forward, BEGIN.dkdv)
+        return {BEGIN.dq: 1.0, **times}[tiles.dq]
+
+    taken, _, before = quickest(
+        BEGIN,
+        "dq",
+        [A, BEGIN.dq, B, C],
+        lambda tiles: "spills" if tiles.dq == spills else None,
+        clock,
+        lambda tiles: "off by 1" if tiles.dq == differs else None,
+        lambda line: None,
+    )
+    assert before == 1.0
+    return taken, timed
+
+
+def test_the_quickest_that_passes_is_taken() -> None:
+    times = {A: 0.9, B: 0.5, C: 0.7}
+    assert search(times) == (B, [BEGIN.dq, A, B, C])
+    assert search(times, spills=B) == (C, [BEGIN.dq, A, C]), "what spills is never timed"
+    assert search(times, differs=B)[0] == C
+    assert search({A: 0.99, B: 1.5, C: 1.0})[0] == BEGIN.dq, "noise moves nothing"
+    assert search({A: 0.9, B: 1.5})[0] == A, "what cannot be launched is left out"
+
+
+def test_the_check_refuses_what_spills() -> None:
+    assert compile_problem(BEGIN, "sm_90", 128) is None
+    assert "spills" in str(compile_problem(BEGIN._replace(dq=Tile(128, 128, 4, 1)), "sm_90", 128))
+    assert BEGIN.dq in grid()
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NoGpu, match="a search for tiles needs a CUDA GPU"):
+        tune(Setting())
+
+
+def test_launches_follow_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cuda = tmp_path / "tiles.json", torch.device("cuda", 0)
+    found = Choice("bfloat16 128", Tiles(A, B, C), {}, {})
+    file.write_text(table([found], "GPU 1", "3.6.0", table([found], "GPU 0", "3.5.0")))
+    assert set(json.loads(file.read_text())["devices"]) == {"GPU 0", "GPU 1"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU 1")
+    monkeypatch.setattr(module, "family_of", lambda device: "sm90")
+    monkeypatch.setattr("lst_kernels.backends.triton_version", lambda: "3.6.0")
+    assert tiles_on(cuda, torch.bfloat16, 128) == BEGIN, "nobody named a file"
+    monkeypatch.setenv(FILE, str(file))
+    assert tiles_on(cuda, torch.bfloat16, 128) == Tiles(A, B, C)
+    assert tiles_on(cuda, torch.bfloat16, 64) == TABLE["sm90", True, 64]
+    assert tiles_on(torch.device("cpu"), torch.bfloat16, 128) == BEGIN
+    with using(SMALL):
+        assert tiles_on(cuda, torch.bfloat16, 128) == tiles_for("sm90", torch.bfloat16, 128) == SMALL
+    assert read(str(file), "another", "3.6.0") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"version": 2}', "version 2, where this release reads 1"),
+        ('{"version": 1, "devices": {"GPU": {"triton": "3.5.0"}}}', "measured with Triton 3.5.0, and this is 3.6.0"),
+        ("tiles", "Expecting value"),
+        ("[]", "list indices"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_that_cannot_be_followed(tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "tiles.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read(str(file), "GPU", "3.6.0")
