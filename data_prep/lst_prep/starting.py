@@ -20,8 +20,11 @@ from megatron_lst.config.load import dump_yaml
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_text
 
-HELD_OUT_EVERY = 20
-"""Of pieces that a corpus does not hold out itself, where they have words enough."""
+PROMPT_SECONDS = 4.0
+"""At most so much of a held-out recording is the first prompt, and at most half: to one that heard all, nothing follows."""
+HELD_OUT_EVERY, HELD_OUT_EVERY_FIRST, HELD_OUT_FIRST = 20, 5, 100
+"""Of pieces that a corpus does not hold out itself, where they have words enough. Of the first ones more: preparation
+rejects a few, and a small folder needs some that stay."""
 HELD_OUT_WORDS = 4
 """A held-out piece of one word would take that word from every text: shorter ones train."""
 HELD_OUT_RATE = 4.0
@@ -73,6 +76,7 @@ class Found:
         low_rate: files recorded below 16 kHz.
         notes: what was left out, for people.
         prompt: a recording that is held out.
+        prompt_seconds: of its beginning, that the model may go on with.
     """
 
     kind: str
@@ -83,6 +87,7 @@ class Found:
     low_rate: int
     notes: tuple[str, ...]
     prompt: str
+    prompt_seconds: float
 
 
 def recognise(root: Path) -> str:
@@ -143,10 +148,10 @@ def collect(root: Path, kind: str, out: Path) -> Found:
     """
     notes, skipped = Counter[str](), Skipped()
     entries = _entries(root, kind, out, skipped, notes)
-    seconds, words, low, held, prompt, bad = 0.0, 0, 0, 0, "", Counter[str]()
+    seconds, words, low, held, prompt, begun, bad = 0.0, 0, 0, 0, "", 0.0, Counter[str]()
 
     def counted() -> Iterator[Entry]:
-        nonlocal seconds, words, low, held, prompt
+        nonlocal seconds, words, low, held, prompt, begun
         own, eligible = False, 0
         for entry in entries:
             if not entry.text.strip():
@@ -162,14 +167,16 @@ def collect(root: Path, kind: str, out: Path) -> Found:
             sound = count >= HELD_OUT_WORDS and 1.0 <= length <= 2.0 * count  # preparation will not reject it
             sound &= count <= HELD_OUT_RATE * length
             eligible += sound
-            if not own and sound and eligible % HELD_OUT_EVERY == HELD_OUT_EVERY // 2:
+            every = HELD_OUT_EVERY_FIRST if eligible <= HELD_OUT_FIRST else HELD_OUT_EVERY
+            if not own and sound and eligible % every == every // 2:
                 entry = replace(entry, split="heldout", document="")
             seconds += length
             words += count
             low += about.samplerate < 16000
             if entry.split == "heldout":
                 held += 1
-                prompt = prompt or (entry.audio if entry.start is None and length < 30 else "")
+                if not prompt and entry.start is None and length < 30:
+                    prompt, begun = entry.audio, min(round(length / 2, 1), PROMPT_SECONDS)
             yield entry
 
     count = manifest.write(out, counted())
@@ -178,7 +185,7 @@ def collect(root: Path, kind: str, out: Path) -> Found:
         raise UserError(f"{root}: not one piece is any good: {dict(said)}")
     examples = {why: f" (for instance {example})" for why, example in skipped.examples.items()}
     lines = tuple(f"{number:,} left out: {why}{examples.get(why, '')}" for why, number in said.most_common())
-    return Found(kind, count, held, seconds, words, low, lines, prompt)
+    return Found(kind, count, held, seconds, words, low, lines, prompt, begun)
 
 
 def _entries(root: Path, kind: str, out: Path, skipped: Skipped, notes: Counter[str]) -> Iterable[Entry]:
@@ -298,7 +305,9 @@ def _training(found: Found, timed: bool, with_text: bool, tokens: float, size: S
 def _commands(project: Path, found: Found) -> list[str]:
     """What to type next, in order."""
     at = shlex.quote(str(project))
-    said = f"--audio {shlex.quote(os.path.relpath(found.prompt))}" if found.prompt else "--text 'Good morning'"
+    said = "--text 'Good morning'"
+    if found.prompt:
+        said = f"--audio {shlex.quote(os.path.relpath(found.prompt))} --prompt-seconds {found.prompt_seconds:g}"
     return [
         f"lst prep run {at}/prep.yaml",
         f"lst train {at}/train.yaml",

@@ -20,6 +20,10 @@ def generate(
     export: Annotated[Path, typer.Argument(help="An exported model (`lst export`)")],
     text: Annotated[list[str] | None, typer.Option(help="Text prompt; may be repeated")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="Speech prompt, an audio file; may be repeated")] = None,
+    prompt_seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, callback=finite, help="Of each --audio only its beginning; default: all of it"),
+    ] = None,
     units: Annotated[
         list[str] | None,
         typer.Option(help="Speech prompt as codes, such as '3 17 17 4', frame after frame; or a .npy file, [F, Q]"),
@@ -85,6 +89,8 @@ def generate(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     codebook = codebook_of(opened, codebook)
+    if prompt_seconds is not None and not audio:
+        raise UserError("--prompt-seconds cuts --audio, and there is none")
     if not chat and (turns or system or chat_format):
         raise UserError("--turns, --system and --chat-format are of conversations: add --chat")
     if chat and as_json:
@@ -112,7 +118,8 @@ def generate(
         if codebook is None:
             raise UserError("--audio needs --codebook, the one of the model's speech tokens: the export has none")
         encode, _ = audio_encoder(codebook, str(units_model or opened.units_model or ""))
-        spoken.append(encode(path))
+        codes = encode(path)
+        spoken.append(codes if prompt_seconds is None else codes[: max(int(prompt_seconds * v.rate), 1)])
     spoken += [read_codes(line, v) for line in units or []]
     then: Modality | None = None if to == "any" else cast("Modality", to)
     prompts = [prompt_tokens([speech_span(line)], v, then) for line in spoken]

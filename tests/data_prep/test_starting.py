@@ -1,5 +1,6 @@
 """`lst init`: spoken recordings up to configurations that are right, and (slow) up to a sample."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -105,4 +106,7 @@ def test_from_recordings_to_a_sample(recordings: Path, tmp_path: Path, language:
         if command[:2] == ["prep", "run"]:
             assert f'shards: ["{tmp_path / "mine/data/speech"}"]' in said
             assert "vocabulary: {speech_size: " in said
+        if command[0] == "generate":
+            lengths = re.search(r"sample\.wav \((.*) s: the prompt (.*) s, the response (.*) s\)", said)
+            assert lengths is not None and 0.5 <= float(lengths[2]) <= 4.0, said
     assert (tmp_path / "mine" / "sample.wav").stat().st_size > 1000
