@@ -21,7 +21,7 @@ from megatron_lst.errors import UserError
 from megatron_lst.files import write_text
 
 PROMPT_SECONDS = 4.0
-"""At most so much of a held-out recording is the first prompt, and at most half: to one that heard all, nothing follows."""
+"""At most so much of a held-out recording is the first prompt, and at most half: after all of it nothing follows."""
 HELD_OUT_EVERY, HELD_OUT_EVERY_FIRST, HELD_OUT_FIRST = 20, 5, 100
 """Of pieces that a corpus does not hold out itself, where they have words enough. Of the first ones more: preparation
 rejects a few, and a small folder needs some that stay."""
