@@ -27,7 +27,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 RUN_TESTS := $(TEST_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels demo test test-all test-slurm test-image test-pages bench gpu study lint types imports format docs clean
+.PHONY: help venv wheels demo test test-all test-wheel test-slurm test-image test-pages bench gpu study lint types imports format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ test: lint types imports  ## Lint, types, import floors and the suite
 test-all: lint types imports  ## The same with long chaos and soak runs, and with GPU tests where there is a GPU
 	$(RUN_TESTS) -n $(WORKERS) --dist loadfile -m "not slurm and not gpu" $(PYTEST)
 	$(RUN_TESTS) -m gpu $(PYTEST)
+
+test-wheel: venv  ## The wheel that a release publishes, in an environment of its own
+	$(RUN_TESTS) -m slow tests/test_installation.py -k wheel_alone $(PYTEST)
 
 test-slurm: venv  ## The tests that need SLURM, on a cluster that they start on this machine (Debian, root)
 	$(RUN_TESTS) -m slurm $(PYTEST)
