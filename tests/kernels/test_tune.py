@@ -2,14 +2,27 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+from lst_kernels import tune as searching
 from lst_kernels.bench import NoGpu, Setting
 from lst_kernels.interval_attention import tiles as module
-from lst_kernels.interval_attention.tiles import FILE, SMALL, TABLE, Tile, Tiles, read, tiles_for, tiles_on, using
+from lst_kernels.interval_attention.tiles import (
+    FALLBACK,
+    FILE,
+    SMALL,
+    TABLE,
+    Tile,
+    Tiles,
+    read,
+    tiles_for,
+    tiles_on,
+    using,
+)
 from lst_kernels.tune import Choice, compile_problem, grid, quickest, table, tune
 
 BEGIN = TABLE["sm90", True, 128]
@@ -53,6 +66,37 @@ def test_the_check_refuses_what_spills() -> None:
     assert compile_problem(BEGIN, "sm_90", 128) is None
     assert "spills" in str(compile_problem(BEGIN._replace(dq=Tile(128, 128, 4, 1)), "sm_90", 128))
     assert BEGIN.dq in grid()
+
+
+@pytest.mark.interpreter
+def test_a_search_with_the_kernels_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run is quicker than the one before; what is taken has passed the gate of the benchmark."""
+    small = Tile(16, 16, 1, 1)
+    monkeypatch.setattr(searching, "compile_problem", lambda *_: None)
+    monkeypatch.setattr(searching, "grid", lambda: [small])
+    widths = {"local_dim": 32, "local_heads": 2, "global_heads": 2, "global_kv_heads": 2, "global_head_dim": 16}
+    setting = Setting(1, 48, 30, window=8, dtype=torch.float32, device="cpu", **widths)  # type: ignore[arg-type]
+    runs = 0
+
+    def clock(run: Any, prepare: Any = lambda: None) -> float:
+        nonlocal runs
+        runs += 1
+        run(prepare())
+        return 1 / runs
+
+    use = next(use for use in searching.uses(setting) if use.name == "global causal")
+    found = searching._choose(use, setting, "sm_90", lambda line: None, clock)
+    assert found.key == "float32 16"
+    assert found.tiles == Tiles(small, small, small)
+    assert all(found.milliseconds[part] < found.before[part] for part in Tiles._fields)
+    assert runs == 6
+
+    def refuse(case: Any) -> None:
+        assert module._given is None or module._given.forward != small, "off"
+
+    monkeypatch.setattr(searching, "gate", refuse)
+    found = searching._choose(use, setting, "sm_90", lambda line: None, clock)
+    assert found.tiles == Tiles(FALLBACK.forward, small, small)
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
