@@ -143,11 +143,11 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
         softmax_statistics_launch(logits, column)
         softmax_gradient_launch(logits, numbers, column, numbers)
 
-    numbers32 = [torch.empty(4096) for _ in range(4)]
+    param, grad, first, second = ([torch.empty(4096)] for _ in range(4))
 
     def adam() -> None:
         for copies in ([bf16(4096)], []):
-            adamw_launch(*([t] for t in numbers32), copies, numbers, 1, 1e-3, 0.9, 0.95, 1e-8, 0.1)
+            adamw_launch(param, grad, first, second, copies, numbers, 1, 1e-3, 0.9, 0.95, 1e-8, 0.1)
 
     work: dict[str, Callable[[], object]] = {
         "adamw": adam,

@@ -115,9 +115,9 @@ def adamw_launch(
     """See `lst_kernels.adamw`."""
     entries: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
     targets = copies or params
-    for group in zip(params, grads, first, second, targets, strict=True):
-        places = tuple(t.data_ptr() for t in group)
-        entries[not any(place % 16 for place in places)].append((*places, group[0].numel()))
+    for tensors in zip(params, grads, first, second, targets, strict=True):
+        places = tuple(t.data_ptr() for t in tensors)
+        entries[not any(place % 16 for place in places)].append((*places, tensors[0].numel()))
     half = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     for aligned, group in entries.items():
         table, chunks = _tables(tuple(group), divisor.device)
