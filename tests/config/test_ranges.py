@@ -176,6 +176,8 @@ def test_every_path_is_marked_as_one() -> None:
         "data.cache",
         "data.sources[].shards",
         "engine.deepspeed_config",
+        "evaluation.text.original",
+        "evaluation.text.tasks_from",
         "run.dir",
         "training.init_from",
     }
