@@ -146,7 +146,7 @@ def test_files_with_names_of_held_out_splits_are_told(tmp_path: Path, capsys: py
 def test_a_split_that_nobody_knows_is_refused_until_its_meaning_is_given(tmp_path: Path, split: Any) -> None:
     path = tmp_path / "w.jsonl"
     path.write_bytes(jsonl(OTHERS[:2]) + jsonl(SECRETS[:1], split=split))
-    with pytest.raises(UserError, match=rf"{path}:3: .*trained on.*`splits`"):
+    with pytest.raises(UserError, match=rf"{path}:3: .*unknown split .*`splits` whether it is trained on"):
         run(config(tmp_path, TextSource("w", str(path))), quiet=True)
     for meaning, texts in (("heldout", OTHERS[:2]), ("train", [*OTHERS[:2], SECRETS[0]])):
         run(config(tmp_path / meaning, TextSource("w", str(path), splits={str(split): meaning})), quiet=True)
