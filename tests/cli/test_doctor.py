@@ -40,7 +40,10 @@ def test_tables_name_everything() -> None:
         assert word in answer.output
 
 
-def test_a_missing_requirement_is_told_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_requirement_is_told_and_exits_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     entry = ("nothing_of_that_name", "nothing-of-that-name", "all", "pip install it", True)
     with pytest.raises(typer.Exit) as left:
         module.tell(module.examine([*module.PACKAGES, entry]), as_json=False)

@@ -255,7 +255,7 @@ def test_an_output_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "why"),
     [
-        ({"jobs": {"workers": -1}}, r"jobs\.workers: must be between 0 and 1,024, got -1"),
+        ({"jobs": {"workers": -1}}, r"jobs\.workers: must be between 0 and 65,536, got -1"),
         ({"jobs": {"item_pieces": 0}}, r"jobs\.item_pieces: must be at least 1, got 0"),
         ({"text_options": {"max_pieces": 0}}, r"text_options\.max_pieces"),
         ({"units": {"codebook_size": 40000}}, "32,768"),

@@ -216,7 +216,7 @@ def test_recordings_cut_by_another_aligner_are_refused(
     install_flite("")
     with pytest.raises(UserError, match="'pocketsphinx' is another model.*without flite.*with flite-2") as refused:
         run(settings, quiet=True)
-    told = re.search("remove (.+) to do with", str(refused.value))
+    told = re.search("or remove (.+) to do that work again", str(refused.value))
     assert told is not None
     for path in map(Path, told[1].split(", ")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -197,6 +197,7 @@ def test_a_model_that_does_not_load_is_said_with_the_node(tmp_path: Path, cluste
     assert go(tmp_path) == squares(6)
 
 
+@pytest.mark.slow  # which node is handed an item first is Ray's choice
 def test_a_full_disk_on_one_node_is_the_users_and_a_bug_has_its_traceback(tmp_path: Path, cluster: Any) -> None:
     node = cluster.head_node.node_id
     with pytest.raises(UserError, match="no space left"):

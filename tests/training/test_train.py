@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_lst.config.load import dump_yaml
 from megatron_lst.config.schema import Config
 from megatron_lst.data import RowStream
 from megatron_lst.engines import build_engine
@@ -127,11 +128,13 @@ def test_another_configuration_in_the_same_folder_is_refused(tiny) -> None:
 
 
 def test_a_first_start_that_failed_does_not_bind_the_corrected_one(tiny) -> None:
-    """The mistake was found after config.yaml had been written, and before the first step."""
+    """Nor does one that ended after config.yaml had been written, and before the first step."""
     config = tiny(training__steps=2)
     with pytest.raises(UserError, match="there are none"):
         trainer.train(dataclasses.replace(config, data=dataclasses.replace(config.data, sources=[])))
-    assert (Path(config.run.dir) / "config.yaml").exists()
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, seed=5))
+    Path(config.run.dir).mkdir(parents=True, exist_ok=True)
+    (Path(config.run.dir) / "config.yaml").write_text(dump_yaml(other))
     assert trainer.train(config).step == 2
 
 

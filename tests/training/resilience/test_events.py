@@ -118,8 +118,8 @@ def kinds_written(code: str) -> set[str]:
 
 
 def kinds_documented(page: str) -> set[str]:
-    """Words of the row of events.log, without what stands in brackets."""
-    (row,) = re.findall(r"^\| `events\.log` \| one line an event: (.*) \|$", page, re.MULTILINE)
+    """Words of the entry of events.log, without what stands in brackets."""
+    (row,) = re.findall(r"^- `events\.log`: one line an event: (.*?)(?=^- |\n\n)", page, re.MULTILINE | re.DOTALL)
     return {word.strip() for word in re.sub(r"\([^)]*\)", "", row).split(",")}
 
 
