@@ -1,5 +1,6 @@
 """A signal on any rank becomes one decision of all ranks at the end of a step. What to save is the trainer's."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -11,6 +12,16 @@ from megatron_lst.terminal import heard_signals
 
 ORDER = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """What wins over what."""
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A handler, not SIG_IGN: programs that this process starts would be born deaf to what is ignored."""
+
+
+def _hear_no_more(number: signal.Signals) -> None:
+    """The signal does nothing from now on, and nothing when the interpreter has taken its handlers away at the end."""
+    signal.signal(number, _nothing)
+    atexit.register(signal.signal, number, signal.SIG_IGN)
 
 
 class StopSignals:
@@ -41,7 +52,10 @@ class StopSignals:
         for number, handler in self._before.items():
             # launchers repeat themselves; a late signal must not kill a rank on its way out, after the save
             late = number == signal.SIGUSR1 or (number in (signal.SIGTERM, signal.SIGHUP) and self._received)
-            signal.signal(number, signal.SIG_IGN if late and handler == signal.SIG_DFL else handler)
+            if late and handler == signal.SIG_DFL:
+                _hear_no_more(number)
+            else:
+                signal.signal(number, handler)
         self._before.clear()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -138,7 +138,7 @@ MetricsWriter(folder, start, partial(self.tell, "metrics"), config_yaml)
 print("stop")
 """
     assert kinds_written(code) == {"lock", "hang", "clock", "metrics"}
-    assert kinds_documented("| `events.log` | one line an event: start, slow (a rank, by name), stop |") == {
+    assert kinds_documented("- `events.log`: one line an event: start, slow (a rank, by name), stop\n\n") == {
         "start",
         "slow",
         "stop",

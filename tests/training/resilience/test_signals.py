@@ -35,6 +35,22 @@ print("out")"""
         assert done.returncode == code_expected, (first, second)
 
 
+@pytest.mark.parametrize("late", ["late", "ignored by its parent"])
+def test_programs_that_are_started_after_a_run_hear_the_signals(late):
+    """Such as the job script of another run: bash cannot trap what it was started to ignore."""
+    code = """
+import signal, subprocess, sys
+from megatron_lst.training.resilience.signals import StopSignals
+with StopSignals():
+    signal.raise_signal(signal.SIGTERM)
+if sys.argv[1] != "late":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+look = "import signal; print(signal.getsignal(15) == signal.getsignal(10) == signal.SIG_DFL)"
+subprocess.run([sys.executable, "-c", look], check=True)"""
+    done = subprocess.run([sys.executable, "-c", code, late], timeout=60, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{late == 'late'}\n"
+
+
 def test_handlers_come_back():
     before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
     try:
@@ -110,7 +126,8 @@ with StopSignals() as stop:
         time.sleep(0.002 * (1 + dist.get_rank()))
         if step == 1: print("going", flush=True)
         if number := agreed(summed(stop.numbers())): break
-print(json.dumps([step, int(number), int(stop.received or 0)]))
+print(json.dumps([step, int(number), int(stop.received or 0)]), flush=True)
+dist.destroy_process_group()
 """
 
 
