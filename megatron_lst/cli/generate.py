@@ -176,6 +176,8 @@ def generate(
                 print(f"    units: {listed}")
                 written.append(f"[{number}] units {listed}")
                 said_of |= {"codes": codes.tolist(), "seconds": v.seconds(len(said))}
+            if not len(said) and out is not None:
+                print(f"    no sound: the model ended at once, and {out} is not written for it; try another --seed")
             if len(said) and out is not None:
                 target = out if len(results) == 1 else out.with_stem(f"{out.stem}-{number}")
                 prefix = spoken[number].reshape(-1) if number < len(spoken) else np.zeros(0, np.int64)

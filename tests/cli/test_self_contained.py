@@ -128,6 +128,17 @@ def test_text_and_audio_in_text_and_sound_out(exported: Path, tmp_path: Path) ->
     assert "text: " in lst("generate", exported, "--audio", tmp_path / "q.wav", "--to", "text", "--max-tokens", 9)
 
 
+def test_a_prompt_is_the_beginning_of_a_recording(exported: Path, tmp_path: Path) -> None:
+    write_wav(tmp_path / "q.wav", np.random.default_rng(0).standard_normal(32000) / 10)
+    spoken = ("--audio", tmp_path / "q.wav", "--to", "speech", "--max-tokens", 9, "--out", tmp_path / "a.wav",
+              "--temperature", 9, "--top-p", 1, "--seed", 1)  # fmt: skip
+    assert "the prompt 0.8 s" in lst("generate", exported, *spoken, "--prompt-seconds", 0.8)
+    assert "the prompt 2.0 s" in lst("generate", exported, *spoken)
+    assert "the prompt 2.0 s" in lst("generate", exported, *spoken, "--prompt-seconds", 9)
+    with pytest.raises(UserError, match="--prompt-seconds cuts --audio, and there is none"):
+        lst("generate", exported, "--text", "In the", "--prompt-seconds", 1)
+
+
 def test_another_codebook_is_refused_whatever_it_is_for(exported: Path, tmp_path: Path) -> None:
     codebook(tmp_path / "same.safetensors")
     codebook(tmp_path / "other.safetensors", seed=1)
