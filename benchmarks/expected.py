@@ -152,7 +152,8 @@ def tile_pairs(start: np.ndarray, end: np.ndarray, keys: int, rows: int, columns
 def attention_shape(op: Operation) -> tuple[int, int, int, int]:
     """Queries, keys, heads of queries, and their size, of an attention."""
     if "packed" not in op.name:
-        return op.shapes[0][0], op.shapes[1][0], *op.shapes[0][-2:]
+        keys = op.shapes[2 if "backward" in op.name else 1]  # a gradient stands before queries and keys
+        return op.shapes[0][0], keys[0], *op.shapes[0][-2:]
     (tokens, groups, width), (_, half) = op.shapes[1:3] if "backward" in op.name else op.shapes[:2]
     return tokens, tokens, groups * (width // (2 * half) - 2), 2 * half
 

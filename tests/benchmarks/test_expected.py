@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.expected import AS_EXECUTED, INPUTS, executed, tile_pairs
+from benchmarks.expected import AS_EXECUTED, INPUTS, attention_shape, executed, tile_pairs
+from megatron_lst.simulation.trace import Operation
 
 
 def intervals(seed: int, queries: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +39,15 @@ def test_pairs_of_tiles(seed: int, rows: int, columns: int) -> None:
     )
     assert found.masked == hidden - short
     assert tile_pairs(start, end, keys, rows, columns, masked_alone=False).masked == visited
+
+
+@pytest.mark.parametrize("keys", [((32, 4, 8), (32, 4, 8)), ((32, 2, 4, 8),)], ids=["apart", "joint"])
+def test_keys_of_an_attention(keys: tuple[tuple[int, ...], ...]) -> None:
+    """The backward pass, whose first tensor is a gradient, has the keys of the forward pass."""
+    name, query = f"lst_kernels.interval_attention{'_joint' if len(keys) == 1 else ''}", (20, 4, 8)
+    forward = Operation(name, "forward", (query, *keys), (query,), 0, 0)
+    backward = Operation(f"{name}_backward", "backward", (query, query, *keys), (query,), 0, 0)
+    assert attention_shape(forward) == attention_shape(backward) == (20, 32, 4, 8)
 
 
 def test_operators_as_they_are_executed() -> None:
