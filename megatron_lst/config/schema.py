@@ -285,8 +285,7 @@ class EngineConfig:
     """Numbers that share a scale: `tensorwise` a tensor, `blockwise` 128 (weights: 128 x 128), `mxfp8` 32. `auto`:
     mxfp8 on Blackwell, else tensorwise."""
     loss_chunk: CountOr0 = 4096
-    """Tokens whose logits may live at once. Longer micro-batches go through the loss in chunks, whose logits the
-    backward pass computes again. 0: never."""
+    """Tokens whose logits may live at once. Longer micro-batches go through the loss in chunks. 0: never."""
 
 
 @dataclass(frozen=True)

@@ -48,19 +48,20 @@ class VocabularyHead(ColumnParallelLinear):
         """
         return super().forward(hidden)[0]
 
-    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, hidden: Tensor, labels: Tensor, summed: bool = False) -> Tensor:  # type: ignore[override]
         """Cross-entropy of each position.
 
         Args:
             hidden: [n, 1, d] (a shard of n under sequence parallelism).
             labels: int [n], IGNORE where nothing is predicted.
+            summed: the losses' sum is what will be differentiated: its gradients are found while logits are there.
 
         Returns:
             float32 [n], the same on every rank of the group; 0 where the label is IGNORE.
         """
         positions = hidden.shape[0] * (self.tp_group.size() if self.sequence_parallel else 1)  # n, over all shards
         if self.chunk == 0 or positions <= self.chunk:
-            # They fit: kept for the backward pass, which chunks compute again.
+            # They fit, and are kept for the backward pass.
             return _whole_losses(self.logits(hidden), labels)
         if self.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)  # [n, 1, d]
@@ -68,7 +69,7 @@ class VocabularyHead(ColumnParallelLinear):
             hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
         group = self.tp_group if self.tp_group.size() > 1 else None
         return linear_cross_entropy(
-            hidden.squeeze(1), self.weight, labels, chunk=self.chunk, ignore_index=IGNORE, group=group
+            hidden.squeeze(1), self.weight, labels, chunk=self.chunk, ignore_index=IGNORE, group=group, ahead=summed
         )
 
 

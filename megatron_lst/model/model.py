@@ -124,7 +124,7 @@ class ModelChunk(MegatronModule):
         out = self.predictions(batch)
         if isinstance(out, Tensor):
             return out
-        return _on_tokens([p.head(p.hidden, p.labels) for p in out], out, len(batch.labels))
+        return _on_tokens([p.head(p.hidden, p.labels, summed=p.slot is None) for p in out], out, len(batch.labels))
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits of the token after each one, [N, V]; for comparisons, a training step never holds them all.

@@ -1,9 +1,13 @@
 """linear_cross_entropy against PyTorch's own, in float64: losses and gradients, and the memory that it
 promises."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from lst_kernels import add_product, linear_cross_entropy
 from tests.kernels.test_patch_pool import HALVES, compare
@@ -13,15 +17,16 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("chunk", [4, 10, 100])
-def test_equals_torch(chunk: int, reduction: str, dtype: torch.dtype) -> None:
+def test_equals_torch(chunk: int, ahead: bool, reduction: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(23, 8).to(dtype), torch.randn(31, 8).to(dtype)
     labels = torch.randint(0, 31, (23,))
     labels[::5] = -100
     ours = [t.clone().requires_grad_() for t in (hidden, weight)]
     theirs = [t.double().requires_grad_() for t in (hidden, weight)]
-    out = linear_cross_entropy(*ours, labels, reduction, chunk)
+    out = linear_cross_entropy(*ours, labels, reduction, chunk, ahead=ahead)
     want = cross_entropy(theirs[0] @ theirs[1].t(), labels, reduction=reduction)
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     grad = torch.rand(out.shape, dtype=torch.float64)
@@ -29,6 +34,30 @@ def test_equals_torch(chunk: int, reduction: str, dtype: torch.dtype) -> None:
     expected = torch.autograd.grad(want, theirs, grad)
     for a, b in zip((out, *got), (want, *expected), strict=True):
         assert (a.double() - b).abs().max() <= TOLERANCE[dtype] * b.abs().max().clamp(min=1.0)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.interpreter)])
+def test_ahead(backend: str) -> None:
+    """The sum's gradients are the same bits as those that are computed later, and logits are made once for them."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(23, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
+    labels = torch.randint(0, 31, (23,))
+    labels[::5] = -100
+
+    def products(ahead: bool, differentiated: Callable[[Tensor], Tensor]) -> tuple[int, list[Tensor]]:
+        with FlopCounterMode(display=False) as counter:
+            out = linear_cross_entropy(hidden, weight, labels, chunk=10, backend=backend, ahead=ahead)
+            found = torch.autograd.grad(differentiated(out), [hidden, weight])
+        return counter.get_total_flops() // (2 * 23 * 31 * 8), list(found)
+
+    (once, early), (twice, late) = products(True, lambda x: 3 * x.sum()), products(False, lambda x: 3 * x.sum())
+    assert (once, twice) == (3, 4)
+    for a, b in zip(early, late, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    weights = torch.rand(23)
+    (again, early), (_, late) = (products(ahead, lambda x: (x * weights).sum()) for ahead in (True, False))
+    assert again == 6, "the control: not one number for all rows, so nothing that was found ahead is used"
+    assert all(map(torch.equal, early, late))
 
 
 def test_everything_ignored() -> None:
@@ -46,7 +75,8 @@ def test_frozen_weight() -> None:
     assert hidden.grad.abs().max() > 0
 
 
-def test_logits_never_live_whole() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_logits_never_live_whole(ahead: bool) -> None:
     """No tensor of the size of all logits is ever made."""
     largest = 0
 
@@ -60,7 +90,8 @@ def test_logits_never_live_whole() -> None:
 
     hidden, weight = torch.randn(200, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
     with Watch():
-        linear_cross_entropy(hidden, weight, torch.zeros(200, dtype=torch.long), "sum", chunk=20).backward()
+        labels = torch.zeros(200, dtype=torch.long)
+        linear_cross_entropy(hidden, weight, labels, "sum", chunk=20, ahead=ahead).backward()
     assert 0 < largest <= 20 * 50
 
 

@@ -21,16 +21,22 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE,
     backend: str = "auto",
     group: Any = None,
+    ahead: bool = False,
 ) -> Tensor:
     """Cross-entropy of hidden @ weight.T against labels (SPEC 5), `chunk` rows of logits alive at a time.
 
     hidden: [N, d]; weight: [V, d], the same floating dtype; labels: int32 or int64 [N], `ignore_index` where
-    there is no target.  The backward pass computes each chunk's logits again.  reduction "none": [N] losses,
-    0 where ignored; "sum": their sum, a scalar; both float32 (float64 for float64 input).
+    there is no target.  reduction "none": [N] losses, 0 where ignored; "sum": their sum, a scalar; both float32
+    (float64 for float64 input).
+
+    The backward pass computes each chunk's logits again.  ahead: the gradients of the losses' sum are found in the
+    forward pass, from the logits that are there, and kept ([N, d], and [V, d] in the accumulator's dtype); the backward
+    pass only multiplies them.  That is right for "none" too: where what comes back is not the gradient of a sum, with
+    one number for all rows, logits are computed again all the same.
 
     group: a torch.distributed group whose ranks hold equal shards of the vocabulary, in the order of their ranks:
     weight is then this rank's [V / ranks, d], hidden and labels are the same on all.  The losses are those of the
-    whole vocabulary (two all-reduces of [N], however many chunks); the gradient of hidden is this shard's part, for
+    whole vocabulary (two all-reduces of [c] a chunk of c rows); the gradient of hidden is this shard's part, for
     the caller to add up over the group, as Megatron's `copy_to_tensor_model_parallel_region` does.
 
     The Triton kernels are the softmax between the two products: logits stay in hidden's dtype, are read once forward,
@@ -71,5 +77,5 @@ def linear_cross_entropy(
     chosen = choose_backend(name, hidden.device, backend, hidden.dtype)
     from .reference import linear_cross_entropy_reference
 
-    losses = linear_cross_entropy_reference(hidden, weight, labels, ignore_index, chunk, group, chosen)
+    losses = linear_cross_entropy_reference(hidden, weight, labels, ignore_index, chunk, group, chosen, ahead)
     return losses.sum() if reduction == "sum" else losses

@@ -5,6 +5,7 @@ The softmax between the products is PyTorch's operators, on any device, or two T
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,42 +50,76 @@ def _gradient(logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor, 
     return dlogits.mul_(grad[:, None]).to(logits.dtype)
 
 
+class _Gradients:
+    """What a chunk after the other adds to the gradients of hidden [N, d] and weight [V, d], where they are wanted."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, wanted: Sequence[bool], chunk: int, softmax: str) -> None:
+        self._inputs, self._chunk, self._softmax = (hidden, weight), chunk, softmax
+        self.hidden = torch.empty_like(hidden) if wanted[0] else None
+        self.weight = torch.zeros_like(weight, dtype=accumulator(weight.dtype)) if wanted[1] else None
+
+    def add(self, rows: slice, logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor) -> None:
+        """Of these rows; their logits may be overwritten. grad: of their losses."""
+        hidden, weight = self._inputs
+        dlogits = _gradient(logits, normaliser, column, grad, self._softmax)
+        if self.hidden is not None:
+            torch.mm(dlogits, weight, out=self.hidden[rows])
+        if self.weight is not None:
+            add_product(self.weight, dlogits.t(), hidden[rows])
+
+
+def _chunks(count: int, chunk: int) -> Iterator[slice]:
+    return (slice(i, min(i + chunk, count)) for i in range(0, count, chunk))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore: int, chunk: int, group: Any, backend: str
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        ignore: int,
+        chunk: int,
+        group: Any,
+        backend: str,
+        ahead: bool,
     ) -> Tensor:
         first = dist.get_rank(group) * weight.shape[0] if group is not None else 0
+        ignored = labels == ignore
         # Of the shard that holds a row's target; below 0 or past the end in the others.
-        column = labels.long().masked_fill(labels == ignore, 0) - first
+        column = labels.long().masked_fill(ignored, 0) - first
         normaliser = torch.empty(len(labels), dtype=accumulator(hidden.dtype), device=hidden.device)
         target = torch.empty_like(normaliser)
-        for i in range(0, hidden.shape[0], chunk):
-            rows = slice(i, i + chunk)
-            normaliser[rows], target[rows] = _statistics(hidden[rows] @ weight.t(), column[rows], backend)
-        if group is not None:
-            normaliser, target = _combine(normaliser, target, group)
-        ctx.save_for_backward(hidden, weight, labels, column, normaliser)
-        ctx.ignore, ctx.chunk, ctx.softmax = ignore, chunk, backend
-        return (normaliser - target).masked_fill_(labels == ignore, 0.0)
+        wanted = ctx.needs_input_grad[:2]
+        gradients = _Gradients(hidden, weight, wanted, chunk, backend) if ahead and any(wanted) else None
+        counted = torch.ones_like(normaliser).masked_fill_(ignored, 0.0)
+        for rows in _chunks(len(hidden), chunk):
+            logits = hidden[rows] @ weight.t()
+            found = _statistics(logits, column[rows], backend)
+            normaliser[rows], target[rows] = found if group is None else _combine(*found, group)
+            if gradients is not None:
+                gradients.add(rows, logits, normaliser[rows], column[rows], counted[rows])
+            del logits  # before the next chunk's
+        early = (None, None) if gradients is None else (gradients.hidden, gradients.weight)
+        ctx.save_for_backward(hidden, weight, ignored, column, normaliser, *early)
+        ctx.chunk, ctx.softmax, ctx.ahead = chunk, backend, gradients is not None
+        return (normaliser - target).mul_(counted)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, labels, column, normaliser = ctx.saved_tensors
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        dhidden = torch.empty_like(hidden) if need_hidden else None
-        dweight = torch.zeros_like(weight, dtype=accumulator(weight.dtype)) if need_weight else None
-        grad = grad.masked_fill(labels == ctx.ignore, 0.0)
-        for i in range(0, hidden.shape[0], ctx.chunk):
-            rows = slice(i, i + ctx.chunk)
-            logits = hidden[rows] @ weight.t()
-            dlogits = _gradient(logits, normaliser[rows], column[rows], grad[rows], ctx.softmax)
-            if dhidden is not None:
-                torch.mm(dlogits, weight, out=dhidden[rows])
-            if dweight is not None:
-                add_product(dweight, dlogits.t(), hidden[rows])
-            del logits, dlogits  # before the next chunk's
-        return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None, None
+        hidden, weight, ignored, column, normaliser, dhidden, dweight = ctx.saved_tensors
+        if ctx.ahead and len(grad) and grad.stride() == (0,):  # the gradient of a sum: one number for all rows
+            factor = grad[0]
+            dhidden = None if dhidden is None else dhidden * factor
+            if dweight is not None:  # rounded in the same pass
+                dweight = torch.mul(dweight, factor, out=torch.empty_like(weight))
+            return dhidden, dweight, *(None,) * 6
+        found = _Gradients(hidden, weight, ctx.needs_input_grad[:2], ctx.chunk, ctx.softmax)
+        grad = grad.masked_fill(ignored, 0.0)
+        for rows in _chunks(len(hidden), ctx.chunk):
+            found.add(rows, hidden[rows] @ weight.t(), normaliser[rows], column[rows], grad[rows])
+        return found.hidden, None if found.weight is None else found.weight.to(weight.dtype), *(None,) * 6
 
 
 def linear_cross_entropy_reference(
@@ -95,6 +130,7 @@ def linear_cross_entropy_reference(
     chunk: int,
     group: Any = None,
     backend: str = "reference",
+    ahead: bool = False,
 ) -> Tensor:
     """Losses [N] of hidden [N, d] against weight [V, d].  See `lst_kernels.linear_cross_entropy`."""
-    return _LinearCrossEntropy.apply(hidden, weight, labels, ignore, chunk, group, backend)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, ignore, chunk, group, backend, ahead)
