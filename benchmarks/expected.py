@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lst_kernels.interval_attention.tiles import Tile, tiles_for
+from lst_kernels.interval_attention.tiles import Tile, tiles_for, turns_in_place
 from megatron_lst.model.batch import Batch
 from megatron_lst.planning.devices import Device
 from megatron_lst.simulation.trace import Operation
@@ -92,7 +92,7 @@ AS_EXECUTED = {
     "aten.index_put": Executed(1.5, 6, why="a copy, then a sort of the index and one pass over rows"),
     "aten.embedding_dense_backward": Executed(1, 8, why="a sort of the tokens and one pass over rows"),
     "lst_kernels.interval_attention_backward": Executed(1, 5, why="two, and three that turn intervals round"),
-    "lst_kernels.packed_attention_backward": Executed(1, 5, why="as above, the turn back apart"),
+    "lst_kernels.packed_attention_backward": Executed(1, 5, why="as above"),
     "lst_kernels.rms_norm_backward": Executed(1.03, 2, why="the weight's partial sums are written, then added up"),
     "lst_kernels.interval_attention_joint_backward": Executed(1, 5, why="as above"),
     "lst_kernels.patch_unpool_backward": Executed(1, 7, why="tokens sorted by patch"),
@@ -159,12 +159,18 @@ def attention_shape(op: Operation) -> tuple[int, int, int, int]:
 
 
 def turned_bytes(op: Operation) -> int:
-    """Bytes of the rotary embedding in a packed attention, either way: queries and keys read and written; else 0."""
+    """Bytes of the rotary embedding's own kernel in a packed attention: what it turns is read and written; else 0.
+
+    Where attention's kernels turn queries and gradients themselves, it turns keys, forward.
+    """
     if "packed" not in op.name:
         return 0
-    tokens, groups, width = op.shapes[1 if "backward" in op.name else 0]
-    size = attention_shape(op)[3]
-    return 2 * 2 * tokens * groups * (width - size) + 2 * 4 * tokens * size // 2
+    size, backward = attention_shape(op)[3], "backward" in op.name
+    tokens, groups, width = op.shapes[1 if backward else 0]
+    turned = width - size
+    if turns_in_place(size):
+        turned = 0 if backward else size
+    return (2 * 2 * groups * turned + 2 * 4 * size // 2) * tokens if turned else 0
 
 
 def attention_seconds(op: Operation, batch: Batch, device: Device) -> float:

@@ -41,8 +41,8 @@ SMALL = Tiles(Tile(16, 16, 1, 1), Tile(16, 16, 1, 1), Tile(16, 16, 1, 1))
 
 # (family, 16-bit?, head dimension rounded up) -> tiles.  Families: sm80 (Ampere, Ada), sm90, sm100, gfx942.
 TABLE: dict[tuple[str, bool, int], Tiles] = {
-    ("sm80", True, 64): Tiles(Tile(128, 64, 4, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
-    ("sm80", True, 128): Tiles(Tile(128, 32, 8, 3), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    ("sm80", True, 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 3), Tile(32, 64, 4, 2)),
+    ("sm80", True, 128): Tiles(Tile(64, 64, 8, 3), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("sm90", True, 64): Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("sm90", True, 128): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     ("sm100", True, 64): Tiles(Tile(128, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
@@ -102,6 +102,11 @@ def tiles_on(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
         if found := measured.get(key_of(dtype, dim)):
             return found
     return tiles_for(family_of(device), dtype, dim)
+
+
+def turns_in_place(dim: int) -> bool:
+    """Whether the kernels turn heads of this dimension themselves: between a pair's halves there is no padding."""
+    return dim >= 16 and dim & (dim - 1) == 0
 
 
 def key_of(dtype: torch.dtype, dim: int) -> str:

@@ -46,6 +46,25 @@ def _put(ptr, value, rows, inside, stride, e, DH: tl.constexpr, BDH: tl.constexp
 
 
 @triton.jit
+def _turn(first, second, cos_ptr, sin_ptr, rows, inside, BACK: tl.constexpr, HALF: tl.constexpr):
+    """Pairs (first, second) [m, HALF] float32 of heads, turned by cos, sin [*, HALF] as in `rotary`: [m, 2 HALF]."""
+    at = rows.to(tl.int64)[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    cos = tl.load(cos_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    if BACK:
+        sin = -sin
+    turned = tl.join(first * cos - second * sin, second * cos + first * sin)  # [m, HALF, 2]
+    return tl.reshape(tl.permute(turned, (0, 2, 1)), [first.shape[0], 2 * HALF])
+
+
+@triton.jit
+def _turn_back(value, cos_ptr, sin_ptr, rows, inside, BDH: tl.constexpr):
+    """The gradient [m, BDH] of turned heads, turned back."""
+    first, second = tl.split(tl.permute(tl.reshape(value, [value.shape[0], 2, BDH // 2]), (0, 2, 1)))
+    return _turn(first, second, cos_ptr, sin_ptr, rows, inside, True, BDH // 2)
+
+
+@triton.jit
 def _middle(begin, end, real, low, high, B: tl.constexpr):
     """Of [low, high) the whole tiles of B that every real row's interval [begin, end) holds: those need no mask."""
     first = tl.max(tl.where(real, begin, 0))
@@ -103,12 +122,15 @@ def _attend_dq(
 @triton.jit
 def interval_forward(
     q_ptr, k_ptr, v_ptr, ks_ptr, ke_ptr, out_ptr, lse_ptr, NQ, NK, scale,
-    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
-    GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr,
+    stride_qt, stride_qg, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
+    cos_ptr, sin_ptr, turned_ptr,
+    GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr, TURN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
+    """TURN: queries are turned as they are read, by the angles of cos and sin, and written for the backward pass."""
     hq = tl.program_id(1).to(tl.int64)  # query head; 64 bits, for head * stride goes beyond 2^31 elements
     hk = hq // GROUP  # the key head that GROUP query heads share
+    q_ptr += hk * stride_qg + (hq - hk * GROUP) * stride_qh
     i = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM], queries of this tile
     e = tl.arange(0, BDH)  # [BDH], values of a head; DH rounded up to a power of 2
     real = i < NQ
@@ -117,7 +139,14 @@ def interval_forward(
     # Both ends never decrease, so the tile's keys are one range; it begins at a whole tile, for aligned loads.
     low = tl.maximum(tl.min(begin), 0) // BN * BN
     high = tl.minimum(tl.max(end), NK)
-    q = _rows(q_ptr + hq * stride_qh, i, real, stride_qt, e, DH, BDH)
+    if TURN:
+        half = tl.arange(0, BDH // 2)
+        first = _rows(q_ptr, i, real, stride_qt, half, BDH // 2, BDH // 2).to(tl.float32)
+        second = _rows(q_ptr + BDH // 2, i, real, stride_qt, half, BDH // 2, BDH // 2).to(tl.float32)
+        q = _turn(first, second, cos_ptr, sin_ptr, i, real, False, BDH // 2).to(q_ptr.dtype.element_ty)
+        _put(turned_ptr + hq * stride_oh, q, i, real, stride_ot, e, DH, BDH)  # laid out like out
+    else:
+        q = _rows(q_ptr, i, real, stride_qt, e, DH, BDH)
     highest = tl.full([BM], float("-inf"), tl.float32)  # highest score of each query so far
     total = tl.zeros([BM], tl.float32)  # sum of exp2(score - highest)
     mixed = tl.zeros([BM, BDH], tl.float32)  # the same weights times the values
@@ -145,11 +174,14 @@ def interval_forward(
 def interval_backward_dq(
     q_ptr, k_ptr, v_ptr, ks_ptr, ke_ptr, out_ptr, lse_ptr, grad_ptr, delta_ptr, dq_ptr, NQ, NK, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
-    stride_dt, stride_dg, stride_dh,
-    GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr,
+    stride_dt, stride_dg, stride_dh, cos_ptr, sin_ptr,
+    GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr, TURN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dq of one tile of queries; on the way delta = sum(out * grad), which the other kernel reads."""
+    """dq of one tile of queries; on the way delta = sum(out * grad), which the other kernel reads.
+
+    TURN: dq is turned back by the angles of cos and sin before it is rounded; so is dk below.
+    """
     hq = tl.program_id(1).to(tl.int64)  # query head; 64 bits, for head * stride goes beyond 2^31 elements
     hk = hq // GROUP  # the key head that GROUP query heads share
     i = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM], queries of this tile
@@ -180,7 +212,10 @@ def interval_backward_dq(
         dq, q, grad, lse, delta, k_head, v_head, begin, end, last, high, high, e, scale, stride_kt, stride_vt,
         True, DH, BDH, PRECISION, BN,
     )  # fmt: skip
-    _put(dq_ptr + hk * stride_dg + (hq - hk * GROUP) * stride_dh, dq * scale, i, real, stride_dt, e, DH, BDH)
+    dq *= scale
+    if TURN:
+        dq = _turn_back(dq, cos_ptr, sin_ptr, i, real, BDH)
+    _put(dq_ptr + hk * stride_dg + (hq - hk * GROUP) * stride_dh, dq, i, real, stride_dt, e, DH, BDH)
 
 
 @triton.jit
@@ -188,8 +223,8 @@ def interval_backward_dkdv(
     q_ptr, k_ptr, v_ptr, ks_ptr, ke_ptr, first_ptr, last_ptr, lse_ptr, grad_ptr, delta_ptr, dk_ptr, dv_ptr,
     NQ, NK, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
-    stride_dt, stride_dh,
-    GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr,
+    stride_dt, stride_dh, cos_ptr, sin_ptr,
+    GROUP, DH: tl.constexpr, BDH: tl.constexpr, PRECISION: tl.constexpr, TURN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of keys: over every query, and every head of the group, that sees it."""
@@ -229,7 +264,10 @@ def interval_backward_dkdv(
         dweights = tl.dot(v, tl.trans(grad), input_precision=PRECISION)  # [BN, BM]
         dscores = weights * (dweights - delta[None, :])
         dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=PRECISION)
-    _put(dk_ptr + hk * stride_dh, dk * scale, j, real, stride_dt, e, DH, BDH)
+    dk *= scale
+    if TURN:
+        dk = _turn_back(dk, cos_ptr, sin_ptr, j, real, BDH)
+    _put(dk_ptr + hk * stride_dh, dk, j, real, stride_dt, e, DH, BDH)
     _put(dv_ptr + hk * stride_dh, dv, j, real, stride_dt, e, DH, BDH)
 
 
@@ -251,18 +289,26 @@ def _constants(q: Tensor, family: str | None) -> tuple[dict[str, int | str], Til
 
 
 def interval_forward_launch(
-    q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, scale: float, family: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """(out [Nq, H, D], log2-sum-exp2 of the scaled scores float32 [H, Nq])."""
-    q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
-    nq, h, _ = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, scale: float, family: str | None = None,
+    turn: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out [Nq, H, D], log2-sum-exp2 of the scaled scores float32 [H, Nq]).
+
+    q: or [Nq, Hk, H / Hk, D], where its heads are not evenly apart.
+    turn: cos and sin [Nq, D / 2], by which q is turned as it is read, and where it is written, contiguous [Nq, H, D];
+    for D see `tiles.turns_in_place`.
+    """
+    q, k, v = _unit_last(q if q.dim() == 4 else q.unflatten(1, (k.shape[1], -1))), _unit_last(k), _unit_last(v)
+    nq, hk, group, dim = q.shape
+    h = hk * group
+    out = torch.empty(nq, h, dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(h, nq, dtype=torch.float32, device=q.device)
-    constants, tiles = _constants(q, family)
+    constants, tiles = _constants(out, family)
+    cos, sin, turned = (lse, lse, out) if turn is None else (turn[0].contiguous(), turn[1].contiguous(), turn[2])
     launch(
         interval_forward, (triton.cdiv(nq, tiles.forward.BM), h), q, k, v, k_start, k_end, out, lse,
-        nq, k.shape[0], scale, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
-        h // k.shape[1], **constants, **tiles.forward._asdict(),
+        nq, k.shape[0], scale, *q.stride()[:3], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
+        cos, sin, turned, group, **constants, TURN=turn is not None, **tiles.forward._asdict(),
     )  # fmt: skip
     return out, lse
 
@@ -270,10 +316,13 @@ def interval_forward_launch(
 def interval_backward_launch(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, out: Tensor, lse: Tensor,
     scale: float, family: str | None = None, into: tuple[Tensor, Tensor, Tensor] | None = None,
+    angles: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dk, dv), contiguous.
 
     into: where they are written instead: dq as [Nq, Hk, H / Hk, D], dk and dv of the same strides.
+    angles: cos and sin [Nq, D / 2] by which `rotary` has turned q and k: dq and dk are turned back. D is then as
+    `tiles.turns_in_place` wants it, and Nq = Nk.
     """
     q, k, v = _unit_last(q), _unit_last(k), _unit_last(v)
     out, grad = out.contiguous(), grad.contiguous()
@@ -291,13 +340,16 @@ def interval_backward_launch(
     last = torch.searchsorted(k_start, key, right=True, out_int32=True)
     constants, tiles = _constants(q, family)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2])
+    cos, sin = (lse, lse) if angles is None else (angle.contiguous() for angle in angles)
+    turns = angles is not None
     launch(
         interval_backward_dq, (triton.cdiv(nq, tiles.dq.BM), h), q, k, v, k_start, k_end, out, lse, grad,
-        delta, dq, nq, nk, scale, *strides, *dq.stride()[:3], h // hk, **constants, **tiles.dq._asdict(),
+        delta, dq, nq, nk, scale, *strides, *dq.stride()[:3], cos, sin, h // hk, **constants, TURN=turns,
+        **tiles.dq._asdict(),
     )  # fmt: skip
     launch(
         interval_backward_dkdv, (triton.cdiv(nk, tiles.dkdv.BN), hk), q, k, v, k_start, k_end, first, last,
-        lse, grad, delta, dk, dv, nq, nk, scale, *strides, *dk.stride()[:2], h // hk,
-        **constants, **tiles.dkdv._asdict(),
+        lse, grad, delta, dk, dv, nq, nk, scale, *strides, *dk.stride()[:2], cos, sin, h // hk,
+        **constants, TURN=turns, **tiles.dkdv._asdict(),
     )  # fmt: skip
     return dq if into else dq.view(q.shape), dk, dv

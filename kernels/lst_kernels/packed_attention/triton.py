@@ -1,4 +1,5 @@
-"""packed_attention in Triton: interval_attention's kernels, and rotary's arithmetic on slices of one tensor."""
+"""packed_attention in Triton: interval_attention's kernels, which turn queries and gradients themselves, and a kernel
+that turns keys (and all of it where a head is no power of two)."""
 
 # mypy: disable-error-code="no-untyped-def"
 # (a kernel's arguments are typed when it is compiled, by what it is called with)
@@ -10,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..interval_attention.tiles import turns_in_place
 from ..interval_attention.triton import interval_backward_launch, interval_forward_launch
 from ..launch import launch, warps_for
 
@@ -73,9 +75,15 @@ def packed_forward_launch(
     """out [N, G R, D], turned queries and keys [N G (R + 1) D], log2 of the softmax's sum float32 [G R, N]."""
     qkv = qkv.contiguous()
     turned = torch.empty(qkv.numel() // qkv.shape[2] * (qkv.shape[2] - size), dtype=qkv.dtype, device=qkv.device)
-    _turn(qkv, cos, sin, turned, size, back=False)
     query, key, value = _slices(qkv, turned, size)
-    out, lse = interval_forward_launch(query, key, value, k_start, k_end, scale, family)
+    if turns_in_place(size):
+        queries = qkv.shape[2] - 2 * size
+        _turn(qkv[..., queries:], cos, sin, key, size, back=False)  # every tile of queries reads the keys
+        source = qkv[..., :queries].unflatten(2, (-1, size))
+        out, lse = interval_forward_launch(source, key, value, k_start, k_end, scale, family, (cos, sin, query))
+    else:
+        _turn(qkv, cos, sin, turned, size, back=False)
+        out, lse = interval_forward_launch(query, key, value, k_start, k_end, scale, family)
     return out, turned, lse
 
 
@@ -89,6 +97,8 @@ def packed_backward_launch(
     dqkv = torch.empty_like(qkv)
     heads = dqkv.unflatten(2, (-1, size))  # [N, G, R + 2, D]
     into = heads[:, :, :-2], heads[:, :, -2], heads[:, :, -1]
-    interval_backward_launch(grad, query, key, value, k_start, k_end, out, lse, scale, family, into)
-    _turn(dqkv, cos, sin, dqkv, size, back=True)
+    angles = (cos, sin) if turns_in_place(size) else None
+    interval_backward_launch(grad, query, key, value, k_start, k_end, out, lse, scale, family, into, angles)
+    if angles is None:  # between the halves of a pair there is padding
+        _turn(dqkv, cos, sin, dqkv, size, back=True)
     return dqkv
