@@ -17,6 +17,7 @@ from megatron_lst.planning import memory
 from megatron_lst.planning.traffic import boundary_bytes
 from megatron_lst.simulation.rank import traced_rank
 from megatron_lst.simulation.trace import dense, trace_schedule
+from tests.support.slow import with_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ["parallel.tensor=1", "parallel.pipeline=1", "parallel.sequence=false", "training.micro_batch=4"]
@@ -88,7 +89,17 @@ def test_weights_are_gathered_in_the_order_in_which_they_are_used(config: str, p
         trace_stage(settings, 16, stage)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    with_slow(
+        CASES,
+        "70b, full, first",
+        "70b, selective, middle",
+        "70b baseline, last",
+        "7b, interleaved, middle",
+        "7b, interleaved, last",
+    ),
+)
 def test_a_stage_is_as_planned(name: str) -> None:
     config, layout, stage, found = traced(name)  # fails where a value is read
     check_bytes(config, found)

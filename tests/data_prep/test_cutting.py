@@ -188,7 +188,7 @@ def test_a_transcribed_recording_is_cut_by_its_alignment_and_joined_again(tmp_pa
     assert np.median(np.abs(shifted)) > 4  # negative control: one word off
 
 
-@pytest.mark.parametrize("done", ["some items", "all items"])
+@pytest.mark.parametrize("done", ["some items", pytest.param("all items", marks=pytest.mark.slow)])
 def test_recordings_cut_by_another_aligner_are_refused(
     done: str, tmp_path: Path, install_flite: Callable[[str], None]
 ) -> None:

@@ -75,7 +75,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_preparation_ends_as_an_uninterrupted_one(tmp_path: Path, kills: int) -> None:
     from importlib.util import module_from_spec, spec_from_file_location
 

@@ -17,6 +17,7 @@ from megatron_lst.engines.deepspeed.settings import merged
 from megatron_lst.errors import UserError
 from tests.support.ranks import RankPool
 from tests.support.runs import train
+from tests.support.slow import with_slow
 from tests.support.toy import toy_config, toy_rows
 
 pytestmark = pytest.mark.multiprocess
@@ -52,7 +53,9 @@ def agree(result: dict[str, Any], expected: dict[str, Any], first: int = 0) -> N
     assert result["hashes"] == expected["hashes"][first:]
 
 
-@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize(
+    "name", with_slow(CURVES, "ZeRO 0 TP2", "ZeRO 1 TP2+SP", "ZeRO 2 TP2 DP2", "ZeRO 3 TP2 DP2+SP")
+)
 def test_same_curve_as_megatron(ranks: RankPool, name: str) -> None:
     world, config = CURVES[name]
     expected = megatron_curve(ranks)
@@ -66,7 +69,7 @@ def test_same_curve_as_megatron(ranks: RankPool, name: str) -> None:
         torch.testing.assert_close(weights[key], weight, rtol=2e-2, atol=2e-4, msg=key)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_same_curve_with_biases_and_wide_heads(ranks: RankPool, stage: int) -> None:
     """Biases are sharded with the rows of their matrices, and count so in the gradient's norm."""
     changes = {"model__qkv_bias": True, "model__head_size": 24, "model__kv_heads": 2, "model__no_rope_every": 3}
@@ -84,7 +87,7 @@ PAIRS: dict[str, tuple[tuple[int, Config], tuple[int, Config]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", with_slow(PAIRS, "ZeRO 3 DP2 -> ZeRO 2 TP2 DP2"))
 def test_resumed_at_another_size(ranks: RankPool, tmp_path: Path, name: str) -> None:
     (world, config), (later_world, later_config) = PAIRS[name]
     save = functools.partial(train, steps=5, save_at=5, folder=str(tmp_path))

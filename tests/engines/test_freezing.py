@@ -13,6 +13,7 @@ from megatron_lst.reference import ReferenceModel
 from tests.support.ranks import RankPool
 from tests.support.runs import train
 from tests.support.single import engine_of
+from tests.support.slow import with_slow
 from tests.support.toy import initial_weights, toy_config, toy_rows
 
 N = 3
@@ -67,7 +68,7 @@ def reference_curve(ranks: RankPool, steps: int) -> dict[str, Any]:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", with_slow(LAYOUTS, "ZeRO 0 DP2", "ZeRO 1 DP2", "ZeRO 2 TP2"))
 def test_frozen_weights_keep_every_bit_until_the_step_and_move_after_it(ranks: RankPool, name: str) -> None:
     world, changes = LAYOUTS[name]
     config = frozen_config(**DIRECT, **changes)

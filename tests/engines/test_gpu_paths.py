@@ -83,7 +83,14 @@ def test_a_step_that_is_not_finite_changes_nothing(monkeypatch: pytest.MonkeyPat
         assert all(torch.equal(before[name], w) for name, w in engine.export_weights().items())
 
 
-@pytest.mark.parametrize("changes", [{}, {"training__precision": "bf16"}, {"engine__distributed_optimizer": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"training__precision": "bf16"},
+        pytest.param({"engine__distributed_optimizer": False}, marks=pytest.mark.slow),
+    ],
+)
 def test_adamw_of_the_kernels_is_pytorchs(changes: dict[str, Any], tmp_path: Path) -> None:
     """Ten steps on a CPU in its reference: losses, norms and weights; then saved by one and continued by the other."""
     want = curve(toy_config(**changes), 10)

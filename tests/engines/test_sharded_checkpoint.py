@@ -17,6 +17,7 @@ from megatron_lst.simulation.counting import Counts, counting
 from megatron_lst.training.checkpoint.folders import hash_file
 from tests.support.ranks import RankPool
 from tests.support.single import engine_of
+from tests.support.slow import with_slow
 from tests.support.toy import toy_config, toy_rows
 
 TP2_PP2 = {"parallel__tensor": 2, "parallel__pipeline": 2, "parallel__sequence": True}
@@ -151,7 +152,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", with_slow(LAYOUTS, "TP2 DP2", "PP2 DP2"))
 def test_a_load_reads_each_byte_once(ranks: RankPool, tmp_path: Path, name: str) -> None:
     """Saved by one process and by tensor-parallel ranks. Megatron-core's own loader, each rank for itself, reads the
     same tensors from the same files, and several times as many bytes (the control)."""

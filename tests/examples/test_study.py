@@ -184,6 +184,7 @@ def test_every_point_has_every_measure(runs: dict[str, Any]) -> None:
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_and_reports(folder: Path, sets: dict[str, Path], runs: dict[str, Any]) -> None:
     results = folder / "results"
     untouched = {arm: (results / f"{arm}-0.json").stat().st_mtime_ns for arm in ARMS if arm != "curriculum"}

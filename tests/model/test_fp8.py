@@ -64,7 +64,11 @@ def test_megatron_core_takes_the_settings(recompute: str) -> None:
     ("ranks", "changes"),
     [
         (1, ["training__recompute=full"]),
-        (2, ["parallel__tensor=2", "parallel__sequence=true", "training__recompute=selective"]),
+        pytest.param(
+            2,
+            ["parallel__tensor=2", "parallel__sequence=true", "training__recompute=selective"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["recompute full", "TP2+SP recompute selective"],
 )

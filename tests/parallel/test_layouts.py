@@ -9,6 +9,7 @@ import torch
 from megatron_lst.config.schema import Config, RopeScalingConfig
 from tests.support.ranks import RankPool
 from tests.support.runs import train
+from tests.support.slow import with_slow
 from tests.support.toy import toy_config
 
 pytestmark = pytest.mark.multiprocess
@@ -128,13 +129,15 @@ def compare(results: list[dict[str, Any]], expected: dict[str, Any]) -> None:
         torch.testing.assert_close(writers[0]["weights"][name], weight, rtol=2e-2, atol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", with_slow(LAYOUTS, "TP4+SP", "loss_chunk=16 TP2 PP2+SP"))
 def test_same_curve_as_one_process(ranks: RankPool, name: str) -> None:
     world, changes = LAYOUTS[name]
     compare(ranks.run(train, world, toy_config(**changes)), alone(ranks, toy_config()))
 
 
-@pytest.mark.parametrize("name", OTHER_MODELS)
+@pytest.mark.parametrize(
+    "name", with_slow(OTHER_MODELS, "decoder_input=embedding PP2", "baseline TP2 PP2+SP", "qk_norm kv_heads=2 TP4")
+)
 def test_same_curve_of_other_models(ranks: RankPool, name: str) -> None:
     world, model, changes = OTHER_MODELS[name]
     compare(ranks.run(train, world, toy_config(**model, **changes)), alone(ranks, toy_config(**model)))

@@ -10,6 +10,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.errors import DamagedDataError, UserError
 from tests.support.ranks import RankPool
 from tests.support.runs import train
+from tests.support.slow import with_slow
 from tests.support.toy import toy_config
 
 pytestmark = pytest.mark.multiprocess
@@ -52,7 +53,7 @@ def save(ranks: RankPool, layout: Layout, folder: Path, asynchronous: bool = Fal
     )
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", with_slow(PAIRS, "TP2+SP -> PP2", "PP2 DP2 -> TP2+SP"))
 def test_resumed_curve_is_the_uninterrupted_one(ranks: RankPool, tmp_path: Path, name: str) -> None:
     before, after, options = PAIRS[name]
     folder = tmp_path / "engine"

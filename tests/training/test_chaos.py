@@ -133,8 +133,8 @@ def survive_kills(folder: Path, name: str, kills: int, undisturbed: dict, *overr
     assert times == sorted(times)
 
 
-def test_killed_ranks_leave_no_trace_in_the_curve(folder, undisturbed):
-    survive_kills(folder, "killed-twice", 2, undisturbed, "checkpoint.asynchronous=false")
+def test_a_killed_rank_leaves_no_trace_in_the_curve(folder, undisturbed):
+    survive_kills(folder, "killed-once", 1, undisturbed, "checkpoint.asynchronous=false")
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def _damage_a_share_of(config: Config, rank: int) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_an_error_in_one_ranks_data_ends_all_with_its_cause(tmp_path, workers):
     """Of the other rank nobody hears but this: what it lost its peer to, and the same exit code."""
     write_set(tmp_path / "sets" / "text", TEXT_DOCUMENTS, "text", TOKENIZER, size_limit=4096)

@@ -65,7 +65,9 @@ def saved_at_once(process: subprocess.Popen, run: Path, number: signal.Signals) 
     assert complete_checkpoints(run)[-1].step == stopped["step"] < 400
 
 
-@pytest.mark.parametrize("command", [RANK, AGENT], ids=["lst train", "agent"])
+@pytest.mark.parametrize(
+    "command", [pytest.param(RANK, marks=pytest.mark.slow, id="lst train"), pytest.param(AGENT, id="agent")]
+)
 def test_sighup_saves_and_under_nohup_it_is_ignored(folder: Path, command: list[str]) -> None:
     run = folder / f"hup-{len(command)}"
     process = start(folder, run.name, command, start_new_session=True)
@@ -117,8 +119,15 @@ def test_a_terminal_that_is_closed(folder: Path) -> None:
     assert not [e for e in read_events(run / "events.log") if e.kind == "checkpoint_failed"]
 
 
-@pytest.mark.parametrize("command", [RANK, AGENT], ids=["lst train", "agent"])
-@pytest.mark.parametrize("where", ["closed pipe", "full disk"])
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [
+        pytest.param("closed pipe", RANK, id="closed pipe-lst train"),
+        pytest.param("closed pipe", AGENT, id="closed pipe-agent", marks=pytest.mark.slow),
+        pytest.param("full disk", RANK, id="full disk-lst train", marks=pytest.mark.slow),
+        pytest.param("full disk", AGENT, id="full disk-agent"),
+    ],
+)
 def test_output_that_nobody_gets_costs_nothing(folder: Path, command: list[str], where: str) -> None:
     run = folder / f"{where}-{len(command)}".replace(" ", "-")
     if where == "full disk":
