@@ -59,6 +59,10 @@ def written(end: float) -> str:
     return _NAMED.get(int(end), f"{end:,}" if isinstance(end, int) else f"{end:g}")
 
 
+STORES = ("s3", "gs")
+"""Object stores that data preparation reads and writes: those that pyarrow has file systems for."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A path or URL; `~` at its start and `$NAME` in it are filled in as the configuration is read.
@@ -67,11 +71,15 @@ class Place:
         optional: empty text is a value of its own.
         names: values that are names of what comes with the project, and no paths.
         hub: `owner/model` may be a name on a model hub.
+        stores: schemes of addresses that may stand here, such as s3; None: any, whoever reads it says what it knows.
+        local: a path may stand here, and not only an address.
     """
 
     optional: bool = False
     names: tuple[str, ...] = ()
     hub: bool = False
+    stores: tuple[str, ...] | None = None
+    local: bool = True
 
     def settle(self, value: str) -> str:
         """The path as it is used.
@@ -84,11 +92,25 @@ class Place:
         if "\0" in value:
             raise ValueError(f"no path holds a null character, got {value!r}")
         found = os.path.expanduser(os.path.expandvars(value))
+        self._check_address(found)
         if left := re.search(r"\$(\w+|\{\w*\})", found):
             raise ValueError(f"{value!r}: the variable {left[0]} is not set")
         if found.startswith("~"):
             raise ValueError(f"{value!r}: no home folder is known for {found.split('/')[0]}")
         return found
+
+    def _check_address(self, value: str) -> None:
+        scheme, sign, _ = value.partition(":/")
+        is_address = bool(sign) and (scheme in STORES or "://" in value)
+        known = " or ".join(f"{name}://bucket/key" for name in self.stores or ())
+        if not self.local and value and not is_address:
+            raise ValueError(f"must be an address in a store, {known}, got {value!r}")
+        if self.stores is None or not is_address:
+            return
+        if not known:
+            raise ValueError(f"{value!r}: must be a path that every machine sees: this is not kept in an object store")
+        if scheme not in self.stores or "://" not in value:
+            raise ValueError(f"{value!r}: must be {known}{', or a path' if self.local else ''}")
 
 
 def hertz(value: float | str | Fraction) -> Fraction:
@@ -141,5 +163,15 @@ PathTextOrEmpty = Annotated[str, Place(optional=True)]
 """A path, or empty; the key's meaning says what that does."""
 ModelText = Annotated[str, Place(optional=True, hub=True)]
 """A folder, a name on a model hub where there is no such folder, or empty; the key's meaning says what that does."""
-TokenizerText = Annotated[str, Place(names=("mistral-v1",))]
+TokenizerText = Annotated[str, Place(names=("mistral-v1",), stores=())]
 """A path, or the name of the tokenizer that comes with mistral-common."""
+LocalText = Annotated[str, Place(stores=())]
+"""A path that is no address."""
+LocalModelText = Annotated[str, Place(optional=True, hub=True, stores=())]
+"""As ModelText, and no address."""
+InputText = Annotated[str, Place(stores=STORES)]
+"""A path, or an address in an object store."""
+InputTextOrEmpty = Annotated[str, Place(optional=True, stores=STORES)]
+"""The same, or empty; the key's meaning says what that does."""
+AddressOrEmpty = Annotated[str, Place(optional=True, stores=STORES, local=False)]
+"""An address in an object store, or empty."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import soundfile
 from lst_prep import endings
 from lst_prep.config import SAMPLE_RATE, AudioConfig
 from lst_prep.mpeg import with_honest_length
+from lst_prep.places import AnyPath
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import LstError
@@ -77,7 +77,7 @@ class OpenAudio:
         exact: whether `frames` is what there is.
     """
 
-    def __init__(self, path: Path, file: Any, watched: _Watched, exact: bool) -> None:
+    def __init__(self, path: AnyPath, file: Any, watched: _Watched, exact: bool) -> None:
         self.path, self._file, self._watched, self.exact = path, file, watched, exact
         self.rate, self.frames = int(file.samplerate), int(file.frames)
 
@@ -110,7 +110,7 @@ class OpenAudio:
 
 @contextmanager
 def open_audio(
-    path: Path, start: float | None, end: float | None, config: AudioConfig, inputs: Inputs | None = None
+    path: AnyPath, start: float | None, end: float | None, config: AudioConfig, inputs: Inputs | None = None
 ) -> Iterator[tuple[OpenAudio, int, int]]:
     """The file, and [first, last) samples of [start, end) seconds, the whole of it by default.
 
@@ -158,7 +158,7 @@ def _span(found: OpenAudio, start: float | None, end: float | None, config: Audi
 
 
 def load(
-    path: Path,
+    path: AnyPath,
     start: float | None,
     end: float | None,
     config: AudioConfig,

@@ -9,12 +9,14 @@ from lst_prep.jobs import Jobs
 from lst_prep.languages.tags import ENGLISH, base_language, language_tag
 from megatron_lst.errors import UserError
 from megatron_lst.values import (
+    AddressOrEmpty,
     Count,
     CountOr0,
-    ModelText,
+    InputText,
+    InputTextOrEmpty,
+    LocalModelText,
+    LocalText,
     NotNegative,
-    PathText,
-    PathTextOrEmpty,
     Positive,
     Range,
     Rate,
@@ -34,7 +36,7 @@ MAX_UNITS = 32768
 class AudioConfig:
     """What audio is accepted."""
 
-    root: PathTextOrEmpty = ""
+    root: InputTextOrEmpty = ""
     """Audio elsewhere is rejected as `outside_corpus`: for manifests that others made. Empty: relative paths stay
     under their manifest's folder, absolute ones are taken."""
     min_seconds: NotNegative = 0.3
@@ -71,14 +73,14 @@ class UnitsConfig:
     extractor: str = "mfcc"
     """`mfcc` (no weights), `whisper` (the encoder of a transformers WhisperModel) or `hubert` (transformers
     HubertModel)."""
-    model: ModelText = ""
+    model: LocalModelText = ""
     """Local path or hub name: slprl/mhubert-base-25hz, openai/whisper-small. whisper, empty: tiny.en's encoder, which
     comes with the repository."""
     layer: CountOr0 | None = None
     """The hidden layer that is clustered (0 enters the first); null: hubert 11, whisper the last."""
     padding: CountOr0 = 40
     """hubert: zero samples on each side; 40 gives the published 25 Hz model its frame count."""
-    codebook: PathTextOrEmpty = ""
+    codebook: InputTextOrEmpty = ""
     """A codebook (.safetensors, .npz) or a published k-means pickle; empty: fitted on the corpus."""
     codebook_size: Annotated[int, Range(1, MAX_UNITS)] = 501
     """Clusters when fitting."""
@@ -123,9 +125,9 @@ class LanguageAligner:
     """A tag, such as `fr`."""
     aligner: str = "ctc"
     """As align.aligner."""
-    model: ModelText = ""
+    model: LocalModelText = ""
     """As align.model."""
-    path: PathTextOrEmpty = ""
+    path: InputTextOrEmpty = ""
     """As align.path."""
     format: str = "suffix"
     """As align.format."""
@@ -142,13 +144,13 @@ class AlignConfig:
     a hundred languages), `import`: there are alignments already, or `none`: words get no times, and documents
     alternate between text and speech by piece (`data.segments`), with static patches. The edges of words are off by
     9 ms in the median and 31 ms at 90 % with pocketsphinx, by 55 and 149 with Whisper base (docs/languages.md)."""
-    model: ModelText = ""
+    model: LocalModelText = ""
     """ctc, whisper: local path or hub name, such as facebook/wav2vec2-base-960h."""
     romanise: bool = False
     """ctc: the model was trained on text in Latin letters, as MMS: words are romanised by uroman."""
     languages: tuple[LanguageAligner, ...] = ()
     """Languages with another aligner."""
-    path: PathTextOrEmpty = ""
+    path: InputTextOrEmpty = ""
     """import: where the alignment of a piece lies, with {id}, {document} or {audio} (the name of its audio file without
     the suffix) in it, such as alignments/{id}.TextGrid; or one .ctm of all pieces."""
     format: str = "suffix"
@@ -164,7 +166,7 @@ class AlignConfig:
     segmenter: str = "icu"
     """Words of scripts without spaces: `icu`, `characters`, or a function of yours, `package.module:function`, which
     takes a text and gives its words in order, such as jieba:lcut."""
-    pronunciations: tuple[PathText, ...] = ()
+    pronunciations: tuple[InputText, ...] = ()
     """pocketsphinx: tables of words that it lacks, lines `word<TAB>PHONES`."""
     flite: bool = True
     """pocketsphinx: ask flite, if installed, for words that no table has."""
@@ -233,7 +235,7 @@ class TextSource:
 
     name: str
     """`source` of its documents."""
-    path: PathText
+    path: InputText
     """A file, a folder or a pattern of .txt, .jsonl (.ndjson, .json) or .parquet, all but the last also packed."""
     license: str = ""
     """`license` of its documents."""
@@ -298,17 +300,19 @@ class JobConfig(Jobs):
 class PrepConfig:
     """One data preparation: manifest and text in, shard sets out."""
 
-    manifests: tuple[PathText, ...] = ()
+    manifests: tuple[InputText, ...] = ()
     """JSONL manifests of recorded speech."""
     text: tuple[TextSource, ...] = ()
     """Sources of text."""
-    heldout: tuple[PathText, ...] = ()
+    heldout: tuple[InputText, ...] = ()
     """heldout.json of other preparations, whose sentences are removed too."""
     tokenizer: TokenizerText = "mistral-v1"
     """`mistral-v1` (32,000 SentencePiece pieces, in mistral-common), a SentencePiece .model, an HF tokenizer.json or
     its folder."""
-    out: PathText = "data/prep"
+    out: LocalText = "data/prep"
     """Output folder."""
+    publish: AddressOrEmpty = ""
+    """Address, such as s3://bucket/prefix, to which finished sets are sent; empty: they stay in `out`."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Of the codebook's fit."""
     give_up: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from lst_prep.align.sphinx import SphinxAligner
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig, PrepConfig
 from lst_prep.manifest import Entry
+from lst_prep.places import path_of
 from lst_prep.reading import Inputs
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
@@ -140,7 +140,9 @@ class Cutter:
             CannotRead: the audio cannot be read now.
         """
         try:
-            recording = Recording(Path(entry.audio), entry.start, entry.end, self._config.audio, inputs, entry.channel)
+            recording = Recording(
+                path_of(entry.audio), entry.start, entry.end, self._config.audio, inputs, entry.channel
+            )
         except Rejection:
             yield entry
             return

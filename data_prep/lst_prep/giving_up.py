@@ -1,11 +1,11 @@
 """Giving up by name what is gone for good: nobody does it by accident, and every name must name something."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from lst_prep.config import PrepConfig
 from lst_prep.layout import Layout
+from lst_prep.places import whole
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_text
 
@@ -22,15 +22,15 @@ def give_up(config: PrepConfig, names: Iterable[str]) -> int:
     tables = [table for table in (layout.recordings, layout.pieces) if table.items.exists()]
     if not layout.plan.exists():
         raise UserError(f"{layout.out}: there are no items of work yet: run `lst prep manifest`")
-    keys = {name: {name, os.path.abspath(name)} for name in wanted}
+    keys = {name: {name, whole(name)} for name in wanted}
     left = dict(keys)
-    texts = [os.path.abspath(path) for path in layout.texts()]
+    texts = [whole(path) for path in layout.texts()]
     left = {name: key for name, key in left.items() if not key & set(texts)}
     for table in tables:
         for entry in table:
             if not left:
                 break
-            there = {entry.id, entry.audio, os.path.abspath(entry.audio)}
+            there = {entry.id, entry.audio, whole(entry.audio)}
             left = {name: key for name, key in left.items() if not key & there}
     if left:
         raise UserError(

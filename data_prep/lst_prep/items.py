@@ -88,6 +88,10 @@ class Receipts:
                 return receipt["result"][key]
         return None
 
+    def remove(self, item: int) -> None:
+        """The item has to be done again."""
+        self._path(item).unlink(missing_ok=True)
+
     def write(self, item: int, result: dict[str, Any]) -> None:
         """Mark the item done."""
         if "files" in result:

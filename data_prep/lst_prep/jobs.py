@@ -8,7 +8,7 @@ from megatron_lst.values import Count, NotNegative, Range
 
 STAGES = (
     "text-heldout", "cut", "codebook", "units", "align", "text-hashes", "text", "shards", "import-check",
-    "import-shards", "chat",
+    "import-shards", "chat", "publish",
 )  # fmt: skip
 """Stages of items, of all preparations."""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from lst_prep.config import PrepConfig, ReadingConfig
 from lst_prep.manifest import Entry
+from lst_prep.places import StorePath, path_of, whole
 from lst_prep.reading import Inputs
 from lst_prep.text_files import source_files
 from megatron_lst.config.paths import told
@@ -124,7 +125,7 @@ class Layout:
             listed = json.loads(self.plan.read_bytes())["inputs"]
         except FileNotFoundError:
             return {}
-        return {os.path.abspath(path): int(size[:-6]) for path, size in listed.items() if size.endswith(" bytes")}
+        return {whole(path): int(size[:-6]) for path, size in listed.items() if size.endswith(" bytes")}
 
     def item(self, stage: str, item: int, suffix: str) -> Path:
         """An item's output file."""
@@ -149,7 +150,7 @@ _ADDED: dict[str, dict[str, Any]] = {
 def plan_of(config: PrepConfig) -> dict[str, Any]:
     """Everything that the results depend on: the config without where and how fast, and the inputs' hashes."""
     choices = asdict(config)
-    for name in ("out", "jobs", "reading", "give_up", "attributions", "warn_lost", "warn_pieces"):
+    for name in ("out", "publish", "jobs", "reading", "give_up", "attributions", "warn_lost", "warn_pieces"):
         choices.pop(name)
     for section in ("units", "align"):
         choices[section].pop("device")
@@ -161,19 +162,36 @@ def plan_of(config: PrepConfig) -> dict[str, Any]:
     choices["item_pieces"] = config.jobs.item_pieces
     if config.text:
         choices["item_bytes"] = config.jobs.item_bytes
-    inputs: dict[str, Any] = {}
-    for path in [*config.manifests, *config.heldout, *config.align.pronunciations]:
-        try:
-            inputs[path] = file_hash(Path(path))
-        except OSError as error:
-            raise UserError(
-                f"{told(path)}: cannot be read ({error.strerror}); `manifests` names JSONL files"
-            ) from error
+    opener, inputs = Layout(config.out).inputs(config), dict[str, Any]()
+    named = {
+        "manifests": config.manifests,
+        "heldout": config.heldout,
+        "align.pronunciations": config.align.pronunciations,
+    }
+    for key, paths in named.items():
+        inputs |= {path: hash_of(path, key, opener) for path in paths}
     for source in config.text:  # items are numbered by file; terabytes of text are known by their sizes
-        opener = Layout(config.out).inputs(config)
         for file in source_files(source, opener):
             inputs[str(file)] = f"{opener.size(file)} bytes"
     return {"version": 1, "config": choices, "inputs": inputs}
+
+
+def hash_of(name: str, key: str, inputs: Inputs) -> str:
+    """xxh128 of a file that a configuration names.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+        CannotRead: a store does not give it now.
+    """
+    path = path_of(name)
+    if isinstance(path, StorePath):
+        if not inputs.is_file(path):
+            raise UserError(f"{told(name)}: there is no such object; `{key}` names it")
+        return inputs.hash(path)
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise UserError(f"{told(name)}: cannot be read ({error.strerror}); `{key}` names it") from error
 
 
 def fingerprint_of(plan: dict[str, Any]) -> str:
@@ -228,7 +246,7 @@ def compare_plan(layout: Layout, plan: dict[str, Any], may_replace: bool = False
 
 
 def _with_whole_paths(plan: dict[str, Any]) -> dict[str, Any]:
-    return plan | {"inputs": {os.path.abspath(path): what for path, what in (plan.get("inputs") or {}).items()}}
+    return plan | {"inputs": {whole(path): what for path, what in (plan.get("inputs") or {}).items()}}
 
 
 def _is_path_now(old: Any, new: Any) -> bool:

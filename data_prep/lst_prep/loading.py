@@ -1,13 +1,13 @@
 """The pieces of an item, decoded: what is bad is rejected, what cannot be read now fails the item, nothing is lost."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 from lst_prep import audio
 from lst_prep.config import PrepConfig
 from lst_prep.layout import Layout
 from lst_prep.manifest import Entry
+from lst_prep.places import path_of
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.strings import printable
@@ -79,7 +79,7 @@ def _load(entry: Entry, config: PrepConfig, heldout: HeldOut, inputs: Inputs, tr
             raise Rejection("held_out", found[0])
         if entry.text.strip() or transcribed:
             words_of(entry, config)
-        return audio.load(Path(entry.audio), entry.start, entry.end, config.audio, inputs, entry.channel)
+        return audio.load(path_of(entry.audio), entry.start, entry.end, config.audio, inputs, entry.channel)
     except Rejection:
         raise
     except Exception as error:

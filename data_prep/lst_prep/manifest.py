@@ -10,7 +10,7 @@
 A line with another key is rejected: a key that is left out silently may be what says which part of a file is meant.
 
 Consecutive lines with the same `document` are consecutive pieces of one recording, chapter or episode; they are aligned
-on their own and joined again (SPEC 7). Paths are relative to the manifest's folder.
+on their own and joined again (SPEC 7). Paths are relative to the manifest's folder, or addresses in a store (s3://).
 """
 
 import json
@@ -28,6 +28,7 @@ import xxhash
 
 from lst_prep.languages.tags import language_tag
 from lst_prep.packed import is_damage
+from lst_prep.places import AnyPath, is_address, is_under, joined, path_of
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.splits import split_of
@@ -39,7 +40,7 @@ from megatron_lst.files import replacing
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest. `audio` is absolute or relative to the working directory once read."""
+    """One line of a manifest. `audio` is absolute, relative to the working directory or an address once read."""
 
     id: str
     audio: str
@@ -84,7 +85,7 @@ def _unknown_keys(value: dict[str, Any]) -> None:
             raise Rejection("unknown_key", f"{printable(name)!r}: {hint}")
 
 
-def _parse(line: str, folder: Path, root: str, default_source: str) -> Entry:
+def _parse(line: str, folder: AnyPath, root: str, default_source: str) -> Entry:
     if (fault := utf8_fault(line)) is not None:
         raise Rejection("bad_manifest_line", fault)
     try:
@@ -138,7 +139,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _audio_path(audio: str, folder: Path, root: str) -> str:
+def _audio_path(audio: str, folder: AnyPath, root: str) -> str:
     """A manifest may come from elsewhere: it must not reach for any file of this machine."""
     try:
         os.fsencode(audio)
@@ -146,15 +147,21 @@ def _audio_path(audio: str, folder: Path, root: str) -> str:
         raise Rejection("bad_manifest_line", "audio is not Unicode: half a surrogate pair") from None
     if "\0" in audio:
         raise Rejection("bad_manifest_line", "audio holds a NUL")
-    allowed = Path(root) if root else folder
-    path = os.path.abspath(folder / audio)
-    if (root or not os.path.isabs(audio)) and not Path(path).is_relative_to(os.path.abspath(allowed)):
+    allowed = path_of(root) if root else folder
+    try:
+        path = joined(folder, audio)
+    except UserError as error:
+        raise Rejection("outside_corpus", str(error)) from None
+    is_whole = os.path.isabs(audio) or is_address(audio)
+    if (root or not is_whole) and not is_under(path, allowed):
         cure = "mend the path, or audio.root" if root else "give an absolute path, or name a folder above in audio.root"
         raise Rejection("outside_corpus", f"{audio} is not under {allowed}; {cure}")
-    return path if os.path.isabs(audio) else os.path.normpath(folder / audio)
+    if isinstance(path, Path):
+        return os.path.abspath(path) if is_whole else os.path.normpath(path)
+    return str(path)
 
 
-def _lines(path: Path, inputs: Inputs) -> Iterator[tuple[int, str]]:
+def _lines(path: AnyPath, inputs: Inputs) -> Iterator[tuple[int, str]]:
     """(line number, line) of each that is not blank.
 
     Raises:
@@ -178,7 +185,7 @@ def _digest(name: str) -> int:
     return int(xxhash.xxh3_64_intdigest(name.encode()))
 
 
-def _repeated(paths: Iterable[Path], inputs: Inputs, digest: Callable[[str], int]) -> frozenset[int]:
+def _repeated(paths: Iterable[AnyPath], inputs: Inputs, digest: Callable[[str], int]) -> frozenset[int]:
     """Digests of the ids that more than one line may have. Takes 8 bytes of memory a line."""
     digests = array("Q")
     for path in paths:
@@ -193,7 +200,7 @@ def _repeated(paths: Iterable[Path], inputs: Inputs, digest: Callable[[str], int
 
 
 def read(
-    paths: Iterable[str | Path],
+    paths: Iterable[str | AnyPath],
     on_reject: Callable[[str, Rejection], None],
     root: str = "",
     inputs: Inputs | None = None,
@@ -216,7 +223,7 @@ def read(
         UserError: a manifest that breaks off; a line that may be held out and has no text that can be read.
         CannotRead: one that cannot be read now.
     """
-    files, inputs = [Path(path) for path in paths], inputs or Inputs()
+    files, inputs = [path_of(path) for path in paths], inputs or Inputs()
     repeated = _repeated(files, inputs, digest)
     first: dict[str, str] = {}
     for path in files:
@@ -266,8 +273,9 @@ def write(path: Path, entries: Iterable[Entry]) -> int:
             for name in ("id", "speaker", "license", "source", "document"):
                 if name in value:
                     value[name] = printable(value[name])
-            audio = Path(entry.audio).resolve()
-            value["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
+            if not is_address(entry.audio):
+                audio = Path(entry.audio).resolve()
+                value["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
             value.setdefault("text", "")
             line = json.dumps(value, ensure_ascii=False)
             out.write((line if is_unicode(line) else json.dumps(value)) + "\n")  # a path of another encoding

@@ -12,6 +12,7 @@ from lst_prep.config import PrepConfig
 from lst_prep.items import Receipts
 from lst_prep.languages import ENGLISH
 from lst_prep.layout import Layout
+from lst_prep.places import path_of
 from lst_prep.tokenizer import Tokenizer, load_tokenizer
 from lst_prep.units import Codebook, make_extractor
 from lst_prep.units.codebook import import_codebook
@@ -58,8 +59,10 @@ def require_extractor(layout: Layout, config: PrepConfig) -> None:
     extractor = make_extractor(replace(options, device="cpu", precision="fp32"))  # its hash depends on neither
     model = options.model or options.extractor
     require_same("units.model", model, extractor.fingerprint, codebook.extractor_fingerprint, redo)
-    if options.codebook and Path(options.codebook).exists():
-        source = import_codebook(Path(options.codebook), extractor)
+    inputs = layout.inputs(config)
+    if options.codebook and inputs.is_there(path_of(options.codebook)):
+        with inputs.local(options.codebook) as file:
+            source = import_codebook(file, extractor)
         require_same("units.codebook", options.codebook, source.fingerprint, codebook.fingerprint, redo)
 
 

@@ -4,8 +4,9 @@ import bz2
 import gzip
 import io
 import lzma
-from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
+
+from lst_prep.places import AnyPath
 
 SUFFIXES = (".zst", ".xz", ".gz", ".bz2")
 
@@ -47,7 +48,7 @@ class _Zstd(io.RawIOBase):
         super().close()
 
 
-def unpacked(file: BinaryIO, path: Path) -> BinaryIO:
+def unpacked(file: BinaryIO, path: AnyPath) -> BinaryIO:
     """The unpacked bytes of an open file, by the suffix of its name, in upper or lower case.
 
     Reads raise EOFError, zlib.error, LZMAError, ZstdError or an OSError without a number where the file is damaged.

@@ -20,6 +20,8 @@ from lst_prep.fitting import SAMPLE, fit_codebook, sample_factory
 from lst_prep.items import Receipts, Stage, faults_of_files_are_said
 from lst_prep.layout import SETS, ItemTable, Layout, check_plan
 from lst_prep.models import open_tokenizer, require_aligner, require_done, require_extractor
+from lst_prep.places import path_of
+from lst_prep.publishing import publish
 from lst_prep.rejection import Rejection
 from lst_prep.report import write_report
 from lst_prep.strings import printable
@@ -63,10 +65,11 @@ class Preparation:
         table = self.layout.recordings if self._cuts else self.layout.pieces
         if self.layout.tokenizer.exists():  # written last
             return len(table)
-        heldout = HeldOut()
+        heldout, inputs = HeldOut(), self.layout.inputs(self.config)
         for path in self.config.heldout:
-            heldout.update(HeldOut.load(Path(path)))
-        reasons, inputs = list[str](), self.layout.inputs(self.config)
+            with inputs.local(path) as file:
+                heldout.update(HeldOut.load(file))
+        reasons = list[str]()
         with replacing(self.layout.manifest_rejections) as log:
 
             def reject(where: str, rejection: Rejection, source: str = "") -> None:
@@ -141,9 +144,11 @@ class Preparation:
         # Samples are the workers' business, and the hash of a model depends on neither device nor precision.
         extractor = make_extractor(replace(options, device="cpu", precision="fp32"))
         if options.codebook:
-            if not Path(options.codebook).exists():
+            inputs = self.layout.inputs(self.config)
+            if not inputs.is_there(path_of(options.codebook)):
                 raise UserError(f"units.codebook: {told(options.codebook)}: no such file")
-            codebook = import_codebook(Path(options.codebook), extractor)
+            with inputs.local(options.codebook) as file:
+                codebook = import_codebook(file, extractor)
         else:
             codebook = fit_codebook(self.layout, self.config, extractor, self._sample)
         codebook.require(extractor)
@@ -204,7 +209,10 @@ class Preparation:
         require_done(self.layout, self.plan, "text", len(texts))
         if self.part is not None:
             return {}
-        return self._merge(len(groups), len(texts))
+        manifests = self._merge(len(groups), len(texts))
+        if self.config.publish:
+            publish(self.layout.out, self.config.publish, self.config.jobs, self.quiet)
+        return manifests
 
     # -- text ---------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Where inputs are opened and folders listed: "cannot be read now" is not "bad input".
+"""Where inputs are opened and folders listed, on this machine or in a store: "cannot be read now" is not "bad input".
 
 A file that cannot be read now (it is away, EIO, ESTALE, EACCES, a time-out, fewer bytes than its size) is tried again
 with pauses, then `CannotRead` is raised: the item of work fails without a receipt, and the next run does it. What is
@@ -12,15 +12,20 @@ import fnmatch
 import io
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import xxhash
+
+from lst_prep import stores
 from lst_prep.config import ReadingConfig
+from lst_prep.places import AnyPath, SamePath, StorePath, path_of, whole
 from lst_prep.rejection import Rejection
 from lst_prep.strings import printable
-from megatron_lst.errors import LstError
+from megatron_lst.errors import LstError, UserError
 
 _BAD_NAMES = {errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ}
 """What no waiting changes: there can be no file of that name. Every other error number is of now."""
@@ -82,28 +87,61 @@ class Inputs:
     ) -> None:
         self._config = config or ReadingConfig()
         names = frozenset(given_up)
-        self._given_up = names | {os.path.abspath(name) for name in names}
+        self._given_up = names | {whole(name) for name in names}
         self._patient = True
         self._sizes = {path: size for path, size in (sizes or {}).items() if self.is_given_up(path)}
+        self._listed: dict[str, int] = {}
         self.tried = 0
 
-    def is_given_up(self, *names: str | Path) -> bool:
+    def is_given_up(self, *names: str | AnyPath) -> bool:
         """Whether one of these is given up: an id as it stands, a path however it is written."""
         if not self._given_up:
             return False
-        return any(str(n) in self._given_up or os.path.abspath(n) in self._given_up for n in names if str(n))
+        return any(str(n) in self._given_up or whole(n) in self._given_up for n in names if str(n))
 
-    def size(self, path: Path) -> int:
+    def size(self, path: AnyPath) -> int:
         """Bytes of a file. Raises CannotRead."""
         if str(path) in self._sizes:
             return self._sizes[str(path)]
-        return self.retry(path, path.stat).st_size
+        if isinstance(path, Path):
+            return self.retry(path, path.stat).st_size
+        if str(path) not in self._listed:
+            with self.open(path) as file:
+                self._listed[str(path)] = left_of(file)[1]
+        return self._listed[str(path)]
 
-    def lost(self) -> list[Path]:
+    def hash(self, path: AnyPath) -> str:
+        """xxh128 of a file's bytes, as `file_hash`. Raises what `open` raises."""
+        digest = xxhash.xxh3_128()
+        with self.open(path) as file:
+            while block := file.read(stores.BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def lost(self) -> list[AnyPath]:
         """Files that are given up and were listed once, there or not."""
-        return [Path(path) for path in self._sizes]
+        return [path_of(path) for path in self._sizes]
 
-    def open(self, path: str | Path) -> io.BufferedReader:
+    @contextlib.contextmanager
+    def local(self, name: str | AnyPath) -> Iterator[Path]:
+        """A small file where a library can open it: itself, or a copy of an object for as long as it is needed.
+
+        Raises:
+            CannotRead: not now. UserErrors of what is done with the copy name the object.
+        """
+        path = path_of(name)
+        if isinstance(path, Path):
+            yield path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, path.name)
+            copy.write_bytes(self.read_bytes(path))
+            try:
+                yield copy
+            except UserError as error:
+                raise UserError(str(error).replace(str(copy), str(path))) from error
+
+    def open(self, path: str | AnyPath) -> io.BufferedReader:
         """The bytes of a file; each read is tried again, too. Does not keep the file in memory.
 
         Raises:
@@ -114,13 +152,15 @@ class Inputs:
         if self.is_given_up(path):
             raise Rejection("given_up", str(path))
         self.tried += 1
-        return io.BufferedReader(_Retrying(Path(path), self), 1 << 17)
+        found = path_of(path)
+        raw = _Retrying(found, self)
+        return io.BufferedReader(raw, 1 << 17 if isinstance(found, Path) else min(max(raw.size, 1 << 12), stores.BLOCK))
 
-    def read_bytes(self, path: str | Path) -> bytes:
+    def read_bytes(self, path: str | AnyPath) -> bytes:
         with self.open(path) as file:
             return file.read()
 
-    def retry(self, path: str | Path, action: Callable[[], Value]) -> Value:
+    def retry(self, path: str | AnyPath, action: Callable[[], Value]) -> Value:
         """What `action` gives; OSErrors of now are tried again.
 
         Raises:
@@ -139,16 +179,21 @@ class Inputs:
         self._patient = False
         raise CannotRead({str(path): why}, max(self.tried, 1))
 
-    def entries(self, folder: str | Path) -> list[tuple[str, bool]]:
+    def entries(self, folder: str | AnyPath) -> list[tuple[str, bool]]:
         """(name, is it a folder or a link to one) of what is in a folder, sorted. Raises CannotRead."""
+        place = path_of(folder)
 
         def found() -> list[tuple[str, bool]]:
-            with os.scandir(folder) as entries:
+            if isinstance(place, StorePath):
+                there = stores.listed(place)
+                self._listed |= {str(place / entry.base_name): entry.size for entry in there if stores.is_object(entry)}
+                return [(entry.base_name, stores.is_folder(entry)) for entry in there]
+            with os.scandir(place) as entries:
                 return sorted((entry.name, entry.is_dir()) for entry in entries)
 
-        return self.retry(folder, found)
+        return self.retry(place, found)
 
-    def walk(self, root: str | Path, leave_out: Container[str] = ()) -> Iterator[Path]:
+    def walk(self, root: SamePath, leave_out: Container[str] = ()) -> Iterator[SamePath]:
         """Every file under a folder, as `sorted` would order the paths.
 
         Links to folders are followed, but to those that are reached under another name, and round in circles. One
@@ -160,7 +205,19 @@ class Inputs:
         Raises:
             CannotRead: a folder that cannot be listed: what is in it is not lost silently.
         """
-        yield from self._walk(str(root), leave_out, [os.path.realpath(root)])
+        if isinstance(root, StorePath):
+            yield from cast(Iterator[SamePath], self._walk_store(root, leave_out))
+        else:
+            yield from cast(Iterator[SamePath], self._walk(str(root), leave_out, [os.path.realpath(str(root))]))
+
+    def _walk_store(self, folder: StorePath, leave_out: Container[str]) -> Iterator[StorePath]:
+        if self.is_given_up(folder):
+            return
+        for name, is_folder in self.entries(folder):
+            if not is_folder:
+                yield folder / name
+            elif name not in leave_out:
+                yield from self._walk_store(folder / name, leave_out)
 
     def _walk(self, folder: str, leave_out: Container[str], reached: list[str]) -> Iterator[Path]:
         if self.is_given_up(folder):
@@ -177,35 +234,43 @@ class Inputs:
                     reached.append(there)
                 yield from self._walk(path, leave_out, reached)
 
-    def expand(self, pattern: str) -> list[Path]:
+    def expand(self, pattern: str, only_files: bool = False) -> list[AnyPath]:
         """Paths that a pattern names, sorted: `*`, `?`, `[a-z]`, and `**` for any folders, none included. Names that
         begin with a dot are not matched, as in a shell. Raises CannotRead: a folder on the way cannot be listed."""
-        path = Path(pattern)
-        found = [Path(path.anchor or ".")]
-        parts = path.parts[1:] if path.anchor else path.parts
+        path = path_of(pattern)
+        if isinstance(path, StorePath):
+            found: list[tuple[AnyPath, bool]] = [(StorePath.of(f"{path.scheme}://{path.bucket}"), True)]
+            parts = path.parts[2:]
+        else:
+            found, parts = [(Path(path.anchor or "."), True)], path.parts[1:] if path.anchor else path.parts
         for part in parts:
-            found = [below for place in found for below in self._expand(place, part)]
-        return sorted(set(found))
+            found = [below for place, _ in found for below in self._expand(place, part)]
+        return sorted({place for place, is_folder in found if not (only_files and is_folder)})
 
-    def _expand(self, place: Path, part: str) -> Iterator[Path]:
+    def _expand(self, place: AnyPath, part: str) -> Iterator[tuple[AnyPath, bool]]:
+        """(path, is it a folder)."""
         if part == "**":
-            yield place
-            if self.is_there(place, folder=True):
+            yield place, (is_here := self.is_there(place, folder=True))
+            if is_here:
                 for name, is_folder in self.entries(place):
-                    if is_folder and not name.startswith(".") and not os.path.islink(place / name):
+                    link = isinstance(place, Path) and os.path.islink(place / name)
+                    if is_folder and not name.startswith(".") and not link:
                         yield from self._expand(place / name, part)
         elif any(ch in part for ch in "*?["):
             if self.is_there(place, folder=True):
-                for name, _ in self.entries(place):
+                for name, is_folder in self.entries(place):
                     if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith(".")):
-                        yield place / name
+                        yield place / name, is_folder
         elif self.is_there(place / part):
-            yield place / part
+            yield place / part, self.is_there(place / part, folder=True)
 
-    def is_there(self, path: Path, folder: bool = False) -> bool:
+    def is_there(self, path: AnyPath, folder: bool = False) -> bool:
         """Whether there is such a file or folder, or, with `folder`, such a folder. Raises CannotRead."""
 
         def look() -> bool:
+            if isinstance(path, StorePath):
+                there = stores.look(path)
+                return stores.is_folder(there) or (stores.is_object(there) and not folder)
             try:
                 found = os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
@@ -214,34 +279,52 @@ class Inputs:
 
         return self.retry(path, look)
 
+    def is_file(self, path: AnyPath) -> bool:
+        """Whether there is such a file. Raises CannotRead: a store does not say."""
+        if isinstance(path, Path):
+            return path.is_file()
+        return self.retry(path, lambda: stores.is_object(stores.look(path)))
+
+
+class _LocalFile:
+    """A file of this machine; see `stores.Object`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: Any = path.open("rb", buffering=0)
+        try:
+            found = os.fstat(self._file.fileno())
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        except BaseException:
+            self._file.close()
+            raise
+        self.regular = stat.S_ISREG(found.st_mode)
+        self.kind = found.st_size, found.st_mtime_ns
+        self.readinto, self.seek, self.close = self._file.readinto, self._file.seek, self._file.close
+
 
 class _Retrying(io.RawIOBase):
     """A file that is opened again, at the same place, when a read fails."""
 
-    def __init__(self, path: Path, inputs: Inputs) -> None:
+    def __init__(self, path: AnyPath, inputs: Inputs) -> None:
         self._path, self._inputs = path, inputs
         self._file: Any = None
         self._at = 0
-        self._kind: tuple[int, int] | None = None
+        self._kind: tuple[int, int | str] | None = None
         inputs.retry(path, self._reopen)
 
     def _reopen(self) -> None:
         self._drop()
-        file = self._path.open("rb", buffering=0)
+        file = _LocalFile(self._path) if isinstance(self._path, Path) else stores.Object(self._path)
         try:
-            found = os.fstat(file.fileno())
-            if stat.S_ISDIR(found.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._path))
-            self._regular = stat.S_ISREG(found.st_mode)
-            kind = found.st_size, found.st_mtime_ns
-            if self._kind not in (None, kind):
+            if self._kind not in (None, file.kind):
                 raise OSError(errno.ESTALE, "changed while it was read", str(self._path))
             if self._at:
                 file.seek(self._at)
         except BaseException:
             file.close()
             raise
-        self._file, self._kind = file, kind
+        self._file, self._kind, self._regular = file, file.kind, file.regular
 
     def _drop(self) -> None:
         file, self._file = self._file, None

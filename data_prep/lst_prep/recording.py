@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from math import gcd
-from pathlib import Path
 
 import numpy as np
 
 from lst_prep.audio import RATE, open_audio
 from lst_prep.config import AudioConfig
+from lst_prep.places import AnyPath
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 
@@ -31,7 +31,7 @@ class Recording:
 
     def __init__(
         self,
-        path: Path,
+        path: AnyPath,
         start: float | None,
         end: float | None,
         config: AudioConfig,

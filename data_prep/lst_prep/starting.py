@@ -10,11 +10,13 @@ from pathlib import Path
 import soundfile
 
 from lst_prep import corpora, manifest, text_files
-from lst_prep.config import TextSource
+from lst_prep.config import ReadingConfig, TextSource
 from lst_prep.corpora import Corpus, Skipped
 from lst_prep.corpora.corpus import AUDIO
 from lst_prep.languages.tags import ENGLISH, base_language, language_tag
 from lst_prep.manifest import Entry
+from lst_prep.places import is_address
+from lst_prep.reading import CannotRead, Inputs
 from lst_prep.units.whisper import EMBEDDED
 from megatron_lst.config.load import dump_yaml
 from megatron_lst.errors import UserError
@@ -158,8 +160,9 @@ def collect(root: Path, kind: str, out: Path) -> Found:
                 bad["no transcript"] += 1
                 continue
             try:
-                about = soundfile.info(entry.audio)
-            except (OSError, RuntimeError):
+                with Inputs(ReadingConfig(attempts=1)).open(entry.audio) as file:
+                    about = soundfile.info(file)
+            except (CannotRead, OSError, RuntimeError):
                 bad["audio that libsndfile cannot read"] += 1
                 continue
             own |= entry.split == "heldout"
@@ -175,7 +178,7 @@ def collect(root: Path, kind: str, out: Path) -> Found:
             low += about.samplerate < 16000
             if entry.split == "heldout":
                 held += 1
-                if not prompt and entry.start is None and length < 30:
+                if not prompt and entry.start is None and length < 30 and not is_address(entry.audio):
                     prompt, begun = entry.audio, min(round(length / 2, 1), PROMPT_SECONDS)
             yield entry
 

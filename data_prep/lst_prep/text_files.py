@@ -2,14 +2,14 @@
 
 import fnmatch
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import takewhile
 from typing import Any, BinaryIO
 
 from lst_prep import packed
 from lst_prep.config import TextSource
+from lst_prep.places import AnyPath, path_of
 from lst_prep.reading import Inputs, left_of
 from lst_prep.rejection import Rejection
 from lst_prep.splits import split_of
@@ -41,7 +41,7 @@ class TextRecord:
     """`train` or `heldout`."""
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: AnyPath) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if len(suffixes) > 1 and suffixes[-1] in packed.SUFFIXES:
         kind = _KINDS.get(suffixes[-2])
@@ -49,21 +49,21 @@ def _kind(path: Path) -> str | None:
     return _KINDS.get(suffixes[-1]) if suffixes else None
 
 
-def _candidates(source: TextSource, inputs: Inputs) -> set[Path]:
+def _candidates(source: TextSource, inputs: Inputs) -> set[AnyPath]:
     """A path that is there is that file or folder, brackets in it or not; else it is a pattern. What was listed once
     and is given up since keeps its place, there or not."""
-    path = Path(source.path)
+    path = path_of(source.path)
     lost = set(files_of(source, inputs.lost()))
-    if path.is_dir():
+    if inputs.is_there(path, folder=True):
         return lost.union(inputs.walk(path))
-    if path.exists():
+    if inputs.is_there(path):
         return lost | {path}
-    return lost.union(found for found in inputs.expand(source.path) if not found.is_dir())
+    return lost.union(inputs.expand(source.path, only_files=True))
 
 
-def files_of(source: TextSource, listed: Iterable[Path]) -> list[Path]:
+def files_of(source: TextSource, listed: Iterable[AnyPath]) -> list[AnyPath]:
     """Those of some files that a source names, sorted; without a look at the disk, where they may be away."""
-    root = Path(source.path).parts
+    root = path_of(source.path).parts
     return sorted(file for file in listed if _belongs(file.parts, root))
 
 
@@ -82,7 +82,7 @@ def _matches(file: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return fnmatch.fnmatchcase(file[0], pattern[0]) and _matches(file[1:], pattern[1:])
 
 
-def source_files(source: TextSource, inputs: Inputs | None = None) -> list[Path]:
+def source_files(source: TextSource, inputs: Inputs | None = None) -> list[AnyPath]:
     """The files of a source, sorted; folders that are links are followed.
 
     Raises:
@@ -97,25 +97,22 @@ def source_files(source: TextSource, inputs: Inputs | None = None) -> list[Path]
     return files
 
 
-def ignored_files(source: TextSource, inputs: Inputs | None = None) -> list[Path]:
+def ignored_files(source: TextSource, inputs: Inputs | None = None) -> list[AnyPath]:
     """What lies there too and is of no kind that is read, sorted."""
     return sorted(path for path in _candidates(source, inputs or Inputs()) if not _kind(path))
 
 
-def name_of(source: TextSource, path: Path) -> str:
+def name_of(source: TextSource, path: AnyPath) -> str:
     """What texts without an id of their own are called after: source, and place of the file in it."""
-    root = source.path
-    for index, part in enumerate(Path(root).parts):
-        if any(ch in part for ch in "*?[") and not Path(root).exists():
-            root = os.path.join(*Path(root).parts[:index] or (".",))
-            break
-    inside = os.path.relpath(path, root) if Path(root).is_dir() else path.name
-    folder, _, name = inside.rpartition("/")
-    return "/".join(part for part in (source.name, folder, name.split(".")[0]) if part)
+    root = path_of(source.path).parts
+    if path.parts[: len(root)] != root:  # a pattern
+        root = tuple(takewhile(lambda part: not any(ch in part for ch in "*?["), root))
+    *folders, name = path.parts[len(root) :] or path.parts[-1:]
+    return "/".join((source.name, *folders, name.split(".")[0]))
 
 
 def heldout_texts(
-    source: TextSource, path: Path, inputs: Inputs | None = None, on_reject: OnReject = lambda *_: None
+    source: TextSource, path: AnyPath, inputs: Inputs | None = None, on_reject: OnReject = lambda *_: None
 ) -> Iterator[str]:
     """The held-out texts of one file; where none is, most of it is skipped.
 
@@ -128,7 +125,7 @@ def heldout_texts(
 
 
 def read_records(
-    source: TextSource, path: Path, on_reject: OnReject, inputs: Inputs | None = None, skim: bool = False
+    source: TextSource, path: AnyPath, on_reject: OnReject, inputs: Inputs | None = None, skim: bool = False
 ) -> Iterator[TextRecord]:
     """Every text of one file. What is not as the format says is given to `on_reject`, never fatal.
 
@@ -168,7 +165,7 @@ def read_records(
             on_reject(str(path), Rejection("bad_text_line", what, left))
 
 
-def _read_txt(source: TextSource, text: str, path: Path, stem: str, on_reject: OnReject) -> Iterator[TextRecord]:
+def _read_txt(source: TextSource, text: str, path: AnyPath, stem: str, on_reject: OnReject) -> Iterator[TextRecord]:
     if (fault := utf8_fault(text, source.encoding)) is None:
         yield TextRecord(stem, text, source.split)
     else:
@@ -176,7 +173,7 @@ def _read_txt(source: TextSource, text: str, path: Path, stem: str, on_reject: O
 
 
 def _read_jsonl(
-    source: TextSource, lines: Iterable[str], path: Path, stem: str, on_reject: OnReject, skim: bool
+    source: TextSource, lines: Iterable[str], path: AnyPath, stem: str, on_reject: OnReject, skim: bool
 ) -> Iterator[TextRecord]:
     for number, value in _json_values(source, lines, path, on_reject, skim):
         text = value.get(source.text_key) if isinstance(value, dict) else None
@@ -202,7 +199,7 @@ def _no_text(source: TextSource, value: Any) -> str:
 
 
 def _json_values(
-    source: TextSource, lines: Iterable[str], path: Path, on_reject: OnReject, skim: bool
+    source: TextSource, lines: Iterable[str], path: AnyPath, on_reject: OnReject, skim: bool
 ) -> Iterator[tuple[int, Any]]:
     """(line, value) of JSON lines; (number, value) of a .json file that is one array."""
     whole = _kind(path) == "json"
@@ -227,7 +224,7 @@ def _json_values(
         whole = False
 
 
-def _one_value(text: str, path: Path, on_reject: OnReject) -> Iterator[tuple[int, Any]]:
+def _one_value(text: str, path: AnyPath, on_reject: OnReject) -> Iterator[tuple[int, Any]]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -254,7 +251,7 @@ def _record(source: TextSource, name: str, text: str, value: dict[str, Any], whe
 
 
 def _read_parquet(
-    source: TextSource, handle: BinaryIO, path: Path, stem: str, on_reject: OnReject, skim: bool
+    source: TextSource, handle: BinaryIO, path: AnyPath, stem: str, on_reject: OnReject, skim: bool
 ) -> Iterator[TextRecord]:
     try:
         from pyarrow import ArrowException, parquet
@@ -298,7 +295,7 @@ def _cells(column: Any) -> list[Any]:
 
 
 def _row(
-    source: TextSource, value: dict[str, Any], number: int, path: Path, stem: str, on_reject: OnReject
+    source: TextSource, value: dict[str, Any], number: int, path: AnyPath, stem: str, on_reject: OnReject
 ) -> Iterator[TextRecord]:
     try:
         found = {name: cell.decode() if isinstance(cell, bytes) else cell for name, cell in value.items()}

@@ -1,15 +1,15 @@
 """Lines of a text file, whatever packs and encodes it; bytes of no such encoding are found, never replaced."""
 
 import io
-from pathlib import Path
 from typing import IO, Any
 
 from lst_prep.packed import unpacked
+from lst_prep.places import AnyPath
 from lst_prep.reading import Inputs
 from lst_prep.strings import is_unicode
 
 
-def open_text(path: Path, inputs: Inputs | None = None, encoding: str = "utf-8") -> IO[str]:
+def open_text(path: AnyPath, inputs: Inputs | None = None, encoding: str = "utf-8") -> IO[str]:
     """Open a text file, unpacked by its suffix; see `as_text`. Raises what `Inputs.open` and `unpacked` raise."""
     return as_text(unpacked((inputs or Inputs()).open(path), path), encoding)
 

@@ -14,6 +14,7 @@ from lst_prep.items import Work
 from lst_prep.layout import Layout
 from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals
+from lst_prep.places import path_of
 from lst_prep.rejection import Rejection
 from lst_prep.splits import split_of
 from lst_prep.stages import Rejections, arrays, save_arrays
@@ -35,7 +36,7 @@ def text_items(config: PrepConfig, listed: dict[str, int]) -> list[TextItem]:
     items: list[TextItem] = []
     for source in config.text:
         files, size = list[str](), 0
-        for path in text_files.files_of(source, map(Path, listed)):
+        for path in text_files.files_of(source, map(path_of, listed)):
             more = listed[str(path)]
             if files and size + more > config.jobs.item_bytes:
                 items.append((asdict(source), tuple(files)))
@@ -67,7 +68,7 @@ def _records(
     """(file, record) of every record of an item."""
     inputs, source = Layout(config.out).inputs(config), TextSource(**item[0])
     for path in item[1]:
-        for record in text_files.read_records(source, Path(path), on_reject, inputs):
+        for record in text_files.read_records(source, path_of(path), on_reject, inputs):
             yield path, record
 
 
@@ -101,7 +102,7 @@ def text_heldout_factory(config: PrepConfig, items: list[TextItem]) -> Work:
                 raise UserError(_broken(source.name, faults[0]))
 
         for path in items[item][1]:
-            for held in text_files.heldout_texts(source, Path(path), inputs, fault):
+            for held in text_files.heldout_texts(source, path_of(path), inputs, fault):
                 heldout.add(held)
                 texts += 1
         files = save_arrays(layout.item("text-heldout", item, ".npz"), heldout.arrays()) if texts else {}

@@ -12,6 +12,8 @@ from lst_prep.audio import load
 from lst_prep.config import PrepConfig, UnitsConfig
 from lst_prep.fitting import centres_of
 from lst_prep.layout import Layout
+from lst_prep.places import path_of
+from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.units import Codebook, Extractor, make_extractor
 from lst_prep.units.codebook import import_codebook
@@ -62,7 +64,8 @@ def _codebook(config: PrepConfig, extractor: Extractor, fit_minutes: float, say:
             return held
     if config.units.codebook:
         say(f"{extractor.name}: codebook {config.units.codebook}")
-        return import_codebook(Path(config.units.codebook), extractor)
+        with Inputs(config.reading).local(config.units.codebook) as file:
+            return import_codebook(file, extractor)
     features, positions = list[np.ndarray](), list[np.ndarray]()
     frames, wanted = 0, fit_minutes * 60 * float(extractor.rate)
     for _, samples in _recordings(config.manifests, config, seed=config.seed, split="train"):
@@ -97,6 +100,6 @@ def _recordings(
     order = range(len(entries)) if seed is None else np.random.default_rng(seed).permutation(len(entries))
     for entry in (entries[i] for i in order):
         try:
-            yield entry, load(Path(entry.audio), entry.start, entry.end, config.audio, channel=entry.channel).samples
+            yield entry, load(path_of(entry.audio), entry.start, entry.end, config.audio, channel=entry.channel).samples
         except Rejection as rejection:
             left_out(entry.id, rejection)

@@ -5,13 +5,21 @@ from typing import Annotated
 
 import typer
 
+from megatron_lst.cli.options import on_disk
 from megatron_lst.errors import UserError
 
 
 def init(
-    project: Annotated[Path, typer.Argument(help="Folder to make; it holds the configurations and all that they make")],
-    audio: Annotated[Path, typer.Option(help="Recordings with transcripts: a folder, or a manifest (.jsonl)")],
-    text: Annotated[Path | None, typer.Option(help="Text beside them: .txt, .jsonl, .parquet, or a folder")] = None,
+    project: Annotated[
+        Path,
+        typer.Argument(help="Folder to make; it holds the configurations and all that they make", callback=on_disk),
+    ],
+    audio: Annotated[
+        Path, typer.Option(help="Recordings with transcripts: a folder, or a manifest (.jsonl)", callback=on_disk)
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="Text beside them: .txt, .jsonl, .parquet, or a folder", callback=on_disk)
+    ] = None,
     language: Annotated[
         str, typer.Option(help="Of the recordings, such as en. English words get times; other languages none")
     ] = "",

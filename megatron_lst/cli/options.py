@@ -3,11 +3,15 @@
 import contextlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from megatron_lst.errors import UserError
 
 JSON = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr")]
 
@@ -16,6 +20,14 @@ def finite(value: float | None) -> float | None:
     """A callback: nan lies in every range that `min` and `max` can say, and inf in those without an end."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a number to compute with")
+    return value
+
+
+def on_disk(value: Path | list[Path] | None) -> Any:
+    """A callback: an address of a store is no path, and `pathlib` would make a local one of it."""
+    for path in value if isinstance(value, list) else [value]:
+        if path is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+            raise UserError(f"{str(path).replace(':/', '://', 1)}: an address in a store; here a local path is needed")
     return value
 
 

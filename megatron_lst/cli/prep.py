@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from megatron_lst.cli.options import finite
+from megatron_lst.cli.options import finite, on_disk
 from megatron_lst.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 prep_app = typer.Typer(help="Audio and text to shards: every stage by itself, or all of them.", no_args_is_help=True)
 
-ConfigPath = Annotated[Path, typer.Argument(help="A preparation's YAML, for instance configs/prep-demo.yaml.")]
+ConfigPath = Annotated[
+    Path, typer.Argument(help="A preparation's YAML, for instance configs/prep-demo.yaml.", callback=on_disk)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, for instance jobs.workers=8")]
 Items = Annotated[str | None, typer.Option("--items", help="i/n: only this slice of the work, i from 0")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
@@ -110,7 +112,9 @@ def _table(summary: dict[str, Any]) -> str:
 
 @prep_app.command()
 def manifest(
-    path: Annotated[Path, typer.Argument(help="A preparation's YAML; with --from, a corpus on disk.")],
+    path: Annotated[
+        Path, typer.Argument(help="A preparation's YAML; with --from, a corpus on disk.", callback=on_disk)
+    ],
     overrides: Overrides = None,
     kind: Annotated[
         str | None,
@@ -119,7 +123,7 @@ def manifest(
             help="librispeech, mls, libriheavy, peoples-speech, yodas, common-voice, ljspeech, folder or huggingface",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --from: the manifest to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --from: the manifest to write.", callback=on_disk)] = None,
     name: Annotated[str, typer.Option(help="With --from folder or huggingface: what the corpus is called.")] = "",
     split: Annotated[
         list[str] | None, typer.Option(help="With --from: NAME=train or NAME=heldout, for an unknown split.")
@@ -153,7 +157,9 @@ def give_up(
     names: Annotated[
         list[str] | None, typer.Argument(help="Files and ids, as the message or the manifest has them.")
     ] = None,
-    listed: Annotated[Path | None, typer.Option("--list", help="A file of names, one a line.")] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="A file of names, one a line.", callback=on_disk)
+    ] = None,
 ) -> None:
     """Give up files that are gone for good: the next run counts them as rejected, and waits for them no more."""
     prepared = _config(config, None)
@@ -171,7 +177,9 @@ def cut(
     overrides: Overrides = None,
     items: Items = None,
     quiet: Quiet = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the pieces as a manifest, for a transcriber.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the pieces as a manifest, for a transcriber.", callback=on_disk)
+    ] = None,
 ) -> None:
     """Long recordings to pieces, where `cutting.by` is set; slices are joined by a last call without --items."""
     with _stage(config, overrides, items, quiet) as stage:
@@ -193,14 +201,18 @@ def codebook(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = Fal
 
 @prep_app.command("units-quality")
 def units_quality(
-    configs: Annotated[list[Path], typer.Argument(help="Preparations' YAML files, one line of the table each.")],
+    configs: Annotated[
+        list[Path], typer.Argument(help="Preparations' YAML files, one line of the table each.", callback=on_disk)
+    ],
     extractor: Annotated[
         list[str] | None,
         typer.Option(help="Used instead of the configuration's, with default settings; may be repeated."),
     ] = None,
     sentences: Annotated[
         Path | None,
-        typer.Option(help="A manifest in which speakers say the same sentences; default: the repository's."),
+        typer.Option(
+            help="A manifest in which speakers say the same sentences; default: the repository's.", callback=on_disk
+        ),
     ] = None,
     fit_minutes: Annotated[
         float,
@@ -288,7 +300,7 @@ def chat(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) 
 
 @prep_app.command()
 def verify(
-    sets: Annotated[list[Path], typer.Argument(help="Shard sets, or a preparation's output folder.")],
+    sets: Annotated[list[Path], typer.Argument(help="Shard sets, or a preparation's output folder.", callback=on_disk)],
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
 ) -> None:
     """Re-read every shard; name each one that is bad. Exit code 3 when any is."""
@@ -300,6 +312,24 @@ def verify(
         typer.echo(fault, err=True)
     if faults:
         raise DamagedDataError(f"{len(faults)} faults")
+
+
+@prep_app.command()
+def publish(
+    out: Annotated[Path, typer.Argument(help="A preparation's output folder.", callback=on_disk)],
+    address: Annotated[str, typer.Argument(help="Where the sets go, for instance s3://bucket/prefix")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Send finished sets to an object store and read them back; `publish` in a configuration does it after shards."""
+    from lst_prep import publishing
+    from lst_prep.engine import lock
+    from lst_prep.jobs import Jobs
+    from lst_prep.layout import Layout
+
+    with _going_on(), lock(Layout(out).lock):
+        for found in publishing.publish(out, address, Jobs(workers=workers), quiet):
+            typer.echo(found)
 
 
 @prep_app.command()
@@ -328,7 +358,7 @@ def bpe(
 
 @prep_app.command()
 def failed(
-    out: Annotated[Path, typer.Argument(help="A preparation's output folder.")],
+    out: Annotated[Path, typer.Argument(help="A preparation's output folder.", callback=on_disk)],
     stage: Annotated[str | None, typer.Option(help="Of this stage alone.")] = None,
 ) -> None:
     """Items that failed and are not done since: on which node and process, why, and where its log is."""

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from lst_prep.align.spans import AlignedWords, Piece, attempt, group_spoken
 from lst_prep.audio import RATE
 from lst_prep.config import AlignConfig
 from lst_prep.pronounce import flite_pronunciation, flite_version, read_table
+from lst_prep.reading import Inputs
 from lst_prep.recording import Recording
 from lst_prep.rejection import Rejection
 from lst_prep.transcript import Word
@@ -65,8 +65,9 @@ class SphinxAligner:
         name = f"pocketsphinx {version('pocketsphinx')}"
         digest = hashlib.sha256(f"{name} windows-3 {_FAST} {_WIDE}".encode())
         for path in config.pronunciations:
-            self._table.update(read_table(Path(path)))
-            digest.update(Path(path).read_bytes())
+            with Inputs().local(path) as table:
+                self._table.update(read_table(table))
+                digest.update(table.read_bytes())
         flite = flite_version() if config.flite else ""
         self._flite = bool(flite)
         if config.flite:  # said in words, so that a refusal names what was installed in between

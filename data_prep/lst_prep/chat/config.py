@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 from lst_prep.config import AudioConfig, ReadingConfig, ShardConfig
 from lst_prep.importing.config import CodecConfig, ImportJobs
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, ModelText, PathText, PathTextOrEmpty, Place, Positive, Share, TokenizerText
+from megatron_lst.values import (
+    AddressOrEmpty,
+    Count,
+    InputText,
+    InputTextOrEmpty,
+    LocalModelText,
+    LocalText,
+    Place,
+    Positive,
+    Share,
+    TokenizerText,
+)
 
 Style = Literal["as_given", "speech_to_speech", "speech_to_text", "text_to_speech", "text_to_text", "text_then_speech"]
 
@@ -17,7 +28,7 @@ class ChatSource:
 
     name: str
     """Names the shard set; `source` of its documents."""
-    path: PathText
+    path: InputText
     """A JSONL file, a folder of them or a glob; audio paths are relative to each file."""
     split: Literal["train", "heldout"] = "train"
     """`heldout`: written as heldout-NAME, and kept out of training sources."""
@@ -47,33 +58,35 @@ class RowConfig:
 class ChatConfig:
     """One preparation of conversations: JSONL in, a shard set a source and OUT/train.yaml out."""
 
-    out: PathText
+    out: LocalText
     """Output folder."""
     sources: tuple[ChatSource, ...]
     """Where conversations lie."""
+    publish: AddressOrEmpty = ""
+    """As in `lst prep run`."""
     tokenizer: TokenizerText = "mistral-v1"
     """As in `lst prep run`."""
-    template: Annotated[str, Place(names=("tokenizer", "markers"))] = "tokenizer"
+    template: Annotated[str, Place(names=("tokenizer", "markers"), stores=())] = "tokenizer"
     """`tokenizer`: the template beside the tokenizer's file. `markers`: roles as plain text, EOS after each turn.
     Else a Jinja template's path."""
     end_of_turn: str = ""
     """The special token that ends an assistant's turn; empty: the first one behind it."""
-    codebook: PathTextOrEmpty = ""
+    codebook: InputTextOrEmpty = ""
     """Makes units of audio named by path."""
-    units_model: ModelText = ""
+    units_model: LocalModelText = ""
     """The codebook's HuBERT or Whisper; empty: the Whisper that comes with the repository."""
     device: str = "auto"
     """Where that runs."""
     codec: CodecConfig | None = None
     """What made the units, where neither a codebook nor a shard set says it."""
-    spans: dict[str, PathText] = field(default_factory=dict)
+    spans: dict[str, LocalText] = field(default_factory=dict)
     """Name -> shard set, for audio that is a span of its documents."""
     chunk_words: Count = 12
     """`text_then_speech`: words of a chunk, if their times are known; else a part of audio is one."""
     row: RowConfig = field(default_factory=RowConfig)
     on_bad: Literal["stop", "drop"] = "stop"
     """Bad conversations: named, and nothing is written; or left out and counted."""
-    heldout: tuple[PathText, ...] = ()
+    heldout: tuple[InputText, ...] = ()
     """heldout.json of other preparations: conversations with their sentences are rejected."""
     attributions: dict[str, str] = field(default_factory=dict)
     """As in `lst prep run`."""

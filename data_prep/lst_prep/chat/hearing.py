@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from lst_prep import audio
 from lst_prep.chat.config import ChatConfig
 from lst_prep.importing.checks import codes_of
+from lst_prep.places import AnyPath, beside
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.units import Codebook
@@ -44,7 +44,8 @@ def codec_of_config(config: ChatConfig) -> Codec | None:
     """
     found: dict[str, Codec] = {}
     if config.codebook:
-        found[config.codebook] = Codebook.load(Path(config.codebook)).codec
+        with Inputs(config.reading).local(config.codebook) as file:
+            found[config.codebook] = Codebook.load(file).codec
     if config.codec is not None:
         found["codec"] = config.codec.codec()
     for name, path in config.spans.items():
@@ -73,11 +74,12 @@ class Hearing:
     @cached_property
     def _units(self) -> Callable[[np.ndarray], np.ndarray]:
         """Audio -> units; the model is loaded when there is audio to read."""
-        book = Codebook.load(Path(self._config.codebook))
+        with self._inputs.local(self._config.codebook) as file:
+            book = Codebook.load(file)
         extractor = extractor_of(book, self._config.units_model, device=self._config.device)
         return lambda samples: book.units(extractor, [samples])[0]
 
-    def hear(self, part: Audio, folder: Path) -> Heard:
+    def hear(self, part: Audio, folder: AnyPath) -> Heard:
         """
         Args:
             folder: of the file that names the audio.
@@ -95,9 +97,7 @@ class Hearing:
             return Heard(self._codec.ids(codes), part.transcript)
         if not self._config.codebook:
             raise Rejection("bad_conversation", f"{part.path}: units of audio need a codebook, and none is configured")
-        path = folder / part.path
-        if not Path(part.path).is_absolute() and not path.resolve().is_relative_to(folder.resolve()):
-            raise Rejection("outside_corpus", part.path)
+        path = beside(folder, part.path)
         samples = audio.load(path, None, None, self._config.audio, self._inputs).samples
         ids = self._units(samples)
         if not len(ids):

@@ -13,7 +13,9 @@ from lst_prep.chat.stages import STAGE, Item, chat_factory, conversations, parts
 from lst_prep.engine import lock, run_stage
 from lst_prep.importing.records import Part
 from lst_prep.items import Receipts, Stage, full_disk_is_the_users
-from lst_prep.layout import Layout, compare_plan
+from lst_prep.layout import Layout, compare_plan, hash_of
+from lst_prep.places import path_of
+from lst_prep.publishing import publish
 from lst_prep.rejection import REASONS
 from lst_prep.summary import Summary
 from lst_prep.tokenizer import chat_format, load_tokenizer
@@ -83,6 +85,8 @@ def run_chat(config: ChatConfig, quiet: bool = False) -> dict[str, Any]:
         _keep_codebook(config, layout, codec)
         write_json(layout.out / FORMAT_FILE, form.to_plain())
         write_text(layout.out / "train.yaml", train_yaml(config, layout, tokenizer.info, codec))
+        if config.publish:
+            publish(layout.out, config.publish, config.jobs, quiet)
         return content
 
 
@@ -103,10 +107,11 @@ def _divided(config: ChatConfig, layout: Layout) -> list[Item]:
 def _plan(config: ChatConfig, items: list[Item], form: dict[str, Any], tokenizer: TokenizerInfo) -> dict[str, Any]:
     """Everything that the results depend on."""
     choices = asdict(config)
-    for name in ("out", "jobs", "reading", "give_up", "attributions", "warn_lost", "on_bad", "device"):
+    for name in ("out", "publish", "jobs", "reading", "give_up", "attributions", "warn_lost", "on_bad", "device"):
         choices.pop(name)
     for source in choices["sources"]:
         source.pop("weight")
+    inputs = Layout(config.out).inputs(config)
     files = sorted({part.path for item in items for part in item.parts} | set(config.heldout))
     sets = {path: file_hash(Path(path) / "manifest.json") for path in config.spans.values()}
     return {
@@ -114,7 +119,7 @@ def _plan(config: ChatConfig, items: list[Item], form: dict[str, Any], tokenizer
         "chat": choices,
         "format": form,
         "tokenizer": tokenizer.fingerprint,
-        "inputs": {path: file_hash(Path(path)) for path in files} | sets,
+        "inputs": {path: hash_of(path, "sources", inputs) for path in files} | sets,
     }
 
 
@@ -128,7 +133,8 @@ def _hold_out(config: ChatConfig, layout: Layout, items: list[Item]) -> None:
     """
     heldout, inputs, seen = HeldOut(), layout.inputs(config), set[tuple[int, str]]()
     for path in config.heldout:
-        heldout.update(HeldOut.load(Path(path)))
+        with inputs.local(path) as file:
+            heldout.update(HeldOut.load(file))
     for item in items:
         source = config.sources[item.source]
         for part in item.parts:
@@ -145,11 +151,14 @@ def _hold_out(config: ChatConfig, layout: Layout, items: list[Item]) -> None:
 
 def _keep_codebook(config: ChatConfig, layout: Layout, codec: Codec | None) -> None:
     """OUT/codebook.safetensors, which runs and exports look for beside their shards, where the codec is one of ours."""
+    inputs = layout.inputs(config)
     near = [Path(path).parent / layout.codebook.name for path in config.spans.values()]
-    for path in [Path(config.codebook)] if config.codebook else near:
-        if codec is not None and path.is_file() and Codebook.load(path).fingerprint == codec.fingerprint:
-            write_bytes(layout.codebook, path.read_bytes())
-            return
+    for path in [path_of(config.codebook)] if config.codebook else near:
+        if codec is not None and inputs.is_file(path):
+            with inputs.local(path) as file:
+                if Codebook.load(file).fingerprint == codec.fingerprint:
+                    write_bytes(layout.codebook, file.read_bytes())
+                    return
 
 
 def _judge(config: ChatConfig, results: list[dict[str, Any]]) -> None:

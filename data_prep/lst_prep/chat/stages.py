@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from lst_prep.chat.config import ChatConfig, ChatSource
@@ -15,6 +15,7 @@ from lst_prep.importing.records import OnReject, Part
 from lst_prep.items import Work
 from lst_prep.layout import Layout
 from lst_prep.parts import Parts, SetTotals
+from lst_prep.places import path_of
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.stages import Rejections
@@ -49,8 +50,8 @@ def conversations(
     source: ChatSource, part: Part, inputs: Inputs, on_reject: OnReject
 ) -> Iterator[tuple[str, str, list[Turn]]]:
     """(where it stands, id, turns) of each conversation of a part; others are given to `on_reject` with their id."""
-    for where, number, value in read_lines(_lines(source), Path(part.path), inputs, on_reject, part.begin, part.end):
-        name = value.get("id", f"{Path(part.path).name.split('.')[0]}-{number}")
+    for where, number, value in read_lines(_lines(source), path_of(part.path), inputs, on_reject, part.begin, part.end):
+        name = value.get("id", f"{PurePath(part.path).name.split('.')[0]}-{number}")
         try:
             if not isinstance(name, str) or not name:
                 raise BadConversation("bad_conversation", f"id is {name!r}, expected text")
@@ -108,7 +109,7 @@ def chat_factory(config: ChatConfig, form: ChatFormat, items: list[Item]) -> Wor
             rejections.add(where, source.name, rejection)
 
         for part in item.parts:
-            folder = Path(part.path).parent
+            folder = path_of(part.path).parent
             for where, name, turns in conversations(source, part, inputs, reject):
                 try:
                     if source.split == "train" and (found := heldout.find(words_of(turns))):

@@ -5,12 +5,12 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from lst_prep.importing.config import CheckConfig
+from lst_prep.places import AnyPath, beside
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from megatron_lst.documents.codec import Codec
@@ -20,7 +20,7 @@ from megatron_lst.vocabulary import rate_text
 _SHOWN = 60
 
 
-def codes_of(value: Any, layout: str, codec: Codec, folder: Path, inputs: Inputs) -> np.ndarray:
+def codes_of(value: Any, layout: str, codec: Codec, folder: AnyPath, inputs: Inputs) -> np.ndarray:
     """int64 [T, Q], within the codebooks' ranges.
 
     Args:
@@ -43,7 +43,7 @@ def codes_of(value: Any, layout: str, codec: Codec, folder: Path, inputs: Inputs
     return codes
 
 
-def _array(value: Any, folder: Path, inputs: Inputs) -> np.ndarray:
+def _array(value: Any, folder: AnyPath, inputs: Inputs) -> np.ndarray:
     if isinstance(value, str):
         value = load_array(value, folder, inputs) if value.endswith((".npy", ".npz", ".pt")) else _numbers(value)
     elif isinstance(value, Mapping):
@@ -79,7 +79,7 @@ def _numbers(value: str) -> np.ndarray:
         raise Rejection("bad_tokens", f"expected integers, got {json.dumps(value[:_SHOWN])}") from None
 
 
-def load_array(name: str, folder: Path, inputs: Inputs) -> np.ndarray:
+def load_array(name: str, folder: AnyPath, inputs: Inputs) -> np.ndarray:
     """The array in a file beside its record; never unpickled.
 
     Raises:
@@ -88,10 +88,7 @@ def load_array(name: str, folder: Path, inputs: Inputs) -> np.ndarray:
     """
     if name.endswith(".pt"):
         raise Rejection("unreadable_tokens", f"{name}: a torch file may hold code; save the tokens as .npy")
-    path = folder / name
-    if not Path(name).is_absolute() and not path.resolve().is_relative_to(folder.resolve()):
-        raise Rejection("outside_corpus", name)
-    return array_in(io.BytesIO(inputs.read_bytes(path)), name)
+    return array_in(io.BytesIO(inputs.read_bytes(beside(folder, name))), name)
 
 
 def array_in(file: BinaryIO, name: str, key: str = "") -> np.ndarray:

@@ -7,7 +7,17 @@ from lst_prep.config import ReadingConfig, ShardConfig
 from lst_prep.jobs import Jobs
 from megatron_lst.documents.codec import Codec
 from megatron_lst.errors import UserError
-from megatron_lst.values import Count, NotNegative, PathText, Positive, Rate, Share, TokenizerText
+from megatron_lst.values import (
+    AddressOrEmpty,
+    Count,
+    InputText,
+    LocalText,
+    NotNegative,
+    Positive,
+    Rate,
+    Share,
+    TokenizerText,
+)
 from megatron_lst.vocabulary import parse_rate
 
 
@@ -85,7 +95,7 @@ class ImportSource:
     format: Literal["parquet", "arrow", "webdataset", "lhotse", "nemo", "jsonl", "npy"]
     """`arrow`: of datasets' `save_to_disk`. `lhotse`: cuts (.jsonl, .jsonl.gz) or a Shar folder. `npy`: .npy or .npz,
     with .txt and .json of the same name."""
-    path: PathText
+    path: InputText
     """A file, a folder or a glob."""
     columns: Columns = field(default_factory=Columns)
     """What the values are called."""
@@ -125,15 +135,17 @@ class ImportJobs(Jobs):
 class ImportConfig:
     """One import: tokens in, a shard set a source and OUT/train.yaml out."""
 
-    out: PathText
+    out: LocalText
     """Output folder."""
     codec: CodecConfig
     """What made the tokens, of all sources alike."""
     sources: tuple[ImportSource, ...]
     """Where they lie."""
+    publish: AddressOrEmpty = ""
+    """As in `lst prep run`."""
     tokenizer: TokenizerText = "mistral-v1"
     """As in `lst prep run`."""
-    heldout: tuple[PathText, ...] = ()
+    heldout: tuple[InputText, ...] = ()
     """heldout.json of other preparations: documents with their sentences are rejected."""
     attributions: dict[str, str] = field(default_factory=dict)
     """As in `lst prep run`."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from lst_prep.importing.checks import check_rate, codes_of, repeat
 from lst_prep.importing.config import CheckConfig, ImportSource
 from lst_prep.importing.records import Record
 from lst_prep.manifest import is_unicode
+from lst_prep.places import AnyPath
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.splits import split_of
@@ -57,7 +57,7 @@ class Converter:
     def __init__(self, source: ImportSource, codec: Codec, checks: CheckConfig) -> None:
         self._source, self._codec, self._checks = source, codec, checks
 
-    def sample(self, record: Record, folder: Path, inputs: Inputs) -> Sample:
+    def sample(self, record: Record, folder: AnyPath, inputs: Inputs) -> Sample:
         """What a record holds.
 
         Args:

@@ -7,7 +7,6 @@ set. Slices of items (`--items i/n`) check first; the slices that run when all i
 import json
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from lst_prep.importing.readers import reader_of
 from lst_prep.importing.records import Part
 from lst_prep.importing.stages import CHECK, SHARDS, Item, check_factory, shards_factory
 from lst_prep.items import Receipts, Stage, full_disk_is_the_users
-from lst_prep.layout import Layout, compare_plan
+from lst_prep.layout import Layout, compare_plan, hash_of
 from lst_prep.models import require_same
+from lst_prep.publishing import publish
 from lst_prep.reading import Inputs
 from lst_prep.report import write_report
 from lst_prep.stages import arrays, save_arrays
@@ -27,7 +27,6 @@ from lst_prep.summary import Summary
 from lst_prep.tokenizer import load_tokenizer
 from lst_prep.training_lines import vocabulary_of
 from megatron_lst.config.paths import absolute
-from megatron_lst.documents.format import file_hash
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.writing import merge_parts
 from megatron_lst.errors import UserError
@@ -97,6 +96,8 @@ class _Import:
         write_bytes(self.layout.summary, json.dumps(summary, indent=1, ensure_ascii=False).encode())
         write_report(self.layout.out)
         write_text(self.layout.out / "train.yaml", train_yaml(self.config, self.layout, self.tokenizer.info, manifests))
+        if self.config.publish:
+            publish(self.layout.out, self.config.publish, self.config.jobs, self.quiet)
         return summary
 
     def _divided(self) -> list[Item]:
@@ -139,9 +140,10 @@ class _Import:
         return [receipts.read(item) for item in range(len(self.items))]
 
     def _hold_out(self, checked: list[dict[str, Any]]) -> None:
-        heldout = HeldOut()
+        heldout, inputs = HeldOut(), self.layout.inputs(self.config)
         for path in self.config.heldout:
-            heldout.update(HeldOut.load(Path(path)))
+            with inputs.local(path) as file:
+                heldout.update(HeldOut.load(file))
         for item, result in enumerate(checked):
             if result["heldout"]:
                 with self.layout.item(CHECK, item, ".jsonl").open() as lines:
@@ -213,12 +215,13 @@ def divide(config: ImportConfig, inputs: Inputs) -> list[Item]:
 def plan_of(config: ImportConfig) -> dict[str, Any]:
     """Everything that the results depend on, but what the sources hold."""
     choices = asdict(config)
-    for name in ("out", "jobs", "reading", "give_up", "attributions", "warn_lost"):
+    for name in ("out", "publish", "jobs", "reading", "give_up", "attributions", "warn_lost"):
         choices.pop(name)
     for source in choices["sources"]:
         for name in ("weight", "untranscribed_weight"):
             source.pop(name)
-    inputs = {path: file_hash(Path(path)) for path in config.heldout}
+    opener = Layout(config.out).inputs(config)
+    inputs = {path: hash_of(path, "heldout", opener) for path in config.heldout}
     return {"version": 1, "import": json.loads(json.dumps(choices)), "inputs": inputs}
 
 

@@ -6,7 +6,6 @@ Factories run in worker processes; see `engine`. Both stages read the same recor
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from lst_prep.importing.records import OnReject, Part
 from lst_prep.items import Work
 from lst_prep.layout import Layout
 from lst_prep.parts import Parts, SetTotals
+from lst_prep.places import path_of
 from lst_prep.rejection import Rejection
 from lst_prep.stages import Rejections, arrays, save_arrays
 from lst_prep.tokenizer import load_tokenizer
@@ -50,7 +50,7 @@ def _samples(config: ImportConfig, item: Item, on_reject: OnReject) -> Iterator[
     reader, converter = reader_of(source.format), Converter(source, config.codec.codec(), config.checks)
     inputs = Layout(config.out).inputs(config)
     for part in item.parts:
-        folder = Path(part.path).parent
+        folder = path_of(part.path).parent
         try:
             for record in reader.read(source, part, inputs, on_reject):
                 try:

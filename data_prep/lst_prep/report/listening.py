@@ -1,13 +1,13 @@
 """Pieces of recordings as sound, and those that were rejected to listen to."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lst_prep.audio import RATE, open_audio, to_rate
 from lst_prep.config import AudioConfig, ReadingConfig
 from lst_prep.layout import ItemTable
 from lst_prep.manifest import Entry
+from lst_prep.places import path_of
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import REASONS, Rejection
 from lst_prep.report.state import State
@@ -27,7 +27,7 @@ def clip(entry: Entry, sounds: Sounds) -> Sound | str:
     inputs = Inputs(ReadingConfig(attempts=1))
     try:
         anything = AudioConfig(min_rate=1)
-        with open_audio(Path(entry.audio), entry.start, entry.end, anything, inputs) as (file, first, last):
+        with open_audio(path_of(entry.audio), entry.start, entry.end, anything, inputs) as (file, first, last):
             samples = file.read(first, min(last - first, round(LONGEST * file.rate)), entry.channel).mean(axis=1)
             rate = file.rate
     except (CannotRead, Rejection) as error:

@@ -1,10 +1,9 @@
 """`align.aligner: import`: word times that another program has found, in files beside the corpus."""
 
-import os
 import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import PurePath
 
 from lst_prep.align.imported.fitting import fit
 from lst_prep.align.imported.labels import Label, decoded
@@ -14,6 +13,7 @@ from lst_prep.align.imported.words_json import read_json_words
 from lst_prep.align.spans import AlignedWords, Piece, attempt
 from lst_prep.config import AlignConfig
 from lst_prep.manifest import Entry
+from lst_prep.places import AnyPath, is_under, path_of
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import UserError
@@ -35,7 +35,7 @@ class ImportAligner:
         for name in re.findall(r"\{([^{}]*)\}", config.path):
             if name not in ("id", "document", "audio"):
                 raise UserError(f"align.path {config.path!r}: {{{name}}} is not one of {{id}}, {{document}}, {{audio}}")
-        suffix = Path(config.path).suffix.lower()
+        suffix = PurePath(config.path).suffix.lower()
         self._format = _SUFFIXES.get(suffix, "") if config.format == "suffix" else config.format
         if not self._format:
             raise UserError(
@@ -47,9 +47,9 @@ class ImportAligner:
                 f"align.path {config.path!r}: one file for all pieces, which only a .ctm can be: put {{id}}, "
                 f"{{document}} or {{audio}} into it"
             )
-        self._root = Path(config.path.partition("{")[0] + "x").parent
+        self._root = path_of(config.path.partition("{")[0] + "x").parent
         self.fingerprint = f"import {self._format} 1"
-        self._ctm: tuple[Path, dict[str, list[Label]]] | None = None
+        self._ctm: tuple[AnyPath, dict[str, list[Label]]] | None = None
 
     def align_batch(self, pieces: Sequence[Piece]) -> list[AlignedWords | Rejection]:
         return [attempt(partial(self._align, piece)) for piece in pieces]
@@ -62,9 +62,9 @@ class ImportAligner:
         return fit(piece.words, labels, piece.language, piece.seconds, self._config.max_differ)
 
     def _labels(self, entry: Entry, inputs: Inputs) -> list[Label]:
-        names = {"{id}": entry.id, "{document}": entry.recording, "{audio}": Path(entry.audio).stem}
-        path = Path(re.sub(r"\{\w+\}", lambda match: names[match[0]], self._path))
-        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self._root)) or "\0" in str(path):
+        names = {"{id}": entry.id, "{document}": entry.recording, "{audio}": PurePath(entry.audio).stem}
+        path = path_of(re.sub(r"\{\w+\}", lambda match: names[match[0]], self._path))
+        if not is_under(path, self._root) or "\0" in str(path):
             raise Rejection("outside_corpus", f"{path} is not under {self._root}")
         if self._format == "ctm":
             found = self._read_ctm(path, inputs)
@@ -77,13 +77,13 @@ class ImportAligner:
             return read_textgrid(text, path, self._config.tier)
         return read_json_words(text, path) if self._format == "json" else read_labels(text, path)
 
-    def _read_ctm(self, path: Path, inputs: Inputs) -> dict[str, list[Label]]:
+    def _read_ctm(self, path: AnyPath, inputs: Inputs) -> dict[str, list[Label]]:
         if self._ctm is None or self._ctm[0] != path:  # one file may hold all pieces
             self._ctm = path, read_ctm(self._text(path, inputs), path)
         return self._ctm[1]
 
     @staticmethod
-    def _text(path: Path, inputs: Inputs) -> str:
+    def _text(path: AnyPath, inputs: Inputs) -> str:
         """Raises Rejection: no such file, in a folder that is there; CannotRead: it cannot be read now."""
         if inputs.is_there(path.parent, folder=True) and not inputs.is_there(path):
             raise Rejection("no_alignment", str(path))

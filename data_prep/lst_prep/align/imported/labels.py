@@ -2,8 +2,8 @@
 
 import codecs
 from dataclasses import dataclass
-from pathlib import Path
 
+from lst_prep.places import AnyPath
 from lst_prep.rejection import Rejection
 
 
@@ -25,7 +25,7 @@ class Label:
     where: str
 
 
-def decoded(data: bytes, path: Path) -> str:
+def decoded(data: bytes, path: AnyPath) -> str:
     """UTF-8, or UTF-16 with its byte order mark. Raises Rejection, with the line, for other bytes."""
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:

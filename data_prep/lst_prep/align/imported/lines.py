@@ -1,12 +1,11 @@
 """Alignments of one word a line: CTM (Kaldi, NeMo, sclite) and Audacity's label tracks."""
 
-from pathlib import Path
-
 from lst_prep.align.imported.labels import Label, number
+from lst_prep.places import AnyPath
 from lst_prep.rejection import Rejection
 
 
-def read_ctm(text: str, path: Path) -> dict[str, list[Label]]:
+def read_ctm(text: str, path: AnyPath) -> dict[str, list[Label]]:
     """Words by the name in the first column. Lines: name, channel, begin, duration, word, and a confidence or none.
 
     Raises:
@@ -31,7 +30,7 @@ def read_ctm(text: str, path: Path) -> dict[str, list[Label]]:
     return found
 
 
-def read_labels(text: str, path: Path) -> list[Label]:
+def read_labels(text: str, path: AnyPath) -> list[Label]:
     """An Audacity label track: begin, end and label, with tabs between; lines that begin with a backslash are skipped.
 
     Raises:

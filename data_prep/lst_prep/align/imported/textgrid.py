@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from lst_prep.align.imported.labels import Label
+from lst_prep.places import AnyPath
 from lst_prep.rejection import Rejection
 
 _TOKEN = re.compile(
@@ -18,7 +18,7 @@ _OF_WORDS = re.compile(r"(?:.* - )?words?", re.IGNORECASE)
 class _Tokens:
     """The values of a file, in order, with their lines."""
 
-    def __init__(self, text: str, path: Path) -> None:
+    def __init__(self, text: str, path: AnyPath) -> None:
         self._found, self._path, self.line = self._scan(text), path, 1
 
     def _scan(self, text: str) -> Iterator[tuple[str, str]]:
@@ -45,7 +45,7 @@ class _Tokens:
         return int(text)
 
 
-def read_textgrid(text: str, path: Path, tier: str) -> list[Label]:
+def read_textgrid(text: str, path: AnyPath, tier: str) -> list[Label]:
     """The intervals of the tier of words, silences included.
 
     Args:
@@ -76,7 +76,7 @@ def read_textgrid(text: str, path: Path, tier: str) -> list[Label]:
     return _of_words(found, path, tier)
 
 
-def _of_words(tiers: list[tuple[str, list[Label]]], path: Path, wanted: str) -> list[Label]:
+def _of_words(tiers: list[tuple[str, list[Label]]], path: AnyPath, wanted: str) -> list[Label]:
     names = ", ".join(repr(name) for name, _ in tiers) or "none"
     if wanted:
         chosen = [labels for name, labels in tiers if name == wanted]

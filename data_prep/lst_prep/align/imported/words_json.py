@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lst_prep.align.imported.labels import Label
+from lst_prep.places import AnyPath
 from lst_prep.rejection import Rejection
 
 _TEXT, _BEGIN, _END = ("word", "text", "label"), ("start", "begin", "start_time"), ("end", "stop", "end_time")
 _SCORE = ("score", "probability", "confidence", "conf")
 
 
-def read_json_words(text: str, path: Path) -> list[Label]:
+def read_json_words(text: str, path: AnyPath) -> list[Label]:
     """The words of `segments[].words`, of `words`, or of the list itself.
 
     A word without times is one that the aligner could not place (WhisperX gives numbers none).
@@ -27,7 +27,7 @@ def read_json_words(text: str, path: Path) -> list[Label]:
     return [_label(word, f"{path}: {place}") for word, place in _words(value, path)]
 
 
-def _words(value: Any, path: Path) -> Iterator[tuple[Any, str]]:
+def _words(value: Any, path: AnyPath) -> Iterator[tuple[Any, str]]:
     if isinstance(value, dict) and isinstance(value.get("segments"), list):
         for index, segment in enumerate(value["segments"]):
             inner = segment.get("words") if isinstance(segment, dict) else None

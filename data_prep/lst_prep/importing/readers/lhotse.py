@@ -6,6 +6,7 @@ command where a manifest names a path that begins with `pipe:`.
 
 import tarfile
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 from lst_prep.importing.checks import array_in, load_array
 from lst_prep.importing.config import ImportSource
 from lst_prep.importing.readers.lines import read_lines
-from lst_prep.importing.readers.paths import damage_named, size_of, source_files
+from lst_prep.importing.readers.paths import damage_named, source_files
 from lst_prep.importing.records import OnReject, Part, Reader, Record, pick, record_of, require_columns
 from lst_prep.packed import unpacked
+from lst_prep.places import AnyPath, path_of, whole
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import UserError
@@ -31,9 +33,9 @@ class LhotseReader:
     def parts(self, source: ImportSource, inputs: Inputs) -> list[Part]:
         if not source.columns.tokens:
             raise UserError(f"source {source.name!r}: columns.tokens: name the cuts' field that holds the tokens")
-        root = Path(source.path)
-        shar = sorted(root.glob("cuts.*.jsonl*")) if root.is_dir() else []
-        found = []
+        root, found, shar = path_of(source.path), [], list[AnyPath]()
+        if inputs.is_there(root, folder=True):
+            shar = [root / name for name, _ in inputs.entries(root) if fnmatchcase(name, "cuts.*.jsonl*")]
         for path in shar or source_files(source, _CUTS, inputs):
             there, fields = set[str](), set[str]()
             for count, (_, _, cut) in enumerate(read_lines(source, path, inputs, lambda *_: None)):
@@ -41,16 +43,16 @@ class LhotseReader:
                 there |= fields
                 if count >= 100:
                     break
-            tar = self._tar(source, path)
+            tar = self._tar(source, path, inputs)
             if tar is not None:
                 there.add(source.columns.tokens)
             if there:
                 require_columns(source, path, there)
-            found.append(Part(str(path), 0, 0, size_of(path, inputs) + (size_of(tar, inputs) if tar else 0)))
+            found.append(Part(str(path), 0, 0, inputs.size(path) + (inputs.size(tar) if tar else 0)))
         return found
 
     @staticmethod
-    def _tar(source: ImportSource, cuts: Path) -> Path | None:
+    def _tar(source: ImportSource, cuts: AnyPath, inputs: Inputs) -> AnyPath | None:
         """The tar of the tokens of a Shar folder's file of cuts; None: the cuts are no Shar."""
         name, _, rest = cuts.name.partition(".")
         number = rest.split(".")[0]
@@ -58,13 +60,13 @@ class LhotseReader:
             return None
         for suffix in ("tar", "tar.gz"):
             tar = cuts.with_name(f"{source.columns.tokens}.{number}.{suffix}")
-            if tar.is_file():
+            if inputs.is_file(tar):
                 return tar
         return None
 
     def read(self, source: ImportSource, part: Part, inputs: Inputs, on_reject: OnReject) -> Iterator[Record]:
-        path = Path(part.path)
-        tar = self._tar(source, path)
+        path = path_of(part.path)
+        tar = self._tar(source, path, inputs)
         arrays = None if tar is None else _shar_arrays(source, tar, inputs)
         for where, _, cut in read_lines(
             source, path, inputs, self._all_count(source, path, on_reject, arrays is not None)
@@ -76,7 +78,7 @@ class LhotseReader:
                 on_reject(where, rejection)
 
     @staticmethod
-    def _all_count(source: ImportSource, path: Path, on_reject: OnReject, shar: bool) -> OnReject:
+    def _all_count(source: ImportSource, path: AnyPath, on_reject: OnReject, shar: bool) -> OnReject:
         """In a Shar folder cuts and arrays go in step: a cut that cannot be read leaves nothing to go by."""
 
         def lost(where: str, rejection: Rejection) -> None:
@@ -157,24 +159,24 @@ def _array(
             raise Rejection(
                 "unreadable_tokens", f"stored as {kind}; store the arrays as numpy_files, or export the cuts to Shar"
             )
-        content = load_array(str(Path(str(path)).absolute() / str(key)), Path(), inputs)
+        content = load_array(f"{whole(str(path))}/{key}", Path(), inputs)
     if temporal is None:
         return {"tokens": content}
     axis, shift = int(temporal["temporal_dim"]), float(temporal["frame_shift"])
     if content.ndim > axis:
         content = np.moveaxis(content, axis, 0)
     length, start = float(cut["duration"]), float(cut.get("start", 0)) - float(temporal["start"])
-    whole = (cut.get("recording") or {}).get("duration")
-    if whole is None or abs(start) > shift or abs(float(whole) - length) > 2 * shift:  # the cut is a part of the array
-        covered = float(whole) - float(temporal["start"]) if whole is not None else start + length
-        if whole is not None and len(content) * shift > 1.01 * covered + 2 * shift:
+    recorded = (cut.get("recording") or {}).get("duration")
+    if recorded is None or abs(start) > shift or abs(float(recorded) - length) > 2 * shift:  # a part
+        covered = float(recorded) - float(temporal["start"]) if recorded is not None else start + length
+        if recorded is not None and len(content) * shift > 1.01 * covered + 2 * shift:
             raise Rejection("rate_mismatch", f"{len(content)} frames of {shift:g} s, the recording has {covered:g} s")
         begin = max(0, round(start / shift))
-        content = content[begin : begin + round(length / shift)] if whole is not None or begin else content
+        content = content[begin : begin + round(length / shift)] if recorded is not None or begin else content
     return {"tokens": content, "rate": 1 / shift, "frames_first": True}
 
 
-def _shar_arrays(source: ImportSource, path: Path, inputs: Inputs) -> Iterator[tuple[str, np.ndarray | None, Any]]:
+def _shar_arrays(source: ImportSource, path: AnyPath, inputs: Inputs) -> Iterator[tuple[str, np.ndarray | None, Any]]:
     """(cut, array, its manifest) of each pair of files in a tar of Shar; (cut, None, None): the cut has none."""
     import io
     import json

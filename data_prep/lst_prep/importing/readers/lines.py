@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from lst_prep.importing.config import ImportSource
-from lst_prep.importing.readers.paths import damage_named, size_of, source_files
+from lst_prep.importing.readers.paths import damage_named, source_files
 from lst_prep.importing.records import OnReject, Part, Reader, Record, record_of, require_columns
 from lst_prep.packed import SUFFIXES as PACKED
 from lst_prep.packed import unpacked
+from lst_prep.places import AnyPath, path_of
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 
@@ -20,7 +20,7 @@ _PEEK = 100
 
 
 def read_lines(
-    source: ImportSource, path: Path, inputs: Inputs, on_reject: OnReject, begin: int = 0, end: int = 0
+    source: ImportSource, path: AnyPath, inputs: Inputs, on_reject: OnReject, begin: int = 0, end: int = 0
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(where, number, object) of each line of bytes [begin, end) of a file; a line belongs where its first byte is.
 
@@ -62,7 +62,7 @@ class LinesReader:
         found = []
         for path in source_files(source, SUFFIXES, inputs):
             self._require_columns(source, path, inputs)
-            size = size_of(path, inputs)
+            size = inputs.size(path)
             if path.name.lower().endswith(PACKED):
                 found.append(Part(str(path), 0, 0, size))
                 continue
@@ -76,7 +76,7 @@ class LinesReader:
                     begin = end
         return found
 
-    def _require_columns(self, source: ImportSource, path: Path, inputs: Inputs) -> None:
+    def _require_columns(self, source: ImportSource, path: AnyPath, inputs: Inputs) -> None:
         there: set[str] = set()
         for count, (_, _, value) in enumerate(read_lines(source, path, inputs, lambda *_: None)):
             there |= set(value)
@@ -86,7 +86,7 @@ class LinesReader:
             require_columns(source, path, there)
 
     def read(self, source: ImportSource, part: Part, inputs: Inputs, on_reject: OnReject) -> Iterator[Record]:
-        path = Path(part.path)
+        path = path_of(part.path)
         for where, number, value in read_lines(source, path, inputs, on_reject, part.begin, part.end):
             yield record_of(where, value, source.columns, id=f"{path.name.split('.')[0]}-{number}", **self._own(value))
 

@@ -1,6 +1,5 @@
 """Which files a source names, and what is said of one that is damaged."""
 
-import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,30 +7,33 @@ from pathlib import Path
 
 from lst_prep.importing.config import ImportSource
 from lst_prep.packed import is_damage
+from lst_prep.places import AnyPath, path_of
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import LstError, UserError
 
 
-def source_files(source: ImportSource, suffixes: tuple[str, ...], inputs: Inputs) -> list[Path]:
+def source_files(source: ImportSource, suffixes: tuple[str, ...], inputs: Inputs) -> list[AnyPath]:
     """The files of a source with one of some suffixes, sorted. A file that is named is taken whatever its suffix.
 
     Raises:
         UserError: there is none.
         CannotRead: a folder cannot be listed now.
     """
-    path = Path(source.path)
-    if path.is_file():
+    path = path_of(source.path)
+    if inputs.is_file(path):
         return [path]
-    found = inputs.walk(path) if path.is_dir() else inputs.expand(source.path)
-    files = [p for p in found if p.name.lower().endswith(suffixes) and not p.name.startswith(".") and p.is_file()]
+    folder = inputs.is_there(path, folder=True)
+    found = inputs.walk(path) if folder else inputs.expand(source.path, only_files=True)
+    files = [p for p in found if p.name.lower().endswith(suffixes) and not p.name.startswith(".") and _is_file(p)]
     if not files:
         raise UserError(f"source {source.name!r}: no {' or '.join(suffixes)} file at {source.path}")
     return sorted(files)
 
 
-def size_of(path: Path, inputs: Inputs) -> int:
-    return inputs.retry(path, lambda: os.stat(path).st_size)
+def _is_file(listed: AnyPath) -> bool:
+    """Of what is listed as no folder."""
+    return not isinstance(listed, Path) or listed.is_file()
 
 
 @contextmanager

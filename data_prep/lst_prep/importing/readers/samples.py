@@ -8,14 +8,14 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from lst_prep.importing.checks import array_in
 from lst_prep.importing.config import ImportSource
-from lst_prep.importing.readers.paths import damage_named, size_of, source_files
+from lst_prep.importing.readers.paths import damage_named, source_files
 from lst_prep.importing.records import OnReject, Part, Reader, Record, mapped, record_of, require_columns
 from lst_prep.packed import unpacked
+from lst_prep.places import AnyPath, is_under, path_of
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 from megatron_lst.errors import UserError
@@ -70,10 +70,10 @@ class TarReader:
                     break
                 there.add(suffix)
             _require_suffixes(source, path, there)
-            found.append(Part(str(path), 0, 0, size_of(path, inputs)))
+            found.append(Part(str(path), 0, 0, inputs.size(path)))
         return found
 
-    def _members(self, source: ImportSource, path: Path, inputs: Inputs) -> Iterator[tuple[str, str, IO[bytes]]]:
+    def _members(self, source: ImportSource, path: AnyPath, inputs: Inputs) -> Iterator[tuple[str, str, IO[bytes]]]:
         """(sample, suffix, content) of each file of a tar, in order."""
         with damage_named(source, path), inputs.open(path) as raw:
             if path.suffix.lower() == ".tar" and not _ends(raw):
@@ -87,7 +87,7 @@ class TarReader:
                         yield (f"{folder}/{stem}" if folder else stem).removeprefix("./"), suffix.lower(), content
 
     def read(self, source: ImportSource, part: Part, inputs: Inputs, on_reject: OnReject) -> Iterator[Record]:
-        path = Path(part.path)
+        path = path_of(part.path)
         key, value, fault = "", dict[str, Any](), None
 
         def finished() -> Iterator[Record]:
@@ -137,11 +137,10 @@ class FolderReader:
         suffix = self._suffix(source)
         files = source_files(source, (f".{suffix}",), inputs)
         for path in files[:1]:
-            beside = {
-                p.name[len(self._stem(path, suffix)) + 1 :] for p in path.parent.glob(f"{_plain(path, suffix)}.*")
-            }
+            stem = f"{self._stem(path, suffix)}."
+            beside = {name.removeprefix(stem) for name, _ in inputs.entries(path.parent) if name.startswith(stem)}
             _require_suffixes(source, path, {name.lower() for name in beside})
-        return [Part(str(path), 0, 0, size_of(path, inputs)) for path in files]
+        return [Part(str(path), 0, 0, inputs.size(path)) for path in files]
 
     @staticmethod
     def _suffix(source: ImportSource) -> str:
@@ -156,12 +155,12 @@ class FolderReader:
         )
 
     @staticmethod
-    def _stem(path: Path, suffix: str) -> str:
+    def _stem(path: AnyPath, suffix: str) -> str:
         return path.name[: -len(suffix) - 1]
 
     def read(self, source: ImportSource, part: Part, inputs: Inputs, on_reject: OnReject) -> Iterator[Record]:
-        path, main = Path(part.path), self._suffix(source)
-        stem, root = self._stem(path, main), Path(source.path)
+        path, main = path_of(part.path), self._suffix(source)
+        stem, root = self._stem(path, main), path_of(source.path)
         value = dict[str, Any]()
         try:
             suffixes = {main}
@@ -170,20 +169,13 @@ class FolderReader:
                 suffixes |= {".".join(keys[:n]) for n in range(1, len(keys) + 1)}
             for suffix in suffixes:
                 beside = path.with_name(f"{stem}.{suffix}")
-                if suffix == main or beside.is_file():
+                if suffix == main or inputs.is_file(beside):
                     value[suffix] = decode(source, suffix, inputs.read_bytes(beside))
         except Rejection as rejection:
             on_reject(part.path, rejection)
             return
-        sample = path.with_name(stem).relative_to(root) if root.is_dir() else Path(stem)
-        yield record_of(part.path, value, source.columns, id=str(sample))
-
-
-def _plain(path: Path, suffix: str) -> str:
-    """A stem without meaning for `glob`."""
-    import glob
-
-    return glob.escape(FolderReader._stem(path, suffix))
+        inside = path.parent.parts[len(root.parts) :] if is_under(path.parent, root) else ()
+        yield record_of(part.path, value, source.columns, id="/".join((*inside, stem)))
 
 
 READERS: dict[str, Reader] = {"webdataset": TarReader(), "npy": FolderReader()}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -10,8 +10,9 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from lst_prep.importing.config import ImportSource
-from lst_prep.importing.readers.paths import damage_named, size_of, source_files
+from lst_prep.importing.readers.paths import damage_named, source_files
 from lst_prep.importing.records import OnReject, Part, Reader, Record, mapped, record_of, require_columns
+from lst_prep.places import AnyPath, path_of
 from lst_prep.reading import Inputs
 from lst_prep.rejection import Rejection
 
@@ -52,7 +53,7 @@ def _records(
         except (ValueError, pa.ArrowException) as error:
             on_reject(where, Rejection("unreadable_record", str(error)))
             continue
-        yield record_of(where, value, source.columns, id=f"{Path(path).stem}-{first + row}", **own)
+        yield record_of(where, value, source.columns, id=f"{PurePath(path).stem}-{first + row}", **own)
 
 
 def _theirs(source: ImportSource) -> list[str]:
@@ -87,32 +88,32 @@ class ArrowReader:
 
     def parts(self, source: ImportSource, inputs: Inputs) -> list[Part]:
         found = []
-        for path in self._files(source, Path(source.path), inputs):
+        for path in self._files(source, path_of(source.path), inputs):
             with damage_named(source, path), inputs.open(path) as file:
                 require_columns(source, path, set(_batches(file)[0].names))
-            found.append(Part(str(path), 0, 0, size_of(path, inputs)))
+            found.append(Part(str(path), 0, 0, inputs.size(path)))
         return found
 
-    def _files(self, source: ImportSource, path: Path, inputs: Inputs) -> list[Path]:
+    def _files(self, source: ImportSource, path: AnyPath, inputs: Inputs) -> list[AnyPath]:
         """The data files of a saved data set, in its own order."""
-        if (path / "dataset_dict.json").is_file():
+        if inputs.is_file(path / "dataset_dict.json"):
             splits = self._json(source, path / "dataset_dict.json", inputs).get("splits", [])
             return [file for split in splits for file in self._files(source, path / split, inputs)]
-        if (path / "state.json").is_file():
+        if inputs.is_file(path / "state.json"):
             listed = self._json(source, path / "state.json", inputs).get("_data_files", [])
             return [path / entry["filename"] for entry in listed]
         return source_files(source, (".arrow",), inputs)
 
     @staticmethod
-    def _json(source: ImportSource, path: Path, inputs: Inputs) -> dict[str, Any]:
+    def _json(source: ImportSource, path: AnyPath, inputs: Inputs) -> dict[str, Any]:
         with damage_named(source, path):
             content: dict[str, Any] = json.loads(inputs.read_bytes(path))
         return content
 
     def read(self, source: ImportSource, part: Part, inputs: Inputs, on_reject: OnReject) -> Iterator[Record]:
-        own = {}
-        if not source.columns.split and (Path(part.path).parent.parent / "dataset_dict.json").is_file():
-            own["split"] = Path(part.path).parent.name
+        own, folder = {}, path_of(part.path).parent
+        if not source.columns.split and inputs.is_file(folder.parent / "dataset_dict.json"):
+            own["split"] = folder.name
         with damage_named(source, part.path), inputs.open(part.path) as file:
             row = 0
             for batch in _batches(file)[1]:
