@@ -294,6 +294,9 @@ class JobConfig(Jobs):
     """Manifest lines in an item of work."""
     item_bytes: Count = 1 << 25
     """Small text files of a source share an item and its shards up to this size."""
+    decode_threads: Annotated[int, Range(0, 256)] | None = None
+    """Threads of a worker that decode audio while its model computes; they begin with its next item, too. 0: none.
+    null: where the model is on a GPU, the cores that its machine has for each GPU, 8 at most; else 0."""
 
 
 @dataclass
@@ -376,6 +379,17 @@ class PrepConfig:
         if self.manifests:
             for where, tag in stated.items():
                 self.align.of(tag).require_language(tag, where)
+
+    @property
+    def neural_units(self) -> bool:
+        """Whether units are made by a model that may be on a GPU."""
+        return self.units.extractor != "mfcc"
+
+    @property
+    def neural_alignment(self) -> bool:
+        """The same of an aligner."""
+        names = [self.align.aligner, *(own.aligner for own in self.align.languages)]
+        return any(name in ("ctc", "whisper") for name in names)
 
     def language_of(self, source: str, stated: str = "") -> str:
         """Tag of the language of a piece or text: what it states, else its source's, else the configuration's."""

@@ -53,17 +53,30 @@ class Dealing:
         self.waiting = deque(todo)
         self.failures = Failures(receipts.work, stage.name)
         self._attempts, self._tries, self._lost = attempts, dict[int, int](), list[int]()
-        self._early = 0
+        self._early, self._alone = 0, set[int]()
         self.places = places
 
-    def next(self) -> int | None:
-        return self.waiting.popleft() if self.waiting else None
+    def next(self, held: int | None = None) -> tuple[int | None, int | None]:
+        """What a worker does now, and what it will be given after that: it begins to load it. None, None: no more.
 
-    def died(self, item: int | None, why: str) -> None:
+        Items whose worker died are tried alone, so that it is known which one it died of; the last items go to whoever
+        is free.
+
+        Args:
+            held: the second of what it was given last.
+        """
+        item = held if held is not None else self.waiting.popleft() if self.waiting else None
+        ahead = self.stage.ahead and self._attempts > 1 and item is not None and item not in self._alone
+        if not ahead or len(self.waiting) < max(self.places, 1) or self.waiting[0] in self._alone:
+            return item, None
+        return item, self.waiting.popleft()
+
+    def died(self, item: int | None, why: str, held: int | None = None) -> None:
         """A worker died: its item is given back, unless workers died of it too often.
 
         Args:
             item: that it had; None: it had not begun.
+            held: that it had not begun to do.
             why: and where; what a person reads.
 
         Raises:
@@ -75,6 +88,10 @@ class Dealing:
             if self._early > _EARLY * self.places:
                 raise JobFault(f"stage {name}: workers die before they start, the last {why}")
             return
+        self._alone.add(item)
+        if held is not None:
+            self._alone.add(held)
+            self.waiting.appendleft(held)
         tries = self._tries[item] = self._tries.get(item, 0) + 1
         self.failures.add(item, f"attempt {tries}: the worker died, {why}")
         print(f"prep {name}: the worker of item {item} died (attempt {tries}), {why}", file=sys.stderr)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from megatron_lst.errors import UserError
 from megatron_lst.gpu import gpu_is_usable
+from megatron_lst.machine import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,22 @@ def choose_device(wanted: str) -> "torch.device":
     if device.type == "cuda" and not gpu_is_usable():
         raise UserError(f"device {wanted}: no CUDA device here; use `auto` or `cpu`")
     return device
+
+
+def decode_threads(wanted: int | None, neural: bool, device: str) -> int:
+    """Threads of a worker that decode: `jobs.decode_threads`, and what it is by default.
+
+    Args:
+        neural: the stage has a model that may be on a GPU.
+        device: where it runs, as `choose_device` takes it.
+    """
+    if wanted is not None:
+        return wanted
+    if not neural or choose_device(device).type != "cuda":
+        return 0
+    import torch
+
+    return min(8, max(1, usable_cores() // torch.cuda.device_count()))
 
 
 def choose_dtype(wanted: str, device: "torch.device") -> "torch.dtype":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lst_prep.dealing import Dealing
-from lst_prep.items import Outcome, Receipts, Stage, do_item, slice_items
+from lst_prep.items import AheadWork, Outcome, Receipts, Stage, do_item, slice_items
 from lst_prep.jobs import Jobs
 from lst_prep.pool import Pool
 from lst_prep.progress import StageProgress
@@ -95,7 +95,7 @@ def run_stage(
             if kind == "done":
                 unread.well(payload)
                 note = str(payload.get("note", ""))
-                progress.advance(1, float(payload.get("audio_seconds", 0.0)), note, node)
+                progress.advance(1, float(payload.get("audio_seconds", 0.0)), note, node, payload.get("busy"))
             elif kind == "unread":
                 unread.failed(*payload)
 
@@ -107,8 +107,14 @@ def run_stage(
             RayPool(dealing, jobs, quiet).run(take)
         elif workers == 1:
             function = stage.factory(*stage.arguments)
-            while (item := dealing.next()) is not None:
-                take(item, dealing.settle(item, do_item(function, receipts, item), "this process"), "")
+            try:
+                item, held = dealing.next()
+                while item is not None:
+                    take(item, dealing.settle(item, do_item(function, receipts, item, held), "this process"), "")
+                    item, held = dealing.next(held)
+            finally:
+                if isinstance(function, AheadWork):
+                    function.close()
         else:
             Pool(dealing).run(take)
         dealing.end()

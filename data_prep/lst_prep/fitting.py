@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from lst_prep.config import PrepConfig
-from lst_prep.items import Work
+from lst_prep.decoding import Decoder
+from lst_prep.devices import decode_threads
+from lst_prep.items import MODEL_SECONDS, AheadWork, Stopwatch, Work
 from lst_prep.layout import Layout
-from lst_prep.loading import Rejections, batches, load_pieces, one_by_one
+from lst_prep.loading import Rejections, batches, one_by_one
 from lst_prep.rejection import Rejection
 from lst_prep.stages import arrays, save_arrays
 from lst_prep.units import Codebook, Extractor, make_extractor
@@ -112,17 +114,24 @@ def sample_factory(config: PrepConfig) -> Work:
     """Features of the training pieces of an item, the n-th of the random order. Writes an .npz: `features` float32
     [F, dim], and `positions` and `cepstra` where there are any, see `_Sample`."""
     layout, extractor = Layout(config.out), make_extractor(config.units)
-    heldout, order = HeldOut.load(layout.heldout), sample_order(config, len(layout.pieces))
+    order = sample_order(config, len(layout.pieces))
+    threads = decode_threads(config.jobs.decode_threads, config.neural_units, config.units.device)
+    decoder = Decoder(layout, config, HeldOut.load(layout.heldout), threads, transcribed=False)
+
+    def expect(number: int | None) -> None:
+        decoder.expect(None if number is None else int(order[number]))
+
     heard_as_cepstra = extractor.name != "mfcc" and (100 / extractor.rate).denominator == 1
     listener = MfccExtractor(extractor.rate) if heard_as_cepstra else None
 
     def work(number: int) -> dict[str, Any]:
         parts, rejections, inputs = list[_Sample](), Rejections(), layout.inputs(config)
-        seconds, frames = 0.0, 0
-        usable = load_pieces(layout, config, heldout, int(order[number]), rejections, inputs, False)
+        seconds, frames, model = 0.0, 0, Stopwatch()
+        usable = decoder.pieces(int(order[number]), rejections, inputs)
         for batch in batches(piece for piece in usable if piece[1].split == "train"):
             samples = [sound.samples for *_, sound in batch]
-            made = one_by_one(extractor.features, samples)
+            with model:
+                made = one_by_one(extractor.features, samples)
             for features, audio in zip(made, samples, strict=True):
                 if not isinstance(features, Rejection):
                     parts.append(_frames_of(extractor, features, audio, listener))
@@ -138,9 +147,10 @@ def sample_factory(config: PrepConfig) -> Work:
             "frames": len(sample.features),
             "rejections": rejections.all,
             "files_read": inputs.tried,
+            MODEL_SECONDS: model.seconds,
         }
 
-    return work
+    return AheadWork(work, expect, lambda number: decoder.end(int(order[number])), decoder.close)
 
 
 def _sample(

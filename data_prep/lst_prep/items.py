@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,44 @@ Outcome = tuple[str, Any]
 """(kind, what belongs to it): see `do_item` and `ItemWorker`."""
 COUNTED = ("audio_seconds", "note", "files_read")
 """Keys of a result that progress counts; all of it is in the receipt."""
+MODEL_SECONDS = "model_seconds"
+"""Key of a result: seconds that its model computed. For progress; receipts are the same every time."""
+
+
+@dataclass(frozen=True)
+class AheadWork:
+    """`Work` that begins to load one item while it does the one before.
+
+    Attributes:
+        do: the work.
+        expect: called before it with the item that comes after it; None: not known.
+        end: called behind it, whatever came of it.
+        close: called when no more items come.
+    """
+
+    do: Work
+    expect: Callable[[int | None], None]
+    end: Callable[[int], None]
+    close: Callable[[], None]
+
+    def __call__(self, item: int) -> dict[str, Any]:
+        try:
+            return self.do(item)
+        finally:
+            self.end(item)
+
+
+class Stopwatch:
+    """Adds up the seconds inside its `with`."""
+
+    def __init__(self) -> None:
+        self.seconds = self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
 
 
 @dataclass(frozen=True)
@@ -37,6 +76,7 @@ class Stage:
     factory: importable function; `factory(*arguments)` runs in the worker.
     arguments: picklable.
     gpu: its model runs on a GPU where there is one.
+    ahead: a worker is told its next item while it does one, see `AheadWork`.
     """
 
     name: str
@@ -44,6 +84,7 @@ class Stage:
     factory: Factory
     arguments: tuple[Any, ...] = ()
     gpu: bool = False
+    ahead: bool = False
 
 
 class Receipts:
@@ -144,18 +185,27 @@ def said(error: OSError) -> str:
     return f"{where}{error.strerror or error}; the same command goes on where this one ended"
 
 
-def do_item(function: Work, receipts: Receipts, item: int) -> Outcome:
+def do_item(function: Work, receipts: Receipts, item: int, following: int | None = None) -> Outcome:
     """Do one item: ("done", what progress counts of its result), or ("unread", ({file: why}, files tried)) without a
-    receipt."""
+    receipt.
+
+    Args:
+        following: the item after it, where that is known.
+    """
+    began = time.perf_counter()
     try:
         with full_disk_is_the_users():
+            if isinstance(function, AheadWork):
+                function.expect(following)
             result = function(item)
+            busy = result.pop(MODEL_SECONDS, None)
             receipts.write(item, result)
     except CannotRead as error:
         return "unread", (error.files, error.tried)
     except OSError as error:  # of the work folder, or of an input that is not opened by `Inputs`
         return "unread", ({str(error.filename or f"item {item}"): error.strerror or str(error)}, 1)
-    return "done", {key: result[key] for key in COUNTED if key in result}
+    counted = {key: result[key] for key in COUNTED if key in result}
+    return "done", counted if busy is None else {**counted, "busy": (busy, time.perf_counter() - began)}
 
 
 class ItemWorker:
@@ -173,11 +223,16 @@ class ItemWorker:
             return self._failed(error)
         return "ready", None
 
-    def do(self, item: int) -> Outcome:
+    def close(self) -> None:
+        """No more items come."""
+        if isinstance(self._function, AheadWork):
+            self._function.close()
+
+    def do(self, item: int, following: int | None = None) -> Outcome:
         """`do_item`, or ("user" | "fault" | "bug", message)."""
         assert self._function is not None, "started first"
         try:
-            return do_item(self._function, self._receipts, item)
+            return do_item(self._function, self._receipts, item, following)
         except BaseException as error:
             return self._failed(error)
 

@@ -1,18 +1,13 @@
-"""The pieces of an item, decoded: what is bad is rejected, what cannot be read now fails the item, nothing is lost."""
+"""Pieces of an item: batches of them, what is not used and why, what cannot be read now."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from lst_prep import audio
-from lst_prep.config import PrepConfig
-from lst_prep.layout import Layout
 from lst_prep.manifest import Entry
-from lst_prep.places import path_of
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.rejection import Rejection
 from lst_prep.strings import printable
-from lst_prep.transcript import words_of
-from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.errors import LstError
 
 
@@ -39,53 +34,6 @@ def is_of_the_piece(error: Exception) -> bool:
 def fault(error: Exception) -> Rejection:
     """What is said of a piece that brought down what should have handled it."""
     return Rejection("fault", f"{type(error).__name__}: {error}")
-
-
-def load_pieces(
-    layout: Layout,
-    config: PrepConfig,
-    heldout: HeldOut,
-    item: int,
-    rejections: Rejections,
-    inputs: Inputs,
-    transcribed: bool = True,
-) -> Iterator[tuple[int, Entry, audio.Audio]]:
-    """Every usable piece of an item, decoded. Both speech stages use this, so both see the same pieces.
-
-    Args:
-        rejections: where those go that are not.
-        inputs: opens the audio.
-        transcribed: pieces without a transcript are of no use (the codebook takes them).
-
-    Raises:
-        CannotRead: names every file of the item that cannot be read now, when the first of them is reached.
-    """
-    entries = layout.pieces.read(item)
-    for place, (line, entry) in enumerate(entries):
-        try:
-            yield line, entry, _load(entry, config, heldout, inputs, transcribed)
-        except CannotRead as error:
-            raise all_unread(error, [later for _, later in entries[place + 1 :]], inputs) from error
-        except Rejection as rejection:
-            rejections.add(entry.id, entry.source, rejection)
-
-
-def _load(entry: Entry, config: PrepConfig, heldout: HeldOut, inputs: Inputs, transcribed: bool) -> audio.Audio:
-    """One piece, decoded. Raises Rejection or CannotRead."""
-    if inputs.is_given_up(entry.id, entry.audio):
-        raise Rejection("given_up", entry.audio)
-    try:
-        if entry.split == "train" and (found := heldout.find(entry.text)):
-            raise Rejection("held_out", found[0])
-        if entry.text.strip() or transcribed:
-            words_of(entry, config)
-        return audio.load(path_of(entry.audio), entry.start, entry.end, config.audio, inputs, entry.channel)
-    except Rejection:
-        raise
-    except Exception as error:
-        if not is_of_the_piece(error):
-            raise
-        raise fault(error) from error
 
 
 def all_unread(first: CannotRead, later: list[Entry], inputs: Inputs) -> CannotRead:

@@ -160,32 +160,22 @@ class Preparation:
     def _sample(self, items: range) -> list[dict[str, Any]]:
         """Features of some items of the codebook's sample, and the results of their receipts."""
         every = len(self.layout.pieces)
-        self._stage(SAMPLE, every, sample_factory, self.config, gpu=self._neural_units, only=items)
+        self._stage(SAMPLE, every, sample_factory, self.config, gpu=self.config.neural_units, ahead=True, only=items)
         receipts = Receipts(self.layout.work, SAMPLE, self.plan)
         return [result for item in items if (result := receipts.read(item)) is not None]
-
-    @property
-    def _neural_units(self) -> bool:
-        return self.config.units.extractor != "mfcc"
-
-    @property
-    def _neural_alignment(self) -> bool:
-        options = self.config.align
-        names = [options.aligner, *(own.aligner for own in options.languages)]
-        return any(name in ("ctc", "whisper") for name in names)
 
     def units(self) -> None:
         """Audio -> units, every item."""
         self._stage(
             "units", len(self.layout.pieces), stages.units_factory, self.config,
-            check=lambda: require_extractor(self.layout, self.config), gpu=self._neural_units,
+            check=lambda: require_extractor(self.layout, self.config), gpu=self.config.neural_units, ahead=True,
         )  # fmt: skip
 
     def align(self) -> None:
         """Audio + transcripts -> word times, every item."""
         self._stage(
             "align", len(self.layout.pieces), stages.align_factory, self.config, self.plan,
-            check=self._require_aligner, gpu=self._neural_alignment,
+            check=self._require_aligner, gpu=self.config.neural_alignment, ahead=True,
         )  # fmt: skip
 
     def _require_aligner(self) -> None:
@@ -246,10 +236,11 @@ class Preparation:
         *arguments: Any,
         check: Callable[[], None] = lambda: None,
         gpu: bool = False,
+        ahead: bool = False,
         only: Sequence[int] | None = None,
     ) -> None:
         run_stage(
-            Stage(name, items, factory, arguments, gpu),
+            Stage(name, items, factory, arguments, gpu, ahead and self.config.jobs.decode_threads != 0),
             self.layout.work,
             self.plan,
             self.config.jobs,

@@ -15,13 +15,13 @@ def _worker(connection: Connection, stage: Stage, receipts: Receipts, number: in
     """Body of a worker process: items come in, outcomes go out. Ends when the parent does."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["LST_PREP_WORKER"] = str(number)  # which GPU it takes
+    worker = ItemWorker(stage, receipts)
     try:
-        worker = ItemWorker(stage, receipts)
         connection.send(worker.start())
         while True:
-            connection.send(worker.do(connection.recv()))
+            connection.send(worker.do(*connection.recv()))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        return
+        worker.close()
 
 
 def how_it_ended(process: Any) -> str:
@@ -37,7 +37,7 @@ class Pool:
     def __init__(self, dealing: Dealing) -> None:
         self._dealing, self._size = dealing, dealing.places
         self._context = multiprocessing.get_context("spawn")
-        self._alive: dict[Connection, tuple[Any, int | None]] = {}
+        self._alive: dict[Connection, tuple[Any, int | None, int | None]] = {}
         self._numbers: dict[Connection, int] = {}
 
     def _start(self) -> None:
@@ -49,7 +49,7 @@ class Pool:
         )
         process.start()
         theirs.close()
-        self._alive[ours], self._numbers[ours] = (process, None), number
+        self._alive[ours], self._numbers[ours] = (process, None, None), number
 
     def run(self, take: Callable[[int | None, Outcome, str], None]) -> None:
         """Do all items.
@@ -64,34 +64,34 @@ class Pool:
             while self._alive:
                 for connection in wait(list(self._alive)):
                     assert isinstance(connection, Connection)
-                    process, item = self._alive[connection]
+                    process, item, held = self._alive[connection]
                     try:
                         outcome = connection.recv()
                     except (EOFError, ConnectionResetError):
                         self._close_worker(connection)
-                        dealing.died(item, how_it_ended(process))
+                        dealing.died(item, how_it_ended(process), held)
                         if dealing.waiting:
                             self._start()
                         continue
                     take(item, dealing.settle(item, outcome, f"process {process.pid} on this machine"), "")
-                    self._feed(connection, process)
+                    self._feed(connection, process, held)
         finally:
             for connection in list(self._alive):
                 self._alive[connection][0].terminate()
                 self._close_worker(connection)
 
-    def _feed(self, connection: Connection, process: Any) -> None:
-        item = self._dealing.next()
+    def _feed(self, connection: Connection, process: Any, held: int | None) -> None:
+        item, held = self._dealing.next(held)
         if item is None:
             self._close_worker(connection)
             return
-        self._alive[connection] = (process, item)
+        self._alive[connection] = (process, item, held)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.send(item)
+            connection.send((item, held))
 
     def _close_worker(self, connection: Connection) -> None:
         """Close the connection to a worker that has ended, or ends now, and wait for its process."""
-        process, _ = self._alive.pop(connection)
+        process, *_ = self._alive.pop(connection)
         self._numbers.pop(connection)
         connection.close()
         process.join(timeout=30)

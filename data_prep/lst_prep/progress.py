@@ -22,12 +22,21 @@ class StageProgress(Progress):
         super().__init__(f"prep {name}", total, done, stream)
         self._audio_seconds, self._note = 0.0, ""
         self._nodes: Counter[str] = Counter()
+        self._model, self._all = 0.0, 0.0
 
-    def advance(self, items: int = 1, audio_seconds: float = 0.0, note: str = "", node: str = "") -> None:
+    def advance(
+        self,
+        items: int = 1,
+        audio_seconds: float = 0.0,
+        note: str = "",
+        node: str = "",
+        busy: tuple[float, float] | None = None,
+    ) -> None:
         """Count finished items.
 
         Args:
             node: that did them; empty: this machine.
+            busy: seconds that their model computed, and that they took.
         """
         self._audio_seconds += audio_seconds
         self._note = note or self._note
@@ -37,7 +46,12 @@ class StageProgress(Progress):
         if self._audio_seconds:
             speed = self._audio_seconds / max(self.elapsed, 1e-6)
             rate = f"{self._audio_seconds / 3600:,.2f} h, {speed:,.0f}x real time"
-        self.update(self.done + items, ", ".join(part for part in (rate, nodes_text(self._nodes), self._note) if part))
+        if busy is not None:
+            self._model, self._all = self._model + busy[0], self._all + busy[1]
+        model = f"model busy {self._model / self._all:.0%}" if self._all else ""
+        self.update(
+            self.done + items, ", ".join(part for part in (rate, model, nodes_text(self._nodes), self._note) if part)
+        )
 
 
 def nodes_text(items: Counter[str]) -> str:

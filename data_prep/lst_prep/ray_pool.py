@@ -106,16 +106,17 @@ class _RayWorker:
         kind, payload = self._worker.start()
         return kind, f"node {self._node}: {payload}" if isinstance(payload, str) else payload
 
-    def do(self, item: int) -> tuple[Outcome, str, int]:
-        return self._worker.do(item), self._node, os.getpid()
+    def do(self, item: int, following: int | None) -> tuple[Outcome, str, int]:
+        return self._worker.do(item, following), self._node, os.getpid()
 
 
 @dataclass
 class _Hired:
-    """One actor, and the item that it has; None while it starts."""
+    """One actor, the item that it has (None while it starts), and the one that it is given next, if known."""
 
     actor: Any
     item: int | None = None
+    held: int | None = None
     node: str = ""
     where: str = ""
 
@@ -212,15 +213,15 @@ class RayPool:
             self._dismiss(hired)
             self._looked = -_HIRE_EVERY
             place = f"on {hired.where}" if hired.where else "while it started"
-            dealing.died(hired.item, f"{place}: {_reason(error)}")
+            dealing.died(hired.item, f"{place}: {_reason(error)}", hired.held)
             return
         hired.node, hired.where = node, f"node {node}, process {process}, `ray logs actor --id {_id(hired.actor)}`"
         take(hired.item, dealing.settle(hired.item, outcome, hired.where), node)
-        hired.item = dealing.next()
+        hired.item, hired.held = dealing.next(hired.held)
         if hired.item is None:
             self._dismiss(hired)
         else:
-            self._calls[hired.actor.do.remote(hired.item)] = hired
+            self._calls[hired.actor.do.remote(hired.item, hired.held)] = hired
 
     def _dismiss(self, hired: _Hired) -> None:
         with contextlib.suppress(Exception):  # it may be dead already, or the cluster

@@ -7,6 +7,7 @@ business of who decodes them.
 """
 
 import contextlib
+import copy
 import errno
 import fnmatch
 import io
@@ -92,6 +93,12 @@ class Inputs:
         self._sizes = {path: size for path, size in (sizes or {}).items() if self.is_given_up(path)}
         self._listed: dict[str, int] = {}
         self.tried = 0
+
+    def without_patience(self) -> "Inputs":
+        """The same, that counts for itself and tries everything once."""
+        other = copy.copy(self)
+        other._patient, other.tried = False, 0
+        return other
 
     def is_given_up(self, *names: str | AnyPath) -> bool:
         """Whether one of these is given up: an id as it stands, a path however it is written."""

@@ -14,11 +14,13 @@ import numpy as np
 from lst_prep.align import AlignedWords, Aligners, Piece
 from lst_prep.config import PrepConfig
 from lst_prep.cutting import Cutter
-from lst_prep.items import Receipts, Work
+from lst_prep.decoding import Decoder
+from lst_prep.devices import decode_threads
+from lst_prep.items import MODEL_SECONDS, AheadWork, Receipts, Stopwatch, Work
 from lst_prep.join import AlignedPiece, documents
 from lst_prep.languages import is_unspaced
 from lst_prep.layout import Layout
-from lst_prep.loading import Rejections, all_unread, batches, fault, is_of_the_piece, load_pieces, one_by_one, only_here
+from lst_prep.loading import Rejections, all_unread, batches, fault, is_of_the_piece, one_by_one, only_here
 from lst_prep.manifest import Entry
 from lst_prep.models import open_tokenizer
 from lst_prep.parts import Parts, SetTotals
@@ -98,26 +100,28 @@ def units_factory(config: PrepConfig) -> Work:
     layout, extractor = Layout(config.out), make_extractor(config.units)
     codebook = Codebook.load(layout.codebook)
     codebook.require(extractor)
-    heldout = HeldOut.load(layout.heldout)
+    threads = decode_threads(config.jobs.decode_threads, config.neural_units, config.units.device)
+    decoder = Decoder(layout, config, HeldOut.load(layout.heldout), threads)
 
     def work(item: int) -> dict[str, Any]:
         lines, units, rejections = list[int](), list[np.ndarray](), Rejections()
         changes: Counter[str] = Counter()
-        seconds, compared, inputs = 0.0, dict[str, Any](), layout.inputs(config)
+        seconds, compared, inputs, model = 0.0, dict[str, Any](), layout.inputs(config), Stopwatch()
 
         def encode(pieces: list[np.ndarray]) -> list[np.ndarray]:
             return codebook.units(extractor, pieces)
 
-        for batch in batches(load_pieces(layout, config, heldout, item, rejections, inputs)):
+        for batch in batches(decoder.pieces(item, rejections, inputs)):
             pieces = []
             for line, entry, sound in batch:
                 if len(sound.samples) < config.units.frame_samples:
                     rejections.add(entry.id, entry.source, Rejection("too_short", f"{sound.seconds:.3f} s"))
                 else:
                     pieces.append((line, entry, sound))
-            if pieces and not units and item < _COMPARED_ITEMS:
-                compared = _compare(extractor, codebook, [pieces[0][2].samples])
-            found = one_by_one(encode, [sound.samples for *_, sound in pieces])
+            with model:
+                if pieces and not units and item < _COMPARED_ITEMS:
+                    compared = _compare(extractor, codebook, [pieces[0][2].samples])
+                found = one_by_one(encode, [sound.samples for *_, sound in pieces])
             for (line, entry, sound), made in zip(pieces, found, strict=True):
                 if isinstance(made, Rejection):
                     rejections.add(entry.id, entry.source, made)
@@ -143,9 +147,10 @@ def units_factory(config: PrepConfig) -> Work:
             "rejections": rejections.all,
             "files_read": inputs.tried,
             **compared,
+            MODEL_SECONDS: model.seconds,
         }
 
-    return work
+    return AheadWork(work, decoder.expect, decoder.end, decoder.close)
 
 
 def _compare(extractor: Extractor, codebook: Codebook, pieces: list[np.ndarray]) -> dict[str, Any]:
@@ -159,15 +164,17 @@ def _compare(extractor: Extractor, codebook: Codebook, pieces: list[np.ndarray])
 def align_factory(config: PrepConfig, plan: str) -> Work:
     """Audio + transcript -> word times. Writes one .npz an item, words of all pieces end to end."""
     layout, aligners = Layout(config.out), Aligners(config.align)
-    heldout, least = HeldOut.load(layout.heldout), config.align.min_score
+    least = config.align.min_score
+    threads = decode_threads(config.jobs.decode_threads, config.neural_alignment, config.align.device)
+    decoder = Decoder(layout, config, HeldOut.load(layout.heldout), threads)
     receipts = Receipts(layout.work, "units", plan)
 
     def work(item: int) -> dict[str, Any]:
-        rejections, seconds, inputs = Rejections(), 0.0, layout.inputs(config)
+        rejections, seconds, inputs, model = Rejections(), 0.0, layout.inputs(config), Stopwatch()
         unloaded = Rejections()
         lines: list[int] = []
         found: list[AlignedWords] = []
-        for batch in batches(load_pieces(layout, config, heldout, item, unloaded, inputs)):
+        for batch in batches(decoder.pieces(item, unloaded, inputs)):
             wanted = []
             for line, entry, sound in batch:
                 seconds += sound.seconds
@@ -179,7 +186,8 @@ def align_factory(config: PrepConfig, plan: str) -> Work:
                     rejections.add(entry.id, entry.source, rejection)
                 else:
                     wanted.append((line, entry, Piece(sound.samples, words, language, entry, inputs)))
-            aligned = one_by_one(aligners.align_batch, [piece for *_, piece in wanted])
+            with model:
+                aligned = one_by_one(aligners.align_batch, [piece for *_, piece in wanted])
             for (line, entry, _), result in zip(wanted, aligned, strict=True):
                 if not isinstance(result, Rejection) and (score := float(result.scores.mean())) < least:
                     result = Rejection("low_score", f"{score:.2f}")
@@ -208,9 +216,10 @@ def align_factory(config: PrepConfig, plan: str) -> Work:
             "rejections": rejections.all,
             "files_read": inputs.tried,
             "aligner": aligners.fingerprint,
+            MODEL_SECONDS: model.seconds,
         }
 
-    return work
+    return AheadWork(work, decoder.expect, decoder.end, decoder.close)
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
