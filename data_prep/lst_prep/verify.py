@@ -1,21 +1,25 @@
 """Re-read shard sets: hashes, schema, sizes; no held-out text in training documents, and nothing that cannot be so."""
 
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from functools import lru_cache, partial
+import pickle
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from lst_prep.engine import run_stage
+from lst_prep.items import Stage, Work
+from lst_prep.jobs import Jobs
 from lst_prep.layout import SETS
 from lst_prep.plausible import Sounds, doubts, set_tokenizer, shared_sounds
 from lst_prep.tokenizer import Tokenizer
+from lst_prep.unread import JobFault
 from megatron_lst.documents.format import MANIFEST
 from megatron_lst.documents.heldout import HeldOut
 from megatron_lst.documents.schema import Document
 from megatron_lst.documents.shards import ShardSet, verify_shard
-from megatron_lst.errors import DamagedDataError, LstError, UserError
+from megatron_lst.errors import DamagedDataError, UserError
+from megatron_lst.files import write_bytes
 from megatron_lst.machine import usable_cores
 
 _TOLD = 10
@@ -34,45 +38,69 @@ def find_sets(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def verify_sets(paths: Sequence[Path], say: Callable[[str], None], workers: int = 0) -> list[str]:
-    """Verify sets, their shards distributed over processes.
+def verify_sets(paths: Sequence[Path], say: Callable[[str], None], jobs: Jobs | None = None) -> list[str]:
+    """Verify sets, their shards distributed over workers.
 
     Args:
-        workers: processes; 0: one a core, 1: this process alone.
+        jobs: who does it; None: one process a core.
 
     Returns:
         One message per fault, naming the shard or the document, in the order of the sets and their shards.
 
     Raises:
-        LstError: a process died.
+        JobFault: workers died again and again.
     """
     faults: list[str] = []
     _opened.cache_clear()  # what this process has verified before may have changed
-    with _pool(workers or usable_cores()) as map_shards:
-        for path in find_sets(paths):
-            try:
-                shards = ShardSet.open(path)
-                parts = list(map_shards(partial(_verify_shard, path), range(shards.shards)))
-                found = [fault for part, _ in parts for fault in part]
-                if not found:  # places in the set are known when every shard is well
-                    found = _several_texts(shards, [sounds for _, sounds in parts])
-            except DamagedDataError as error:
-                found = [str(error)]
-            except BrokenProcessPool:
-                raise LstError(f"{path}: a process that verified it died (out of memory?); try --workers 1") from None
-            say(f"{path}: {'all well' if not found else f'{len(found)} faults'}")
-            faults += found
+    for path in find_sets(paths):
+        try:
+            shards = ShardSet.open(path)
+            parts = _verified(path, shards.shards, jobs or Jobs())
+            found = [fault for part, _ in parts for fault in part]
+            if not found:  # places in the set are known when every shard is well
+                found = _several_texts(shards, [sounds for _, sounds in parts])
+        except DamagedDataError as error:
+            found = [str(error)]
+        say(f"{path}: {'all well' if not found else f'{len(found)} faults'}")
+        faults += found
     return faults
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[Callable[..., Iterable[tuple[list[str], Sounds]]]]:
-    """`map` over shards, results in order."""
-    if workers == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield pool.map
+def _verified(path: Path, shards: int, jobs: Jobs) -> list[tuple[list[str], Sounds]]:
+    """What `_verify_shard` says of each shard, in order. Raises DamagedDataError, JobFault."""
+    if jobs.engine == "local" and (jobs.workers or usable_cores()) == 1:
+        return [_verify_shard(path, shard) for shard in range(shards)]
+    beside = path if jobs.engine == "ray" else None  # all nodes see the set
+    with tempfile.TemporaryDirectory(prefix=".verify-", suffix=".tmp", dir=beside) as scratch:
+        stage = Stage("verify", shards, _verify_factory, (path, Path(scratch)))
+        try:
+            run_stage(stage, Path(scratch), "verify", jobs, quiet=True)
+        except JobFault as error:
+            raise JobFault(f"{path}: {error}") from error
+        made = [pickle.loads(_result(Path(scratch), shard).read_bytes()) for shard in range(shards)]
+    for one in made:
+        if isinstance(one, DamagedDataError):
+            raise one
+    return made
+
+
+def _result(scratch: Path, shard: int) -> Path:
+    return scratch / f"{shard}.pickle"
+
+
+def _verify_factory(path: Path, scratch: Path) -> Work:
+    """Pickles what `_verify_shard` says, or the DamagedDataError that it raises."""
+
+    def work(shard: int) -> dict[str, Any]:
+        found: Any
+        try:
+            found = _verify_shard(path, shard)
+        except DamagedDataError as error:
+            found = error
+        write_bytes(_result(scratch, shard), pickle.dumps(found))
+        return {}
+
+    return work
 
 
 @lru_cache(maxsize=1)

@@ -302,12 +302,15 @@ def chat(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) 
 def verify(
     sets: Annotated[list[Path], typer.Argument(help="Shard sets, or a preparation's output folder.", callback=on_disk)],
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    engine: Annotated[str, typer.Option(help="local, or ray: as jobs.engine.")] = "local",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster, as jobs.address.")] = "auto",
 ) -> None:
     """Re-read every shard; name each one that is bad. Exit code 3 when any is."""
+    from lst_prep.jobs import Jobs
     from lst_prep.verify import verify_sets
     from megatron_lst.errors import DamagedDataError
 
-    faults = verify_sets(sets, typer.echo, workers)
+    faults = verify_sets(sets, typer.echo, Jobs(engine=engine, address=address, workers=workers))
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:

@@ -12,6 +12,7 @@ import pytest
 import xxhash
 
 from lst_prep.config import JobConfig, PrepConfig, TextSource
+from lst_prep.jobs import Jobs
 from lst_prep.pipeline import run
 from lst_prep.plausible import doubts
 from lst_prep.verify import verify_sets
@@ -40,11 +41,11 @@ def verified(out: Path, documents: list[Document], made: Path, **files: str) -> 
     (out / "tokenizer.json").write_text((made / "tokenizer.json").read_text())
     for name, content in files.items():
         (out / f"{name}.json").write_text(content)
-    return verify_sets([out], lambda line: None, 1)
+    return verify_sets([out], lambda line: None, Jobs(workers=1))
 
 
 def test_what_is_right_is_all_well(made: Path) -> None:
-    assert verify_sets([made], lambda line: None, 1) == []
+    assert verify_sets([made], lambda line: None, Jobs(workers=1)) == []
 
 
 @pytest.mark.parametrize(
@@ -100,11 +101,11 @@ def test_one_sound_with_several_texts_is_found(tmp_path: Path) -> None:
     """Segments whose times were not read become the whole file, each with its own text."""
     right = [speech_document(i, words=40) for i in range(6)]
     write_set(tmp_path / "right" / "speech", right, "speech", TOKENIZER, CODEBOOK, size_limit=4096)
-    assert verify_sets([tmp_path / "right"], lambda line: None, 1) == []
+    assert verify_sets([tmp_path / "right"], lambda line: None, Jobs(workers=1)) == []
     same = dataclasses.replace(right[1], id="again")  # the same recording twice, with the same text
     wrong = dataclasses.replace(right[2], id="other", text=right[2].text.replace("w", "v"))
     write_set(tmp_path / "speech", [*right, same, wrong], "speech", TOKENIZER, CODEBOOK, size_limit=4096)
-    assert verify_sets([tmp_path], lambda line: None, 1) == [
+    assert verify_sets([tmp_path], lambda line: None, Jobs(workers=1)) == [
         "documents 'speech-2' and 'other' are the same sound with different texts"
     ]
 
@@ -122,6 +123,6 @@ def test_a_list_of_version_1_is_completed_by_the_held_out_texts_beside_it(made: 
     write_set(tmp_path / "heldout-text", [held], "text", shards.tokenizer)
     write_set(tmp_path / "text", [leak], "text", shards.tokenizer)
     (tmp_path / "heldout.json").write_text(old)
-    faults = verify_sets([tmp_path], lambda line: None, 1)
+    faults = verify_sets([tmp_path], lambda line: None, Jobs(workers=1))
     assert len(faults) == 1
     assert "'leak' holds the held-out sentence" in faults[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lst_prep.jobs import Jobs
 from lst_prep.plausible import doubts
 from lst_prep.tokenizer import load_tokenizer
 from lst_prep.verify import verify_sets
@@ -79,7 +80,7 @@ def test_styles_are_templates(world: ChatWorld) -> None:
     assert speech.tolist() == world.documents[1].speech_ids.tolist(), "chunks hold every frame once"
     questions = [sum(frames for _, frames, learnt in shown(d) if not learnt) for d in found]
     assert questions == [43, 43, 0, 0, 43]
-    assert verify_sets([world.folder / "styles"], lambda line: None, workers=1) == []
+    assert verify_sets([world.folder / "styles"], lambda line: None, Jobs(workers=1)) == []
 
 
 def test_pieces_that_are_not_those_of_their_text_are_found(world: ChatWorld) -> None:

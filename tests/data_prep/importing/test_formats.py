@@ -8,6 +8,7 @@ import pytest
 
 from lst_prep.importing.config import ImportConfig
 from lst_prep.importing.pipeline import run_import
+from lst_prep.jobs import Jobs
 from lst_prep.verify import verify_sets
 from megatron_lst.config.load import build
 from megatron_lst.documents.codec import Codec
@@ -30,7 +31,7 @@ def test_every_format_gives_what_was_put_in(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     summary = run(configuration(out, source))
     assert summary is not None and summary["records"] == len(rows) and summary["rejected"] == {}
-    assert verify_sets([out], lambda line: None, workers=1) == []
+    assert verify_sets([out], lambda line: None, Jobs(workers=1)) == []
     codec = Codec("toy", BOOKS, RATE)
     said, unsaid = documents(out / "talks"), documents(out / "talks-untranscribed")
     assert len(said) == 20 and len(unsaid) == 4
