@@ -171,6 +171,6 @@ def test_what_is_damaged_here_or_comes_back_as_something_else_is_no_success(
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(bytes(content))
-    assert verify_sets([out], lambda _: None, workers=1)
+    assert verify_sets([out], lambda _: None, Jobs(workers=1))
     with pytest.raises(DamagedDataError, match=f"{shard}: altered"):
         publishing.publish(out, TARGET, ALONE, quiet=True)
