@@ -101,7 +101,7 @@ def results(out: Path) -> dict[str, Any]:
 def test_a_preparation_from_a_store_is_the_local_one_byte_for_byte(tmp_path: Path, store: ObjectStore) -> None:
     pipeline.run(prepared(tmp_path / "local", **on_disk(tmp_path)), quiet=True)
     codebook = store.put_file("models/units.safetensors", tmp_path / "local" / "codebook.safetensors")
-    given = in_store(store) | {"units.codebook": codebook}
+    given = in_store(store) | {"units.codebook": codebook, "publish": f"s3://{BUCKET}/sets"}
     pipeline.run(prepared(tmp_path / "remote", **given), quiet=True)
     local, remote = results(tmp_path / "local"), results(tmp_path / "remote")
     assert sorted(local) == sorted(remote)
@@ -109,13 +109,17 @@ def test_a_preparation_from_a_store_is_the_local_one_byte_for_byte(tmp_path: Pat
     assert {"speech/manifest.json", "text/manifest.json", "heldout-text/manifest.json"} <= set(local)
     listed = json.loads((tmp_path / "remote" / "plan.json").read_text())["inputs"]
     assert f"s3://{BUCKET}/v1/texts/more/b.jsonl" in listed
+    published = store.keys("sets/")
+    assert {f"sets/{name}/manifest.json" for name in ("speech", "text", "heldout-text")} <= set(published)
+    assert all(store.get(key) == (tmp_path / "remote" / key[5:]).read_bytes() for key in published)
     before = results(tmp_path / "remote")
     pipeline.run(prepared(tmp_path / "remote", **given), quiet=True)  # and it goes on
     assert results(tmp_path / "remote") == before
     # The control: one byte of one recording is another one.
     key = f"v1/audio/{Path(rows()[1]['audio']).name}"
     store.put_file(key, CORPUS / rows()[2]["audio"])
-    pipeline.run(prepared(tmp_path / "other", **given), quiet=True)
+    with pytest.raises(UserError, match=f"s3://{BUCKET}/sets/.*another set"):  # which is not replaced
+        pipeline.run(prepared(tmp_path / "other", **given | {"seed": "1"}), quiet=True)
     other = results(tmp_path / "other")
     assert any(name in remote and other[name] != remote[name] for name in other if "shard." in name)
 
