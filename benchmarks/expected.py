@@ -40,8 +40,11 @@ INPUTS = {
     "gap": Input(2e-6, "seconds from one kernel to the next, the host being ahead", "launch, ramp and tail; a guess"),
     "idle": Input(
         1.5e-3,
-        "seconds a step in which the device waits for the host: norm and sums are read, the update launched",
+        "seconds a step in which the device waits for the host, where norm and sums are read before the update",
         "a guess; rows are laid out (2.5 ms on one core of a busy CPU) during the update",
+    ),
+    "idle ahead": Input(
+        0.2e-3, "the same where the update by `lst_kernels` is launched before anything is read", "a guess"
     ),
     "forward tiles": Input(0.75, "share of the peak in attention's products, forward", "a guess; see `rates` below"),
     "backward tiles": Input(0.6, "the same backward, where tiles are smaller", "a guess; see `rates` below"),
@@ -64,7 +67,7 @@ def _input(name: str) -> float:
     return INPUTS[name].value
 
 
-GAP, IDLE = _input("gap"), _input("idle")
+GAP, IDLE, IDLE_AHEAD = _input("gap"), _input("idle"), _input("idle ahead")
 PRODUCTS, ELEMENTWISE = _input("products"), _input("elementwise")
 
 

@@ -23,6 +23,7 @@ from benchmarks.expected import (
     ELEMENTWISE,
     GAP,
     IDLE,
+    IDLE_AHEAD,
     NORM,
     PRODUCTS,
     TORCH_ADAMW,
@@ -64,6 +65,7 @@ class Share:
         calls: operators; launches: kernels.
         bytes: each tensor once; executed: as they are moved.
         seconds: the least; expected: see `benchmarks.expected`, gaps between kernels left out.
+        idle: expected seconds in which the device waits for the host.
     """
 
     calls: int = 0
@@ -73,6 +75,7 @@ class Share:
     flops: float = 0.0
     seconds: float = 0.0
     expected: float = 0.0
+    idle: float = 0.0
 
     def add(self, moved: float, flops: float, device: Device, like: Executed, attention: float = 0.0) -> None:
         """attention: expected seconds where tiles decide."""
@@ -143,6 +146,7 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
             found["rotary"].calls -= 1
     for part, least in ((NORM, NORM.bytes), *([] if traced else [(TORCH_ADAMW, ADAM_BYTES)])):
         found[UPDATE].add(least * parameters, 0.0, device, Executed(part.bytes / least, part.launches))
+    found[UPDATE].idle = IDLE_AHEAD if traced else IDLE
     sent = [c.wire for c in trace.collectives if c.group == "tensor"]
     wires = sum(sent) / device.link if device.link else 0.0
     return found, Share(calls=len(sent), bytes=sum(sent), seconds=wires)
@@ -151,7 +155,7 @@ def shares(config: Config, device: Device, document_tokens: int, stage: int = 0)
 def _total(found: dict[str, Share]) -> tuple[Share, float]:
     """All kinds together, and the expected seconds between kernels and for the host, which are not in it."""
     whole = Share(**{f.name: sum(getattr(s, f.name) for s in found.values()) for f in fields(Share)})
-    return whole, whole.launches * GAP + IDLE
+    return whole, whole.launches * GAP + whole.idle
 
 
 def summary(config: Config, found: dict[str, Share]) -> dict[str, Any]:

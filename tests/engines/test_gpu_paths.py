@@ -1,6 +1,7 @@
 """What only GPUs do in a step, done on a CPU: gradients added in place, targets and clipping in the fused update."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from megatron_lst.config.schema import Config
+from megatron_lst.engines.megatron import optimizer
+from megatron_lst.engines.megatron.adamw import FusedAdamW
 from megatron_lst.engines.megatron.optimizer import Optimizer
 from megatron_lst.model import settings
 from megatron_lst.parallel import weight_gradients
@@ -69,6 +72,29 @@ def test_division_and_clipping_in_the_update(clip: float, monkeypatch: pytest.Mo
         # AdamW hardly sees a constant factor: norms that differ from step to step make it show.
         monkeypatch.setattr(Optimizer, "_divide_in_update", lambda self, divisor: None)
         assert curve(config)[-1] != pytest.approx(want[-1], rel=2e-6), "the control: nothing divides"
+
+
+def test_the_update_is_launched_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping by what only the device knows, as by what the host has read."""
+    want = curve(toy_config(training__clip=0.5))
+    order: list[str] = []
+    step = FusedAdamW.step
+
+    def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
+        def read() -> list[float]:
+            order.append("read")
+            return list(values.tolist())
+
+        return read
+
+    monkeypatch.setattr(optimizer, "_read_later", read_later)
+    monkeypatch.setattr(FusedAdamW, "step", lambda self: (order.append("update"), step(self)))
+    found = curve(toy_config(training__clip=0.5, engine__optimizer="lst_kernels"))
+    assert order == ["update", "read"] * 5
+    assert found[::2] == pytest.approx(want[::2], rel=2e-6), "losses and weights"
+    assert found[1::2] == pytest.approx(want[1::2], rel=1e-4)
+    other = curve(toy_config(training__clip=0.0, engine__optimizer="lst_kernels"))
+    assert other[-1] != pytest.approx(want[-1], rel=2e-6), "the control: clipping shows"
 
 
 def test_a_step_that_is_not_finite_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

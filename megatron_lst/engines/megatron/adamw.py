@@ -22,14 +22,17 @@ class FusedAdamW(torch.optim.AdamW):
         super().__init__(params, **options)
         self.divisor: Tensor | None = None
         self.copies: dict[Tensor, Tensor] = {}
+        self._stepped: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self._stepped = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             group["step"] = int(group.get("step", 0)) + 1
+            self._stepped.append(group)
             for p in params:
                 for name in ("exp_avg", "exp_avg_sq"):
                     if name not in self.state[p]:
@@ -50,6 +53,12 @@ class FusedAdamW(torch.optim.AdamW):
                     eps=group["eps"],
                     decay=group["weight_decay"],
                 )
+
+    def forget_step(self) -> None:
+        """The last step's divisor was not finite: nothing changed, and nothing is counted."""
+        for group in self._stepped:
+            group["step"] -= 1
+        self._stepped = []
 
 
 def write_weights(core: Any) -> None:

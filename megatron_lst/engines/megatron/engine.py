@@ -1,6 +1,5 @@
 """MegatronEngine: one rank's part of a model under tensor, sequence, pipeline and data parallelism (contract 3)."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,9 +117,7 @@ class MegatronEngine:
         if frozen:
             for parameter, leading in self._freezable.items():
                 parameter.main_grad[:leading].zero_()  # type: ignore[attr-defined]
-        values = sums.tolist()  # before the update: the host prepares the next step while the device updates
-        finite = all(map(math.isfinite, values[: 2 * KINDS]))
-        norm, updated = self.optimizer.step(lr, finite, frozen, targets=max(values[KINDS], 1.0))
+        values, norm, updated = self.optimizer.step(lr, sums, frozen)
         return step_result(values, norm, not updated)
 
     def _summed(self, sums: Tensor, numbers: Sequence[float]) -> Tensor:

@@ -1,10 +1,11 @@
 """AdamW on Megatron-core's optimizers: fused where an accelerator imports, torch's elsewhere, with its traps closed."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import optimizer as core_optimizer
 from megatron.core import utils as core_utils
 from megatron.core.optimizer import (
@@ -18,6 +19,7 @@ from megatron.core.optimizer import (
 from torch import Tensor, nn
 
 from megatron_lst.config.schema import Config
+from megatron_lst.engines.losses import KINDS
 from megatron_lst.engines.megatron.adamw import FusedAdamW, write_weights
 from megatron_lst.model.settings import parameter_dtype
 from megatron_lst.parallel import accelerators, cpu
@@ -88,35 +90,71 @@ class Optimizer:
         self.core.zero_grad()
 
     @torch.no_grad()
-    def step(self, lr: float, loss_is_finite: bool, frozen: bool, targets: float) -> tuple[float, bool]:
+    def step(self, lr: float, sums: Tensor, frozen: bool) -> tuple[list[float], float, bool]:
         """Clip and update.
 
         Args:
-            targets: of the global batch; read where the update divides.
+            sums: float64 [8 + n] of the global batch, as `losses.step_result` wants them.
 
         Returns:
-            Norm of the global gradient before clipping, and whether the update took place.
+            The sums' values, the norm of the global gradient before clipping, and whether the update took place.
         """
         with cpu.optimizer_types():
             self.core.prepare_grads()
-            divisor = targets if self.divides else 1.0
-            norm = float(self.core.get_grad_norm()) / divisor
-            if not (loss_is_finite and math.isfinite(norm)):
-                return norm, False
             for group in self.core.param_groups:
                 group["lr"] = lr * group.get("lr_mult", 1.0) * group.get("lr_share", 1.0)
                 stands_still = frozen and group.get("freezable", False)
                 group["weight_decay"] = 0.0 if stands_still else self._weight_decay * group.get("wd_mult", 1.0)
-            if self.divides:
-                self._divide_in_update(divisor * max((norm + 1e-6) / self._clip, 1.0) if self._clip else divisor)
-            for part in [] if self.divides else self.core.chained_optimizers:
-                parameters = part.get_parameters()
-                if self._clip and parameters and not getattr(part, "is_stub_optimizer", False):
-                    core_optimizer.optimizer.clip_grad_by_total_norm_fp32(
-                        parameters, max_norm=self._clip, total_norm=norm
-                    )
-            self.core.step_with_ready_grads()
-        return norm, True
+            return self._step_ahead(sums) if self.name == "lst_kernels" else self._step_after_reading(sums)
+
+    def _step_ahead(self, sums: Tensor) -> tuple[list[float], float, bool]:
+        """The host waits for nothing that the device has still to do: it launches the update behind the backward pass,
+        with a divisor that the device computes, NaN where nothing may change, and prepares the next step meanwhile."""
+        targets = sums[KINDS].clamp(min=1.0)
+        norm = self._norm_on_device(sums.device) / targets
+        divisor = targets * ((norm + 1e-6) / self._clip).clamp(min=1.0) if self._clip else targets
+        finite = sums[: 2 * KINDS].isfinite().all() & norm.isfinite()
+        divisor = divisor.where(finite, math.nan).float().reshape(1)
+        read = _read_later(torch.cat((sums, norm.reshape(1), divisor.double())))
+        for part in self.core.chained_optimizers:
+            if part.optimizer is not None:
+                part.optimizer.divisor = divisor
+        self.core.step_with_ready_grads()
+        *values, found, by = read()
+        updated = math.isfinite(by)
+        if not updated:
+            for part in self.core.chained_optimizers:
+                if part.optimizer is not None:
+                    part.optimizer.forget_step()
+        return values, found, updated
+
+    def _norm_on_device(self, device: torch.device) -> Tensor:
+        """Norm of the global gradient, not divided: float64, no axes. As Megatron-core's, which the host reads."""
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for part in self.core.chained_optimizers:
+            squares = torch.zeros(1, device=device)
+            if grads := part.get_main_grads_for_grad_norm():
+                overflow = torch.zeros(1, dtype=torch.int, device=device)
+                norm, _ = clip_grads.multi_tensor_applier(clip_grads.l2_norm_impl, overflow, [grads], False)
+                squares = norm.reshape(1) ** 2
+            dist.all_reduce(squares, group=part.get_grad_stats_parallel_group())
+            total += squares[0]
+        return total.sqrt()
+
+    def _step_after_reading(self, sums: Tensor) -> tuple[list[float], float, bool]:
+        values = sums.tolist()  # before the update: the host prepares the next step while the device updates
+        divisor = max(values[KINDS], 1.0) if self.divides else 1.0
+        norm = float(self.core.get_grad_norm()) / divisor
+        if not all(map(math.isfinite, (*values[: 2 * KINDS], norm))):
+            return values, norm, False
+        if self.divides:
+            self._divide_in_update(divisor * max((norm + 1e-6) / self._clip, 1.0) if self._clip else divisor)
+        for part in [] if self.divides else self.core.chained_optimizers:
+            parameters = part.get_parameters()
+            if self._clip and parameters and not getattr(part, "is_stub_optimizer", False):
+                core_optimizer.optimizer.clip_grad_by_total_norm_fp32(parameters, max_norm=self._clip, total_norm=norm)
+        self.core.step_with_ready_grads()
+        return values, norm, True
 
     def _divide_in_update(self, divisor: float) -> None:
         """PyTorch's fused AdamW finds what it divides gradients by where a gradient scaler would leave it."""
@@ -124,10 +162,23 @@ class Optimizer:
             inner = part.optimizer
             if inner is not None and inner.param_groups:
                 device = inner.param_groups[0]["params"][0].device
-                if isinstance(inner, FusedAdamW):
-                    inner.divisor = torch.full((1,), divisor, dtype=torch.float32, device=device)
-                else:
-                    inner.grad_scale = torch.full((), divisor, dtype=torch.float32, device=device)
+                inner.grad_scale = torch.full((), divisor, dtype=torch.float32, device=device)
+
+
+def _read_later(values: Tensor) -> Callable[[], list[float]]:
+    """Copied once the device has come to them; what is returned waits for that, not for what is launched after."""
+    if values.device.type != "cuda":
+        return values.tolist
+    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    there.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return there.tolist()
+
+    return read
 
 
 def _clip_together() -> None:
