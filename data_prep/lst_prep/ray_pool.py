@@ -59,8 +59,6 @@ def connect(jobs: Jobs, quiet: bool = False) -> ModuleType:
     if jobs.address == "local":
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         options["num_cpus"] = jobs.workers or usable_cores()
-    elif jobs.address.startswith("ray://"):
-        options.pop("log_to_driver")
     try:
         context = ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

@@ -21,9 +21,13 @@ from lst_prep.items import Receipts, Stage, Work
 from lst_prep.jobs import Jobs, StageResources
 from lst_prep.layout import Layout
 from lst_prep.unread import JobFault
+from lst_prep.verify import verify_sets
 from megatron_lst.config.load import build, merge, parse_overrides, read_yaml
+from megatron_lst.documents.shards import ShardSet
+from megatron_lst.documents.writing import write_set
 from megatron_lst.errors import UserError
 from megatron_lst.files import write_bytes
+from tests.data.toy import CODEBOOK, SPEECH_DOCUMENTS, TOKENIZER
 from tests.support.loopback import only_loopback
 
 pytestmark = pytest.mark.multiprocess
@@ -80,8 +84,12 @@ def factory(folder: str, behaviour: str) -> Work:
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "die always" and item == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        if behaviour.startswith("full disk on ") and behaviour.endswith(node):
-            raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+        if behaviour.startswith("full disk on "):
+            full = behaviour.split()[-1]
+            if full == node:
+                raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+            while full not in log.read_text():  # the items last until that node has one
+                time.sleep(0.05)
         if behaviour == "bug" and item == 3:
             raise KeyError("oops")
         if behaviour.startswith("slow "):
@@ -197,7 +205,7 @@ def test_a_model_that_does_not_load_is_said_with_the_node(tmp_path: Path, cluste
     assert go(tmp_path) == squares(6)
 
 
-@pytest.mark.slow  # which node is handed an item first is Ray's choice
+@pytest.mark.slow
 def test_a_full_disk_on_one_node_is_the_users_and_a_bug_has_its_traceback(tmp_path: Path, cluster: Any) -> None:
     node = cluster.head_node.node_id
     with pytest.raises(UserError, match="no space left"):
@@ -221,6 +229,23 @@ def test_what_no_node_has_is_refused(tmp_path: Path, cluster: Any) -> None:
         go(tmp_path, resources={"units": StageResources(num_gpus=1.0)})
     with pytest.raises(UserError, match="'unit' is no stage"):
         Jobs(resources={"unit": StageResources()})
+
+
+def test_verification_says_what_one_process_says(tmp_path: Path, cluster: Any) -> None:
+    write_set(tmp_path / "speech", SPEECH_DOCUMENTS, "speech", TOKENIZER, CODEBOOK, size_limit=4096)
+    path = tmp_path / "speech" / ShardSet.open(tmp_path / "speech").shard_name(1)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    alone, said = verify_sets([tmp_path], print, Jobs(workers=1)), list[str]()
+    assert verify_sets([tmp_path], said.append, Jobs(engine="ray", workers=2)) == alone and len(alone) == 1
+    assert said == [f"{tmp_path / 'speech'}: 1 faults"]
+    assert not list((tmp_path / "speech").glob(".verify*"))
+
+
+def test_an_address_of_a_client_is_refused() -> None:
+    with pytest.raises(UserError, match="ray://.* is not supported"):
+        Jobs(engine="ray", address="ray://head:10001")
 
 
 def test_two_runs_on_one_output_are_refused(tmp_path: Path, cluster: Any) -> None:
