@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -60,7 +61,7 @@ def cluster() -> Iterator[Any]:
         made = start_cluster(3)
         import ray
 
-        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
         yield made
         ray.shutdown()
         made.shutdown()
