@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from .adamw.bench import cases as adamw_cases
 from .bench_case import Case, Setting
 from .interval_attention.bench import cases as interval_cases
 from .linear_cross_entropy.bench import cases as loss_cases
@@ -154,7 +155,7 @@ def gate(case: Case) -> None:
     AssertionError, naming the tensor and the error, when they differ by more than the dtype's rounding
     allows.
     """
-    held = case.backend in OURS
+    held = case.backend in OURS and case.differentiable
     ours = [t.detach().clone().requires_grad_(held) for t in case.inputs]
     theirs = [t.detach().double().requires_grad_() for t in case.inputs]
     out, want = case.run(*ours), case.reference(*theirs)
@@ -181,20 +182,23 @@ def time_case(case: Case, machine: Machine, clock: Clock = milliseconds) -> list
     inputs = [t.detach().requires_grad_() for t in case.inputs]
     with torch.no_grad():
         forward = clock(lambda _: case.run(*inputs))
-    grad = torch.randn_like(case.run(*inputs))
-    # A new graph each time: a compiled one may not be kept for another pass.
-    backward = clock(lambda out: torch.autograd.grad(out, inputs, grad), lambda: case.run(*inputs))
     limit, scale, unit = (
         (machine.copy_gbs, 1e6, "GB/s") if case.kind == "bytes" else (machine.matmul_tflops, 1e9, "TFLOP/s")
     )
+    measured = [("forward", forward, case.work)]
+    if case.differentiable:
+        measured.append(("backward", _backward(case, inputs, clock), case.backward_work))
     results = []
-    for direction, ms, work in (
-        ("forward", forward, case.work),
-        ("backward", backward, case.backward_work),
-    ):
+    for direction, ms, work in measured:
         rate = work / ms / scale
         results.append(Result(case.op, case.case, case.backend, direction, ms, rate, unit, rate / limit))
     return results
+
+
+def _backward(case: Case, inputs: list[torch.Tensor], clock: Clock) -> float:
+    grad = torch.randn_like(case.run(*inputs))
+    # A new graph each time: a compiled one may not be kept for another pass.
+    return clock(lambda out: torch.autograd.grad(out, inputs, grad), lambda: case.run(*inputs))
 
 
 def operations() -> dict[str, Callable[[Setting], Iterator[Case]]]:
@@ -208,6 +212,7 @@ def operations() -> dict[str, Callable[[Setting], Iterator[Case]]]:
         "rms_norm": norm_cases,
         "swiglu": swiglu_cases,
         "linear_cross_entropy": loss_cases,
+        "adamw": adamw_cases,
     }
 
 

@@ -70,3 +70,5 @@ class Case:
     work: float
     backward_work: float
     kind: str  # "bytes" or "flops"
+    differentiable: bool = True
+    """False: there is no backward pass, and inputs may be written into."""

@@ -59,6 +59,12 @@ ALIASES = {
 }
 """Names that other frameworks have for keys of a run."""
 
+_GRAPHS = "training captures no CUDA graph; a larger training.micro_batch takes the host's time out of the way"
+ABSENT = dict.fromkeys(
+    ("cuda_graph", "cuda_graphs", "enable_cuda_graph", "external_cuda_graph", "cuda_graph_impl", "cuda_graph_scope"),
+    _GRAPHS,
+)
+"""Options of other frameworks that have no key here, and what does instead."""
 
 TOP_KEYS = {
     "lst train": "checkpoint data engine evaluation model parallel patching run training vocabulary",
@@ -97,6 +103,8 @@ def hint(key: str, prefix: str, known: Iterable[str], of_run: bool = True) -> st
     meant = dotted(key) if of_run and prefix.count(".") <= 1 else None
     if meant is not None:
         return f"did you mean {meant.removeprefix(prefix)!r}?"
+    if of_run and (instead := ABSENT.get(key.rpartition(".")[2].lower().replace("-", "_"))):
+        return instead
     if not prefix:
         own = max(TOP_KEYS, key=lambda command: len(set(TOP_KEYS[command].split()) & set(known)))
         others = [command for command, keys in TOP_KEYS.items() if key in keys.split() and command != own]

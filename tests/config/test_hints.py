@@ -29,6 +29,7 @@ def test_every_alias_leads_to_a_key_and_is_none() -> None:
         ("learning_rate=1", "did you mean 'training.lr'?"),
         ("model.num-layers=1", "did you mean 'layers'?"),
         ("training.stepz=1", "did you mean 'steps'?"),
+        ("engine.cuda_graph_impl=local", "training captures no CUDA graph; a larger training.micro_batch"),
         ("parallel.zzz=1", "known keys: "),
     ],
 )

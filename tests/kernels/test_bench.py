@@ -22,6 +22,7 @@ TINY = Setting(
     global_heads=2,
     global_kv_heads=1,
     global_head_dim=16,
+    global_ffn=40,
     vocabulary=50,
     dtype=torch.float32,
     device="cpu",
@@ -58,6 +59,7 @@ def test_gate() -> None:
     with pytest.raises(AssertionError, match="gradient 0 is off"):
         gate(wrong)
     gate(replace(wrong, backend="peer"))
+    gate(replace(wrong, differentiable=False))
 
 
 def two_milliseconds(run: Callable[[Any], object], prepare: Callable[[], Any] | None = None) -> float:
@@ -132,11 +134,13 @@ def test_a_compiled_peer_goes_back_as_often_as_it_is_timed() -> None:
     with pytest.raises(RuntimeError, match="donated"):
         out.backward(retain_graph=True)
     peer = Case("op", "case", "compiled", compiled, wave, [torch.randn(4, 4)], 1.0, 1.0, "bytes")
-    assert [r.milliseconds for r in time_case(peer, Machine("test", 8.0, 1.0), thrice)] == [3.0, 3.0]
+    machine = Machine("test", 8.0, 1.0)
+    assert [r.milliseconds for r in time_case(peer, machine, thrice)] == [3.0, 3.0]
+    assert [r.direction for r in time_case(replace(peer, differentiable=False), machine, thrice)] == ["forward"]
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("op", ["patch_pool", "patch_attention", "interval_attention", "linear_cross_entropy"])
+@pytest.mark.parametrize("op", ["patch_pool", "patch_attention", "interval_attention", "linear_cross_entropy", "adamw"])
 def test_every_case_passes_its_gate(op: str) -> None:
     cases = importlib.import_module(f"lst_kernels.{op}.bench").cases(TINY)
     names = set()
