@@ -148,14 +148,14 @@ def measure_machine() -> Machine:
     return Machine(torch.cuda.get_device_name(), copy, rate)
 
 
-def gate(case: Case) -> None:
+def gate(case: Case, held: bool | None = None) -> None:
     """Output, and for our own kernels the gradients, against the reference in float64 on the same values.
 
-    A peer's gradients are not held: where maxima tie, it may rightly share them out otherwise. Raises
+    A peer's gradients are not held, unless `held` says so: where maxima tie, it may share them out otherwise. Raises
     AssertionError, naming the tensor and the error, when they differ by more than the dtype's rounding
     allows.
     """
-    held = case.backend in OURS and case.differentiable
+    held = case.backend in OURS and case.differentiable if held is None else held
     ours = [t.detach().clone().requires_grad_(held) for t in case.inputs]
     theirs = [t.detach().double().requires_grad_() for t in case.inputs]
     out, want = case.run(*ours), case.reference(*theirs)

@@ -6,6 +6,7 @@ quickest must agree with float64 before it is taken.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -91,6 +92,19 @@ def quickest(
     return getattr(begin, part), before, before
 
 
+def compare(
+    setting: Setting, choices: Sequence[Choice], tell: Callable[[str], object] = print
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of the global attention's implementations, ours with the tiles that were chosen. Raises NoGpu."""
+    from .rivals import measure
+
+    require_gpu("a comparison of attention's implementations")
+    key = key_of(setting.dtype, setting.global_head_dim)
+    chosen = next((choice.tiles for choice in choices if choice.key == key), None)
+    with using(chosen) if chosen else contextlib.nullcontext():
+        return {key: measure(setting, tell)}
+
+
 def compile_problem(tiles: Tiles, target: str, dim: int) -> str | None:
     """What `compile_check` says against these tiles for a target."""
     from .compile_check import PAPER, check
@@ -166,8 +180,16 @@ def _case(use: Use, setting: Setting) -> Case:
     return Case("interval_attention", use.name, "triton", run, reference, inputs, 0.0, 0.0, "flops")
 
 
-def table(choices: Sequence[Choice], device: str, triton: str, before: str | None = None) -> str:
+def table(
+    choices: Sequence[Choice],
+    device: str,
+    triton: str,
+    before: str | None = None,
+    attention: dict[str, dict[str, float]] | None = None,
+) -> str:
     """The file's text (`tiles.VERSION`): this device's rows replaced, other devices of `before` kept.
+
+    attention: milliseconds of the global attention's implementations, by key and label (`rivals.measure`).
 
     Raises ValueError where `before` is of another version.
     """
@@ -175,7 +197,7 @@ def table(choices: Sequence[Choice], device: str, triton: str, before: str | Non
     if whole.get("version") != VERSION:
         raise ValueError(f"version {whole.get('version')}, where this release writes {VERSION}")
     rows = {c.key: {**_lists(c.tiles), "milliseconds": c.milliseconds, "table_milliseconds": c.before} for c in choices}
-    whole["devices"][device] = {"triton": triton, "tiles": rows}
+    whole["devices"][device] = {"triton": triton, "tiles": rows, "attention": attention or {}}
     return json.dumps(whole, indent=1, sort_keys=True) + "\n"
 
 

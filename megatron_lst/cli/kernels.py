@@ -76,13 +76,13 @@ def bench(
 def tune(
     out: Annotated[Path, typer.Option(help="JSON file; rows of other devices in it are kept")] = Path("tiles.json"),
 ) -> None:
-    """Search this machine's GPU for attention's quickest tiles that pass the check. Launches follow the file where
-    LST_KERNELS_TILES names it."""
+    """Search this machine's GPU for attention's quickest tiles that pass the check, and time its implementations.
+    Launches and engine.attention=auto follow the file where LST_KERNELS_TILES names it."""
     import torch
 
     from lst_kernels.backends import triton_version
     from lst_kernels.bench import NoGpu, Setting
-    from lst_kernels.tune import table
+    from lst_kernels.tune import compare, table
     from lst_kernels.tune import tune as search
     from megatron_lst.errors import UserError
     from megatron_lst.files import write_text
@@ -91,9 +91,10 @@ def tune(
     try:
         table([], "", "", before)  # a file that cannot be continued is found before the search
         found = search(Setting(), lambda line: print(line, flush=True))
+        attention = compare(Setting(), found, lambda line: print(line, flush=True))
     except NoGpu as error:
         raise UserError(str(error)) from None
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{out}: not a file of tiles: {error}; give another --out") from None
-    write_text(out, table(found, torch.cuda.get_device_name(), str(triton_version()), before))
+    write_text(out, table(found, torch.cuda.get_device_name(), str(triton_version()), before, attention))
     print(f"export LST_KERNELS_TILES={out.resolve()}")

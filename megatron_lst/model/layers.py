@@ -125,13 +125,13 @@ class FlashCoreAttention(IntervalCoreAttention):
         return attend(query, key, value, bounds, bounds, longest, longest, causal=True, deterministic=True)
 
 
-def global_attention(choice: str, dtype: torch.dtype) -> type[IntervalCoreAttention]:
+def global_attention(choice: str, dtype: torch.dtype, head_size: int) -> type[IntervalCoreAttention]:
     """The core attention of the global transformer that `engine.attention` asks for.
 
     Raises:
         UserError: flash_attn is not there, or is asked for in float32, which it does not have.
     """
-    if accelerators.choose("attention", choice) != "flash_attn":
+    if accelerators.choose_attention(choice, dtype, head_size)[0] != "flash_attn":
         return IntervalCoreAttention
     if dtype == torch.float32:
         raise UserError("engine.attention=flash_attn needs training.precision=bf16; use engine.attention=auto")

@@ -75,7 +75,7 @@ class ModelChunk(MegatronModule):
         weights follow the order in which modules are added, and overlap with computation in that order only."""
         engine, settings = self.lst_config.engine, self.config
         norm = norm_class(engine.norm)
-        attention = global_attention(engine.attention, settings.params_dtype)
+        attention = global_attention(engine.attention, settings.params_dtype, self.lst_config.model.global_head_size)
         linear = {"linear": fp8.linear_layers()} if settings.fp8 else {}
         spec = layer_spec(norm, self.lst_config.model.qk_norm, attention, **linear)
         self.documents = attention is FlashCoreAttention

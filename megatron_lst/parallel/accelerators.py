@@ -11,7 +11,10 @@ import importlib
 import importlib.metadata
 from typing import Any, NamedTuple
 
+import torch
+
 from lst_kernels.adamw.library import works_on
+from lst_kernels.interval_attention.tiles import FILE, attention_on, label
 from megatron_lst.errors import UserError
 from megatron_lst.gpu import gpu_is_usable
 from megatron_lst.parallel import cpu
@@ -96,6 +99,28 @@ def choose(purpose: str, wanted: str) -> str:
             f"or use engine.{purpose}=auto"
         )
     return wanted
+
+
+def choose_attention(wanted: str, dtype: torch.dtype, head_size: int) -> tuple[str, str]:
+    """The global attention to use, and why.
+
+    `auto` takes the quickest of this device's measured table (`lst kernels tune`, named by LST_KERNELS_TILES), whose
+    entries have passed a check and repeat bit by bit; without a table what is proved.
+
+    Raises:
+        UserError: as `choose`; the table that is named cannot be read.
+    """
+    if wanted != "auto":
+        return choose("attention", wanted), "asked for"
+    try:
+        measured = {} if cpu.on_cpu() else attention_on(cpu.device(), dtype, head_size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for name, ms in measured.items():
+        kind = name.partition(" ")[0]
+        if kind == PROVED["attention"] or (kind == "flash_attn" and probe("attention", kind) and name == label(kind)):
+            return kind, f"quickest measured here, {ms:.3g} ms; {FILE}"
+    return PROVED["attention"], "proved; no measured table"
 
 
 def _update_works() -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from lst_kernels import rivals
 from lst_kernels import tune as searching
 from lst_kernels.bench import NoGpu, Setting
 from lst_kernels.interval_attention import tiles as module
@@ -103,6 +104,8 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(NoGpu, match="a search for tiles needs a CUDA GPU"):
         tune(Setting())
+    with pytest.raises(NoGpu, match="a comparison of attention's implementations needs a CUDA GPU"):
+        searching.compare(Setting(), [])
 
 
 def test_launches_follow_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +142,52 @@ def test_a_file_that_cannot_be_followed(tmp_path: Path, text: str | None, messag
         file.write_text(text)
     with pytest.raises(ValueError, match=message):
         read(str(file), "GPU", "3.6.0")
+
+
+@pytest.mark.interpreter
+def test_rivals_that_are_wrong_or_do_not_repeat_are_left_out() -> None:
+    widths = {"global_heads": 2, "global_kv_heads": 1, "global_head_dim": 16}
+    setting = Setting(1, 40, 30, dtype=torch.float32, device="cpu", **widths)  # type: ignore[arg-type]
+    own = rivals.ways(setting)["lst_kernels"]
+    noisy = {
+        "lst_kernels": own,
+        "wrong": lambda qkv: 1.1 * own(qkv),
+        "wrong back": lambda qkv: own(qkv) + (qkv.sum() - qkv.sum().detach()),
+        "restless": lambda qkv: own(qkv) * (1 + 1e-6 * torch.rand(())),
+    }
+    said: list[str] = []
+    found = rivals.measure(setting, said.append, lambda run: (run(None), 2.0)[1], noisy)
+    assert found == {"lst_kernels": 2.0}
+    assert ["off" in said[1], "gradient 0" in said[2], "same bits" in said[3]] == [True] * 3, said
+
+
+def test_auto_follows_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_lst.errors import UserError
+    from megatron_lst.parallel import accelerators
+
+    file = tmp_path / "tiles.json"
+    times = {"bfloat16 128": {"lst_kernels": 5.0, "flash_attn 2.8.3": 4.0}, "bfloat16 64": {"lst_kernels": 1.0}}
+    file.write_text(table([], "GPU", "3.6.0", None, times))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    monkeypatch.setattr("lst_kernels.backends.triton_version", lambda: "3.6.0")
+    monkeypatch.setattr(accelerators.cpu, "on_cpu", lambda: False)
+    monkeypatch.setattr(accelerators.cpu, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(accelerators, "probe", lambda *_: print)
+    monkeypatch.setattr(accelerators, "label", lambda name: f"{name} 2.8.3")
+
+    def chosen(dtype: torch.dtype = torch.bfloat16, size: int = 128) -> tuple[str, str]:
+        return accelerators.choose_attention("auto", dtype, size)
+
+    assert chosen() == ("lst_kernels", "proved; no measured table")
+    monkeypatch.setenv(FILE, str(file))
+    assert chosen() == ("flash_attn", "quickest measured here, 4 ms; LST_KERNELS_TILES")
+    assert chosen(size=64)[0] == "lst_kernels"
+    assert chosen(torch.float32) == ("lst_kernels", "proved; no measured table")
+    assert accelerators.choose_attention("lst_kernels", torch.bfloat16, 128) == ("lst_kernels", "asked for")
+    monkeypatch.setattr(accelerators, "label", lambda name: f"{name} 2.9.0")
+    assert chosen() == ("lst_kernels", "quickest measured here, 5 ms; LST_KERNELS_TILES"), "another version"
+    monkeypatch.setattr(accelerators, "probe", lambda *_: None)
+    assert chosen()[0] == "lst_kernels"
+    monkeypatch.setenv(FILE, str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match=r"none\.json"):
+        chosen()

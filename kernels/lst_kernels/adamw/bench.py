@@ -26,25 +26,25 @@ def cases(setting: Setting) -> Iterator[Case]:
     copies = [torch.empty(size, dtype=torch.bfloat16, device=setting.device) for _ in range(TENSORS)]
     divisor = torch.full((1,), 3.0, device=setting.device)
 
-    def parts(*flat: Tensor) -> list[list[Tensor]]:
-        return [list(t.detach().chunk(TENSORS)) for t in flat]
+    def parts(flat: Tensor) -> list[Tensor]:
+        return list(flat.detach().chunk(TENSORS))
 
     def ours(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Tensor:
-        adamw(*parts(p, g, m, v), copies, divisor, step=STEP, backend="triton", **OPTIONS)  # type: ignore[arg-type]
+        adamw(parts(p), parts(g), parts(m), parts(v), copies, divisor, step=STEP, backend="triton", **OPTIONS)  # type: ignore[arg-type]
         return p
 
     def fused(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Tensor:
-        params, *rest = parts(p, g, m, v)
+        params = parts(p)
         steps = list(torch.full((TENSORS,), STEP - 1.0, device=p.device).unbind())
         torch_adamw(
-            params, *rest, [], steps, fused=True, grad_scale=divisor[0], found_inf=None,
+            params, parts(g), parts(m), parts(v), [], steps, fused=True, grad_scale=divisor[0], found_inf=None,
             amsgrad=False, beta1=0.9, beta2=0.95, lr=1e-3, weight_decay=0.1, eps=1e-8, maximize=False,
         )  # fmt: skip
         torch._foreach_copy_(copies, params)
         return p
 
     def reference(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> Tensor:
-        adamw_reference(*parts(p, g, m, v), [], divisor, STEP, 1e-3, 0.9, 0.95, 1e-8, 0.1)
+        adamw_reference(parts(p), parts(g), parts(m), parts(v), [], divisor, STEP, 1e-3, 0.9, 0.95, 1e-8, 0.1)
         return p
 
     for name, way in (("triton", ours), ("torch fused, copy", fused)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
@@ -57,7 +58,9 @@ FILE = "LST_KERNELS_TILES"
 """Environment variable: a file of measured tiles. Unset: the table above."""
 VERSION = 1
 """Of the file: {"version": 1, "devices": {NAME: {"triton": VERSION, "tiles": {"bfloat16 128": {"forward": [BM, BN,
-num_warps, num_stages], "dq": ..., "dkdv": ...}}}}}."""
+num_warps, num_stages], "dq": ..., "dkdv": ...}}, "attention": {"bfloat16 128": {LABEL: milliseconds}}}}}; attention may
+be missing, labels are those of `lst_kernels.rivals`."""
+OWN = "lst_kernels"
 _given: Tiles | None = None
 
 
@@ -104,6 +107,23 @@ def tiles_on(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
     return tiles_for(family_of(device), dtype, dim)
 
 
+def label(name: str) -> str:
+    """What a table calls an implementation: with its version, so that another one is not taken for it."""
+    return name if name == OWN else f"{name} {importlib.metadata.version(name)}"
+
+
+def attention_on(device: torch.device, dtype: torch.dtype, dim: int) -> dict[str, float]:
+    """Milliseconds of the global attention's implementations on a device, by label, quickest first; empty where the
+    file that `LST_KERNELS_TILES` names does not know them, or nothing is named. Raises ValueError as `read` does."""
+    path = os.environ.get(FILE)
+    if not path or device.type != "cuda":
+        return {}
+    from ..backends import triton_version
+
+    _, attention = _file(path, torch.cuda.get_device_name(device), str(triton_version()))
+    return dict(sorted(attention.get(key_of(dtype, dim), {}).items(), key=lambda entry: entry[1]))
+
+
 def turns_in_place(dim: int) -> bool:
     """Whether the kernels turn heads of this dimension themselves: between a pair's halves there is no padding."""
     return dim >= 16 and dim & (dim - 1) == 0
@@ -114,13 +134,18 @@ def key_of(dtype: torch.dtype, dim: int) -> str:
     return f"{str(dtype).removeprefix('torch.')} {dim}"
 
 
-@functools.cache
 def read(path: str, device: str, triton: str) -> dict[str, Tiles]:
-    """What a file says of a device; empty where it says nothing.
+    """What a file says of a device's tiles; empty where it says nothing.
 
     Raises ValueError, naming the file, where it cannot be read, is of another version, or was measured with another
     Triton, which gives the same tiles other registers.
     """
+    return _file(path, device, triton)[0]
+
+
+@functools.cache
+def _file(path: str, device: str, triton: str) -> tuple[dict[str, Tiles], dict[str, dict[str, float]]]:
+    """Tiles, and milliseconds of attention's implementations."""
     again = "run `lst kernels tune` again, or unset " + FILE
     try:
         text = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -128,11 +153,13 @@ def read(path: str, device: str, triton: str) -> dict[str, Tiles]:
             raise ValueError(f"version {text['version']}, where this release reads {VERSION}")
         entry = text["devices"].get(device)
         if entry is None:
-            return {}
+            return {}, {}
         if entry["triton"] != triton:
             raise ValueError(f"{device} was measured with Triton {entry['triton']}, and this is {triton}")
         rows = entry["tiles"].items()
-        return {key: Tiles(*(Tile(*map(int, row[part])) for part in Tiles._fields)) for key, row in rows}
+        tiles = {key: Tiles(*(Tile(*map(int, row[part])) for part in Tiles._fields)) for key, row in rows}
+        rivals = entry.get("attention", {}).items()
+        return tiles, {key: {name: float(ms) for name, ms in row.items()} for key, row in rivals}
     except OSError as error:
         raise ValueError(f"{FILE}={path}: {error.strerror}; {again}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

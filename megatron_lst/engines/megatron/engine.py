@@ -268,7 +268,10 @@ class MegatronEngine:
         set_weights(self.chunks, self.config, shard, self._tensors.master_parts())
 
     def describe(self) -> dict[str, Any]:
-        chosen = {p: accelerators.choose(p, getattr(self.config.engine, p)) for p in ("attention", "norm")}
+        engine, settings = self.config.engine, self.chunks[0].config
+        attention, why = accelerators.choose_attention(
+            engine.attention, settings.params_dtype, self.config.model.global_head_size
+        )
         return {
             "engine": "megatron",
             "layout": str(self.layout),
@@ -278,7 +281,9 @@ class MegatronEngine:
             "precision": self.config.training.precision,
             "optimizer": self.optimizer.name,
             "distributed_optimizer": self.config.engine.distributed_optimizer,
-            **chosen,
+            "attention": attention,
+            "attention_because": why,
+            "norm": accelerators.choose("norm", engine.norm),
             "fp8": f"{self.config.engine.fp8} {self._fp8_recipe}" if self._fp8_recipe else "none",
             "pipeline_split": list(self.split.layers),
             "pipeline_imbalance": round(self.split.imbalance, 4),
