@@ -34,7 +34,7 @@ class Jobs:
     """`local`: processes on this machine. `ray`: the nodes of a Ray cluster, see ray.md."""
     address: str = "auto"
     """ray: `auto` (the cluster of this machine or of RAY_ADDRESS), `local` (Ray is started here, for this machine
-    alone), or `HOST:PORT`."""
+    alone), `HOST:PORT`, or `ray://HOST:10001` (Ray's client, from outside the cluster)."""
     workers: Annotated[int, Range(0, 1 << 16)] = 0
     """Processes on this machine; 0: one a core (one a GPU for GPU stages). ray: workers in all; 0: as many as the nodes
     that are there hold, and more when nodes join."""
@@ -46,11 +46,6 @@ class Jobs:
     def __post_init__(self) -> None:
         if self.engine not in ("local", "ray"):
             raise UserError(f"jobs.engine: {self.engine!r} is not one of local, ray")
-        if self.address.startswith("ray://"):
-            raise UserError(
-                f"jobs.address: {self.address}: Ray's client is not supported; give the command on a node "
-                f"(`ray job submit` does), with jobs.address=auto"
-            )
         for name in self.resources:
             if name not in STAGES:
                 raise UserError(f"jobs.resources: {name!r} is no stage; stages are {', '.join(STAGES)}")

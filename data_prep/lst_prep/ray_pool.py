@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,12 +60,19 @@ def connect(jobs: Jobs, quiet: bool = False) -> ModuleType:
     if jobs.address == "local":
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         options["num_cpus"] = jobs.workers or usable_cores()
+    elif jobs.address.startswith("ray://"):
+        options.pop("log_to_driver")
     try:
         context = ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if "InvalidAuthToken" in "".join(traceback.format_exception(error)):  # Ray says it in the error before this one
+            raise UserError(
+                f"jobs.address: the Ray cluster at {jobs.address!r} asks for a token: set RAY_AUTH_MODE=token, and "
+                f"copy ~/.ray/auth_token of its head to this machine"
+            ) from error
         raise UserError(
-            f"jobs.address: no Ray cluster at {jobs.address!r} ({str(error).strip() or type(error).__name__}); start "
-            f"one with `ray start --head`, or take jobs.address=local for this machine alone"
+            f"jobs.address: no Ray cluster at {jobs.address!r} ({_reason(error)}); start one with `ray start --head`, "
+            f"or take jobs.address=local for this machine alone"
         ) from error
     if not quiet:
         nodes = _nodes(ray)

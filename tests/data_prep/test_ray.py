@@ -244,11 +244,6 @@ def test_verification_says_what_one_process_says(tmp_path: Path, cluster: Any) -
     assert not list((tmp_path / "speech").glob(".verify*"))
 
 
-def test_an_address_of_a_client_is_refused() -> None:
-    with pytest.raises(UserError, match="ray://.* is not supported"):
-        Jobs(engine="ray", address="ray://head:10001")
-
-
 def test_two_runs_on_one_output_are_refused(tmp_path: Path, cluster: Any) -> None:
     config = prepared(tmp_path, "ray", "jobs.engine=ray")
     with lock(Layout(config.out).lock), pytest.raises(UserError, match="another preparation works in this folder"):
