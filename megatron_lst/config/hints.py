@@ -68,8 +68,8 @@ ABSENT = dict.fromkeys(
 
 TOP_KEYS = {
     "lst train": "checkpoint data engine evaluation model parallel patching run training vocabulary",
-    "lst prep run": "align attributions audio cutting give_up heldout jobs language languages manifests out reading "
-    "seed shards text text_options tokenizer units warn_lost warn_pieces",
+    "lst prep run": "align attributions audio cutting give_up heldout jobs language languages manifests out publish "
+    "reading seed shards text text_options tokenizer units warn_lost warn_pieces",
     "lst prep import": "checks codec sources",
     "lst prep chat": "chunk_words codebook codec device end_of_turn on_bad row sources spans template units_model",
 }
