@@ -329,7 +329,9 @@ def publish(
     from lst_prep.engine import lock
     from lst_prep.jobs import Jobs
     from lst_prep.layout import Layout
+    from lst_prep.verify import find_sets
 
+    find_sets([out])  # before the lock, which makes the folder
     with _going_on(), lock(Layout(out).lock):
         for found in publishing.publish(out, address, Jobs(workers=workers), quiet):
             typer.echo(found)

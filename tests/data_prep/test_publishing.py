@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from lst_prep import publishing, stores
 from lst_prep.config import ReadingConfig
@@ -18,6 +19,7 @@ from lst_prep.jobs import Jobs
 from lst_prep.reading import CannotRead, Inputs
 from lst_prep.unread import JobFault
 from lst_prep.verify import verify_sets
+from megatron_lst.cli.prep import prep_app
 from megatron_lst.data import open_loader
 from megatron_lst.data.remote import CacheFolder, open_set
 from megatron_lst.documents.format import MANIFEST
@@ -174,3 +176,10 @@ def test_what_is_damaged_here_or_comes_back_as_something_else_is_no_success(
     assert verify_sets([out], lambda _: None, Jobs(workers=1))
     with pytest.raises(DamagedDataError, match=f"{shard}: altered"):
         publishing.publish(out, TARGET, ALONE, quiet=True)
+
+
+def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    given = ["publish", str(tmp_path / "mistyped"), f"s3://{BUCKET}/sets"]
+    with pytest.raises(UserError, match="mistyped: neither a shard set nor the output folder"):
+        CliRunner().invoke(prep_app, given, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
