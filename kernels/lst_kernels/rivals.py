@@ -6,6 +6,7 @@ one gradient.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from .bench import Clock, gate, milliseconds
 from .bench_case import Case, Setting
-from .interval_attention.tiles import OWN, label
+from .interval_attention.tiles import OWN
+from .libraries import LIBRARIES, document_attention, label, symbol
 
 Way = Callable[[Tensor], Tensor]
 
@@ -28,20 +30,19 @@ def ways(setting: Setting) -> dict[str, Way]:
     found: dict[str, Way] = {
         OWN: lambda qkv: packed_attention(qkv, cos, sin, start, end, size, backend="triton"),
     }
-    try:
-        from flash_attn import flash_attn_varlen_func as flash  # type: ignore[import-not-found]
 
-        def by_flash(qkv: Tensor) -> Tensor:
+    def by(library: str) -> Way:
+        def way(qkv: Tensor) -> Tensor:
             query, key, value = heads_of(qkv, size)
             query, key = rotary(query, cos, sin), rotary(key, cos, sin)
-            longest = setting.document_tokens
-            bounds = (documents, documents, longest, longest)
-            out: Tensor = flash(query, key, value, *bounds, causal=True, deterministic=True)
-            return out
+            return document_attention(library, query, key, value, documents, setting.document_tokens)
 
-        found[label("flash_attn")] = by_flash
-    except Exception:  # a broken build fails in many ways; whatever the way, it cannot be used
-        pass
+        return way
+
+    for library in LIBRARIES:
+        with contextlib.suppress(Exception):  # a broken build fails in many ways; whatever the way, it cannot be used
+            symbol(library)
+            found[label(library)] = by(library)
     return found
 
 

@@ -144,21 +144,28 @@ def examine(packages: Sequence[tuple[str, str, str, str, bool]] = PACKAGES) -> d
     kernels: list[dict[str, str]] = []
     accelerators: list[dict[str, Any]] = []
     chosen: dict[str, str] = {}
+    attention: dict[str, tuple[str, str]] = {}
+    warnings = _warnings()
     if not {"torch", "GPU"} & set(missing):
         from lst_kernels import available_backends
         from megatron_lst.parallel import accelerators as optional
 
         kernels = [dict(row) for row in available_backends()]
         accelerators = [line._asdict() for line in optional.report()]
-        chosen = {purpose: optional.choose(purpose, "auto") for purpose in ("attention", "optimizer", "norm")}
+        chosen = {purpose: optional.choose(purpose, "auto") for purpose in ("optimizer", "norm")}
+        try:
+            attention = optional.attention_here()
+        except UserError as error:  # a run would end with it
+            warnings.append(str(error))
     return {
         "machine": [asdict(finding) for finding in machine],
         "packages": [asdict(finding) for finding in found],
         "programs": [asdict(finding) for finding in programs],
         "accelerators": accelerators,
         "chosen": chosen,
+        "attention": {heads: {"takes": takes, "because": why} for heads, (takes, why) in attention.items()},
         "kernels": kernels,
-        "warnings": _warnings(),
+        "warnings": warnings,
         "missing": missing,
     }
 
@@ -326,7 +333,13 @@ def _print(report: dict[str, Any]) -> None:
     print_table(table, console)
     if report["chosen"]:
         console.print("engine.*=auto takes: " + ", ".join(f"{k}={v}" for k, v in report["chosen"].items()))
-        console.print("The optional accelerators are used when they are named (engine.norm=apex), never by auto.")
+        for heads, row in report["attention"].items():
+            where = f" for {heads}" if heads != "else" else " for all others" if len(report["attention"]) > 1 else ""
+            console.print(f"engine.attention=auto takes {row['takes']}{where}: {row['because']}")
+        console.print(
+            "Optional accelerators are used when they are named (engine.norm=apex). Only for attention auto takes one: "
+            "where `lst kernels tune` has measured that it is the quickest."
+        )
     columns = ("operation", "device", "chosen", "choices", "note")
     table = narrow_table("Kernels", columns, left=columns)
     for row in report["kernels"]:

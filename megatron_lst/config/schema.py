@@ -272,7 +272,8 @@ class EngineConfig:
     deepspeed_config: PathText | None = None
     """deepspeed: a JSON file, merged over what this configuration gives."""
     attention: str = "auto"
-    """Global attention: lst_kernels, flash_attn, or auto: the quickest of a measured table, else lst_kernels."""
+    """Global attention: lst_kernels, flash_attn, varlen_attn (PyTorch's), or auto: the quickest of a measured table,
+    else lst_kernels."""
     optimizer: str = "auto"
     """AdamW: lst_kernels (one pass), torch, apex, transformer_engine or auto: lst_kernels on a GPU where it agrees with
     torch's, else torch."""

@@ -15,6 +15,7 @@ from megatron.core.utils import make_viewless_tensor
 from torch import Tensor, nn
 
 from lst_kernels import interval_attention, packed_attention, rms_norm, rms_norm_residual, rotary, swiglu
+from lst_kernels.libraries import DTYPES, LIBRARIES, document_attention
 from megatron_lst.config.schema import RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
@@ -113,29 +114,41 @@ class IntervalCoreAttention(nn.Module):
         return interval_attention(query, key, value, mask[0], mask[1])
 
 
-class FlashCoreAttention(IntervalCoreAttention):
-    """The same for the global transformer through flash-attn: its intervals are causal documents and nothing else."""
+class DocumentCoreAttention(IntervalCoreAttention):
+    """The same for the global transformer by a library: its intervals are causal documents and nothing else."""
+
+    library: str
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, documents: Any) -> Tensor:
         """See IntervalCoreAttention; the documents say what the mask says."""
-        attend = accelerators.probe("attention", "flash_attn")
-        assert attend is not None, "choose() gives only what is there"
         bounds, longest = documents.cu_seqlens_q, documents.max_seqlen_q
-        # Without `deterministic` its backward pass adds in another order each time.
-        return attend(query, key, value, bounds, bounds, longest, longest, causal=True, deterministic=True)
+        return document_attention(self.library, query, key, value, bounds, longest)
+
+
+class FlashCoreAttention(DocumentCoreAttention):
+    """By flash-attn."""
+
+    library = "flash_attn"
+
+
+class VarlenCoreAttention(DocumentCoreAttention):
+    """By PyTorch's varlen_attn."""
+
+    library = "varlen_attn"
 
 
 def global_attention(choice: str, dtype: torch.dtype, head_size: int) -> type[IntervalCoreAttention]:
     """The core attention of the global transformer that `engine.attention` asks for.
 
     Raises:
-        UserError: flash_attn is not there, or is asked for in float32, which it does not have.
+        UserError: a library is not there, or is asked for in float32, which it does not have.
     """
-    if accelerators.choose_attention(choice, dtype, head_size)[0] != "flash_attn":
+    name = accelerators.choose_attention(choice, dtype, head_size)[0]
+    if name not in LIBRARIES:
         return IntervalCoreAttention
-    if dtype == torch.float32:
-        raise UserError("engine.attention=flash_attn needs training.precision=bf16; use engine.attention=auto")
-    return FlashCoreAttention
+    if dtype not in DTYPES:
+        raise UserError(f"engine.attention={name} needs training.precision=bf16; use engine.attention=auto")
+    return {core.library: core for core in (FlashCoreAttention, VarlenCoreAttention)}[name]
 
 
 class PackedSelfAttention(SelfAttention):

@@ -26,7 +26,7 @@ from megatron_lst.model.batch import Batch
 from megatron_lst.model.decoder import PatchDecoder
 from megatron_lst.model.encoder import PatchEncoder, embed, token_embedding
 from megatron_lst.model.head import VocabularyHead
-from megatron_lst.model.layers import FlashCoreAttention, global_attention, layer_spec, norm_class, rotary_tables
+from megatron_lst.model.layers import DocumentCoreAttention, global_attention, layer_spec, norm_class, rotary_tables
 from megatron_lst.model.settings import global_settings, local_settings
 from megatron_lst.parallel.split import PipelineSplit
 from megatron_lst.parallel.state import ParallelState
@@ -78,7 +78,7 @@ class ModelChunk(MegatronModule):
         attention = global_attention(engine.attention, settings.params_dtype, self.lst_config.model.global_head_size)
         linear = {"linear": fp8.linear_layers()} if settings.fp8 else {}
         spec = layer_spec(norm, self.lst_config.model.qk_norm, attention, **linear)
-        self.documents = attention is FlashCoreAttention
+        self.documents = issubclass(attention, DocumentCoreAttention)
         self.global_transformer = TransformerBlock(
             settings,
             TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm),

@@ -9,12 +9,14 @@ PyPI's `apex` is another project and its `transformer-engine` a stub: only the s
 import functools
 import importlib
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from lst_kernels.adamw.library import works_on
-from lst_kernels.interval_attention.tiles import FILE, attention_on, label
+from lst_kernels.interval_attention.tiles import FILE, attention_on, key_of
+from lst_kernels.libraries import LIBRARIES, label
 from megatron_lst.errors import UserError
 from megatron_lst.gpu import gpu_is_usable
 from megatron_lst.parallel import cpu
@@ -34,13 +36,13 @@ _SYMBOLS = {
     ("optimizer", "apex"): ("apex.optimizers", "FusedAdam"),
     ("norm", "transformer_engine"): ("transformer_engine.pytorch", "RMSNorm"),
     ("norm", "apex"): ("apex.normalization", "FusedRMSNorm"),
-    ("attention", "flash_attn"): ("flash_attn", "flash_attn_varlen_func"),
+    **{("attention", name): (library.module, library.symbol) for name, library in LIBRARIES.items()},
     ("fp8", "transformer_engine"): ("transformer_engine.pytorch.fp8", "FP8GlobalStateManager"),
 }
 _CHOICES = {
     "optimizer": ("torch", "lst_kernels", "transformer_engine", "apex"),
     "norm": ("torch", "transformer_engine", "apex"),
-    "attention": ("lst_kernels", "flash_attn"),
+    "attention": ("lst_kernels", *LIBRARIES),
 }
 PROVED = {"optimizer": "torch", "norm": "torch", "attention": "lst_kernels"}
 """What `auto` takes. Another one enters with its first green `make gpu` (engine-tests with engine.PURPOSE=NAME). AdamW
@@ -50,11 +52,16 @@ _FP8_RECIPES = {  # what Transformer Engine's FP8GlobalStateManager is asked of 
     "blockwise": "is_fp8_block_scaling_available",
     "mxfp8": "is_mxfp8_available",
 }
-_DISTRIBUTIONS = {"transformer_engine": "transformer_engine", "apex": "apex", "flash_attn": "flash_attn"}
+_DISTRIBUTIONS = {
+    "transformer_engine": "transformer_engine",
+    "apex": "apex",
+    **{name: library.distribution for name, library in LIBRARIES.items()},
+}
 _HOW = {
     "transformer_engine": "NVIDIA's PyTorch images (NGC), or build transformer-engine[pytorch] from source",
     "apex": "NVIDIA's PyTorch images (NGC), or build github.com/NVIDIA/apex (PyPI's apex is another project)",
     "flash_attn": "pip install flash-attn --no-build-isolation, on a machine with CUDA",
+    "varlen_attn": "part of PyTorch 2.10 and later, on a machine with CUDA",
 }
 
 
@@ -95,8 +102,8 @@ def choose(purpose: str, wanted: str) -> str:
     if wanted != PROVED[purpose] and probe(purpose, wanted) is None:
         module, symbol = _SYMBOLS[purpose, wanted]
         raise UserError(
-            f"engine.{purpose}={wanted}: {module}.{symbol} cannot be imported here. Get it: {_HOW[wanted]}; "
-            f"or use engine.{purpose}=auto"
+            f"engine.{purpose}={wanted}: {module}.{symbol} cannot be imported here, or there is no CUDA device. "
+            f"Get it: {_HOW[wanted]}; or use engine.{purpose}=auto"
         )
     return wanted
 
@@ -112,13 +119,32 @@ def choose_attention(wanted: str, dtype: torch.dtype, head_size: int) -> tuple[s
     """
     if wanted != "auto":
         return choose("attention", wanted), "asked for"
+    return _quickest(_measured().get(key_of(dtype, head_size), {}))
+
+
+def attention_here() -> dict[str, tuple[str, str]]:
+    """What `engine.attention=auto` takes on this machine, and why, by dtype and head size.
+
+    A row for each that the measured table knows; "else" stands for all others.
+
+    Raises:
+        UserError: as `choose_attention`.
+    """
+    return {**{key: _quickest(row) for key, row in _measured().items()}, "else": _quickest({})}
+
+
+def _measured() -> dict[str, dict[str, float]]:
     try:
-        measured = {} if cpu.on_cpu() else attention_on(cpu.device(), dtype, head_size)
+        return {} if cpu.on_cpu() else attention_on(cpu.device())
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _quickest(measured: Mapping[str, float]) -> tuple[str, str]:
+    """The first of these, quickest first, that is here in the version that was measured."""
     for name, ms in measured.items():
         kind = name.partition(" ")[0]
-        if kind == PROVED["attention"] or (kind == "flash_attn" and probe("attention", kind) and name == label(kind)):
+        if kind == PROVED["attention"] or (kind in LIBRARIES and probe("attention", kind) and name == label(kind)):
             return kind, f"quickest measured here, {ms:.3g} ms; {FILE}"
     return PROVED["attention"], "proved; no measured table"
 

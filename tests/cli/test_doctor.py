@@ -30,14 +30,40 @@ def test_it_finds_what_this_machine_has() -> None:
     assert found["megatron-core"]
     assert report["missing"] == []
     assert {row["op"] for row in report["kernels"]} >= {"patch_pool", "interval_attention"}
-    assert set(report["chosen"]) == {"attention", "optimizer", "norm"}
+    assert set(report["chosen"]) == {"optimizer", "norm"}
+    assert report["attention"] == {"else": {"takes": "lst_kernels", "because": "proved; no measured table"}}
 
 
 def test_tables_name_everything() -> None:
     answer = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
     assert answer.exit_code == 0
-    for word in ("python", "memory", "disk here", "torch", "apex", "interval_attention", "This machine can train"):
+    words = ("python", "memory", "disk here", "torch", "apex", "varlen_attn", "interval_attention")
+    for word in (*words, "This machine can train"):
         assert word in answer.output
+    assert "engine.attention=auto takes lst_kernels: proved; no measured table" in answer.output
+
+
+def test_attention_is_what_the_measured_table_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_lst.errors import UserError
+    from megatron_lst.parallel import accelerators
+
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = {"bfloat16 128": ("varlen_attn", "quickest measured here"), "else": ("lst_kernels", "proved")}
+    monkeypatch.setattr(accelerators, "attention_here", lambda: rows)
+    module.tell(module.examine(), as_json=False)
+    said = capsys.readouterr().out
+    assert "engine.attention=auto takes varlen_attn for bfloat16 128: quickest measured here" in said
+    assert "engine.attention=auto takes lst_kernels for all others: proved" in said
+
+    def unreadable() -> None:
+        raise UserError("LST_KERNELS_TILES=tiles.json: No such file")
+
+    monkeypatch.setattr(accelerators, "attention_here", unreadable)
+    report = module.examine()
+    assert report["attention"] == {}
+    assert "LST_KERNELS_TILES=tiles.json: No such file" in report["warnings"]
 
 
 def test_a_missing_requirement_is_told_and_exits_2(

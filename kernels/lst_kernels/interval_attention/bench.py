@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,16 +65,10 @@ def ways(use: Use, setting: Setting) -> dict[str, Attention]:
         return interval_attention_flex(q, k, v, begin, end, scale, mask)
 
     def varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
+        from ..libraries import varlen as by_torch
 
         assert use.documents is not None, "only offered where there are documents"
-        longest = setting.document_tokens
-        # Not every release knows of grouped heads.
-        grouped: dict[str, Any] = {"enable_gqa": True} if use.heads != use.kv_heads else {}
-        window = (use.left, 0)
-        out = varlen_attn(q, k, v, use.documents, use.documents, longest, longest, window_size=window, **grouped)
-        assert isinstance(out, Tensor), "no auxiliary output was asked for"
-        return out
+        return by_torch(q, k, v, use.documents, setting.document_tokens, use.left)
 
     found: dict[str, Attention] = {
         "triton": lambda q, k, v: interval_attention(q, k, v, begin, end, backend="triton"),

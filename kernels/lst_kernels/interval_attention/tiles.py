@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
@@ -107,26 +106,27 @@ def tiles_on(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
     return tiles_for(family_of(device), dtype, dim)
 
 
-def label(name: str) -> str:
-    """What a table calls an implementation: with its version, so that another one is not taken for it."""
-    return name if name == OWN else f"{name} {importlib.metadata.version(name)}"
-
-
-def attention_on(device: torch.device, dtype: torch.dtype, dim: int) -> dict[str, float]:
-    """Milliseconds of the global attention's implementations on a device, by label, quickest first; empty where the
-    file that `LST_KERNELS_TILES` names does not know them, or nothing is named. Raises ValueError as `read` does."""
+def attention_on(device: torch.device) -> dict[str, dict[str, float]]:
+    """Milliseconds of the global attention's implementations on a device, by `key_of` and label, quickest first; empty
+    where the file that `LST_KERNELS_TILES` names does not know the device, or nothing is named. Raises ValueError as
+    `read` does."""
     path = os.environ.get(FILE)
     if not path or device.type != "cuda":
         return {}
     from ..backends import triton_version
 
     _, attention = _file(path, torch.cuda.get_device_name(device), str(triton_version()))
-    return dict(sorted(attention.get(key_of(dtype, dim), {}).items(), key=lambda entry: entry[1]))
+    return {key: dict(sorted(row.items(), key=lambda entry: entry[1])) for key, row in attention.items()}
 
 
 def turns_in_place(dim: int) -> bool:
     """Whether the kernels turn heads of this dimension themselves: between a pair's halves there is no padding."""
     return dim >= 16 and dim & (dim - 1) == 0
+
+
+def padded(dim: int) -> int:
+    """The head dimension that kernels compute with, for which tiles are chosen: 16 is the least of tensor cores."""
+    return max(16, 1 << (dim - 1).bit_length())
 
 
 def key_of(dtype: torch.dtype, dim: int) -> str:

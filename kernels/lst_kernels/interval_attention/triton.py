@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import launch
-from .tiles import Tiles, tiles_for, tiles_on
+from .tiles import Tiles, padded, tiles_for, tiles_on
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
@@ -278,14 +278,14 @@ def _unit_last(t: Tensor) -> Tensor:
 
 def _constants(q: Tensor, family: str | None) -> tuple[dict[str, int | str], Tiles]:
     dim = q.shape[2]
-    padded = max(16, triton.next_power_of_2(dim))  # 16: the least that tensor cores take
+    block = padded(dim)
     shape = {
         "DH": dim,
-        "BDH": padded,
+        "BDH": block,
         # tf32 means nothing for 16-bit input
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
-    return shape, tiles_for(family, q.dtype, padded) if family else tiles_on(q.device, q.dtype, padded)
+    return shape, tiles_for(family, q.dtype, block) if family else tiles_on(q.device, q.dtype, block)
 
 
 def interval_forward_launch(
