@@ -1,7 +1,7 @@
 """Which tiles of interval_attention are quickest on this machine's GPU, among those that pass the compile check.
 
 Each kernel's tile is searched alone, the others as in the table. What spills or does not fit is never timed; what is
-quickest must agree with float64 before it is taken.
+quickest must agree with float64 before it is taken. The heads are the 1B's, or a setting's that is given.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch import Tensor
 from .bench import Clock, NoGpu, gate, milliseconds, require_gpu
 from .bench_case import Case, Setting
 from .interval_attention.bench import Use, uses
-from .interval_attention.tiles import VERSION, Tile, Tiles, family_of, key_of, tiles_for, using
+from .interval_attention.tiles import VERSION, Tile, Tiles, family_of, key_of, padded, tiles_for, using
 
 MARGIN = 0.02
 """By how much a tile must be quicker than the table's to be taken: less is noise."""
 USES = ("local window", "global causal")
 """What stands for a head dimension: the local layers' and the global ones'."""
+PUBLISHED = Setting()
+"""The heads of the 1B."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Choice:
     """What was found for one head dimension.
 
     Attributes:
-        key: dtype and head dimension (`tiles.key_of`).
+        key: dtype and padded head dimension (`tiles.key_of`).
         milliseconds: of each kernel's direction (forward; both backward kernels together) with the tile that was taken.
         before: the same with the table's.
     """
@@ -93,29 +95,46 @@ def quickest(
 
 
 def compare(
-    setting: Setting, choices: Sequence[Choice], tell: Callable[[str], object] = print
+    setting: Setting,
+    choices: Sequence[Choice],
+    tell: Callable[[str], object] = print,
+    clock: Clock = milliseconds,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of the global attention's implementations, ours with the tiles that were chosen. Raises NoGpu."""
     from .rivals import measure
 
     require_gpu("a comparison of attention's implementations")
-    key = key_of(setting.dtype, setting.global_head_dim)
-    chosen = next((choice.tiles for choice in choices if choice.key == key), None)
+    size = setting.global_head_dim
+    chosen = next((choice.tiles for choice in choices if choice.key == key_of(setting.dtype, padded(size))), None)
     with using(chosen) if chosen else contextlib.nullcontext():
-        return {key: measure(setting, tell)}
+        return {key_of(setting.dtype, size): measure(setting, tell, clock)}
 
 
-def compile_problem(tiles: Tiles, target: str, dim: int) -> str | None:
-    """What `compile_check` says against these tiles for a target."""
-    from .compile_check import PAPER, check
+def compile_problem(tiles: Tiles, target: str, dim: int, setting: Setting = PUBLISHED) -> str | None:
+    """What `compile_check` says against these tiles for a target, at the setting's heads of dimension `dim`."""
+    from .compile_check import Shape, check
 
+    local, wide = setting.local_heads, (setting.global_heads, setting.global_kv_heads, setting.global_head_dim)
+    shape = Shape("these heads", setting.local_dim, local, setting.queries, *wide)
     with using(tiles):
-        rows = check(PAPER[:1], [target], f"interval_attention D={dim} ")
-    return "; ".join(f"{row.kernel}: {text}" for row in rows for text in row.problems) or None
+        rows = check([shape], [target], f"interval_attention D={dim} ")
+    # The check does not hold unusual head dimensions to their speed; what is timed here is.
+    found = [(row.kernel, row.problems or (["spills"] if row.spilled else [])) for row in rows]
+    return "; ".join(f"{kernel}: {text}" for kernel, problems in found for text in problems) or None
 
 
-def tune(setting: Setting, tell: Callable[[str], object] = print, clock: Clock = milliseconds) -> list[Choice]:
-    """Search for this machine's GPU. Raises NoGpu without one, or where the check has no target for it."""
+def tune(
+    setting: Setting,
+    tell: Callable[[str], object] = print,
+    clock: Clock = milliseconds,
+    names: Sequence[str] = USES,
+) -> list[Choice]:
+    """Search for this machine's GPU. Raises NoGpu without one, or where the check has no target for it.
+
+    Args:
+        names: what is searched, of `USES`. Of two with one padded head dimension, which share a row of the table, the
+            last is taken: the global layers compute more than the local ones.
+    """
     from .compile_check import TARGETS
 
     require_gpu("a search for tiles")
@@ -125,12 +144,13 @@ def tune(setting: Setting, tell: Callable[[str], object] = print, clock: Clock =
         raise NoGpu(
             f"a search for tiles needs one of {', '.join(TARGETS)}, and this GPU is {family}; nothing was tried"
         )
-    return [_choose(use, setting, target, tell, clock) for use in uses(setting) if use.name in USES]
+    searched = {padded(use.dim): use for use in uses(setting) if use.name in names}
+    return [_choose(use, setting, target, tell, clock) for use in searched.values()]
 
 
 def _choose(use: Use, setting: Setting, target: str, tell: Callable[[str], object], clock: Clock) -> Choice:
     case = _case(use, setting)
-    begin = tiles_for(target.replace("_", ""), setting.dtype, use.dim)
+    begin = tiles_for(target.replace("_", ""), setting.dtype, padded(use.dim))
     with using(begin):
         gate(case)
     inputs = [t.detach().requires_grad_() for t in case.inputs]
@@ -158,12 +178,12 @@ def _choose(use: Use, setting: Setting, target: str, tell: Callable[[str], objec
             begin,
             part,
             grid(),
-            lambda tried: compile_problem(tried, target, use.dim),
+            lambda tried: compile_problem(tried, target, use.dim, setting),
             lambda tried, back=part != "forward": timed(tried, back),  # type: ignore[misc]
             wrong,
             tell,
         )
-    return Choice(key_of(setting.dtype, use.dim), Tiles(**tiles), found, before)
+    return Choice(key_of(setting.dtype, padded(use.dim)), Tiles(**tiles), found, before)
 
 
 def _case(use: Use, setting: Setting) -> Case:
@@ -187,7 +207,8 @@ def table(
     before: str | None = None,
     attention: dict[str, dict[str, float]] | None = None,
 ) -> str:
-    """The file's text (`tiles.VERSION`): this device's rows replaced, other devices of `before` kept.
+    """The file's text (`tiles.VERSION`). Other devices of `before` are kept; so are this device's rows of other keys,
+    unless another Triton measured them.
 
     attention: milliseconds of the global attention's implementations, by key and label (`rivals.measure`).
 
@@ -197,7 +218,13 @@ def table(
     if whole.get("version") != VERSION:
         raise ValueError(f"version {whole.get('version')}, where this release writes {VERSION}")
     rows = {c.key: {**_lists(c.tiles), "milliseconds": c.milliseconds, "table_milliseconds": c.before} for c in choices}
-    whole["devices"][device] = {"triton": triton, "tiles": rows, "attention": attention or {}}
+    entry = whole["devices"].get(device, {})
+    kept = entry if entry.get("triton") == triton else {}
+    whole["devices"][device] = {
+        "triton": triton,
+        "tiles": {**kept.get("tiles", {}), **rows},
+        "attention": {**kept.get("attention", {}), **(attention or {})},
+    }
     return json.dumps(whole, indent=1, sort_keys=True) + "\n"
 
 
