@@ -16,6 +16,8 @@ takes no time and needs no torch.
 import importlib
 from typing import Any
 
+from megatron_lst import lean_imports
+
 __version__ = "0.1.0"
 
 _API = {
@@ -54,6 +56,8 @@ _API = {
     "TrainingFault": "megatron_lst.errors",
 }
 __all__ = ["__version__", *_API]
+
+lean_imports.install()
 
 
 def __getattr__(name: str) -> Any:
