@@ -44,10 +44,10 @@ demo: venv  ## The main job on the embedded corpus: units, alignment, shards, tr
 	@$(BIN)/lst demo
 
 test: lint types imports  ## Lint, types, import floors and the suite
-	$(RUN_TESTS) -n $(WORKERS) --dist loadfile -m "not slow and not slurm and not gpu" $(PYTEST)
+	$(RUN_TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not slurm and not gpu" $(PYTEST)
 
 test-all: lint types imports  ## The same with long chaos and soak runs, and with GPU tests where there is a GPU
-	$(RUN_TESTS) -n $(WORKERS) --dist loadfile -m "not slurm and not gpu" $(PYTEST)
+	$(RUN_TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slurm and not gpu" $(PYTEST)
 	$(RUN_TESTS) -m gpu $(PYTEST)
 
 test-wheel: venv  ## The wheel that a release publishes, in an environment of its own

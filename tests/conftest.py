@@ -22,7 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+LONG = ("training/test_chaos.py", "parallel/test_layouts.py", "engines/test_deepspeed.py", "training/test_terminal.py")
+"""Files that take minutes. They begin: one that came last would keep one worker busy while the others have nothing."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
