@@ -63,7 +63,12 @@ class CrossAttention(MegatronModule):
         return q, self._heads(k), self._heads(v)
 
     def of_intervals(
-        self, queries: Tensor, keys: Tensor, mask: Tensor, tables: tuple[Tensor, Tensor] | None = None
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        mask: Tensor,
+        tables: tuple[Tensor, Tensor] | None = None,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Each query sees one interval of the keys.
 
@@ -72,11 +77,13 @@ class CrossAttention(MegatronModule):
             keys: [M, d_l].
             mask: int32 [2, N], see `layers.IntervalCoreAttention`.
             tables: rotary tables of queries and keys, [2, N or M, D / 2] (`cross_rope`).
+            residual: what is to be added to the queries, of their shape.
 
         Returns:
-            [N, 1, d_l], sharded as the queries are; and queries and keys, for whoever reads them too (see `normed`).
+            [N, 1, d_l], sharded as the queries are; and queries with their residual and keys, for whoever reads them
+            too (see `normed`).
         """
-        query_states, queries = normed(self.q_norm, queries)
+        query_states, queries = normed(self.q_norm, queries, residual)
         key_states, keys = normed(self.kv_norm, keys)
         if tables is not None:
             q, k, v = self._project(query_states, key_states)

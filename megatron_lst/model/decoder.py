@@ -13,7 +13,7 @@ from megatron_lst.config.schema import Config
 from megatron_lst.model.batch import Batch
 from megatron_lst.model.cross_attention import CrossAttention, column_linear
 from megatron_lst.model.head import VocabularyHead
-from megatron_lst.model.layers import layer_spec, norm_class, rotary_tables
+from megatron_lst.model.layers import add_later, layer_spec, norm_class, normed, rotary_tables
 from megatron_lst.model.settings import local_settings
 from megatron_lst.parallel.state import ParallelState
 
@@ -31,17 +31,27 @@ class PatchDecoderLayer(MegatronModule):
         self.block = build_module(
             layer_spec(norm), config=settings, layer_number=number, pg_collection=state.collection
         )
+        add_later([self.block])
 
     def forward(
-        self, hidden: Tensor, units: Tensor, batch: Batch, tables: Tensor, cross_tables: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """hidden [n, 1, d_l], units Z [P*k, d_l] -> [n, 1, d_l], and the units, for the next layer (see `normed`)."""
-        out, hidden, units = self.cross_attention.of_intervals(hidden, units, batch.cross_mask, cross_tables)
-        residual = 2 * hidden if self.double_residual else hidden
-        out, _ = self.block(
-            hidden_states=out, attention_mask=batch.decoder_mask, attention_bias=tables, residual=residual
+        self, hidden: Tensor, residual: Tensor | None, units: Tensor, batch: Batch, tables: Tensor,
+        cross_tables: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """hidden [n, 1, d_l], with the residual to be added to it (None: it is), and units Z [P*k, d_l].
+
+        Returns:
+            All three for the next layer (see `normed`).
+        """
+        out, total, units = self.cross_attention.of_intervals(
+            hidden, units, batch.cross_mask, cross_tables, residual=residual
         )
-        return out, units
+        out, residual = self.block(
+            hidden_states=out,
+            attention_mask=batch.decoder_mask,
+            attention_bias=tables,
+            context=2 * total if self.double_residual else total,
+        )
+        return out, residual, units
 
 
 class PatchDecoder(MegatronModule):
@@ -78,9 +88,10 @@ class PatchDecoder(MegatronModule):
         head_size = model.local_hidden // model.local_heads
         tables = rotary_tables(batch.decoder_position, head_size, model.rope_theta)
         cross_tables = self._cross_tables(batch, head_size) if model.cross_rope else None
+        residual = None
         for layer in self.layers:
-            hidden, keys = layer(hidden, keys, batch, tables, cross_tables)
-        return self.norm(hidden)
+            hidden, residual, keys = layer(hidden, residual, keys, batch, tables, cross_tables)
+        return normed(self.norm, hidden, residual)[0]
 
     def _cross_tables(self, batch: Batch, head_size: int) -> tuple[Tensor, Tensor]:
         """Rotary tables of the newest unit that each token may see, and of every unit's k keys."""

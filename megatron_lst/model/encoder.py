@@ -16,7 +16,7 @@ from lst_kernels import patch_pool
 from megatron_lst.config.schema import Config
 from megatron_lst.model.batch import Batch
 from megatron_lst.model.cross_attention import CrossAttention, column_linear
-from megatron_lst.model.layers import layer_spec, norm_class, rotary_tables
+from megatron_lst.model.layers import add_later, layer_spec, norm_class, rotary_tables
 from megatron_lst.model.settings import keep_uninitialised, local_settings
 from megatron_lst.parallel.state import ParallelState
 
@@ -57,6 +57,7 @@ class PatchEncoder(MegatronModule):
             build_module(spec, config=settings, layer_number=i + 1, pg_collection=state.collection)
             for i in range(model.encoder_layers)
         )
+        add_later(self.layers[:-1])
         if not with_patches:
             return
         whole = local_settings(config, state.layout, model.encoder_layers, sequence=False)
@@ -70,9 +71,11 @@ class PatchEncoder(MegatronModule):
         """Token states H. embedded: [n, 1, d_l] -> the same shape."""
         head_size = self.model.local_hidden // self.model.local_heads
         tables = rotary_tables(batch.encoder_position, head_size, self.model.rope_theta)
-        hidden = embedded
+        hidden, residual = embedded, None
         for layer in self.layers:
-            hidden, _ = layer(hidden_states=hidden, attention_mask=batch.encoder_mask, attention_bias=tables)
+            hidden, residual = layer(
+                hidden_states=hidden, attention_mask=batch.encoder_mask, attention_bias=tables, context=residual
+            )
         return hidden
 
     def patches(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """The building blocks: RMSNorm, rotary tables, attention over intervals, SwiGLU, and one transformer layer of them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -187,7 +188,13 @@ class PackedSelfAttention(SelfAttention):
 
 
 class Layer(TransformerLayer):
-    """Megatron-core's layer of one kind: pre-norm, no dropout, no bias. Residuals are added where they are normed."""
+    """Megatron-core's layer of one kind: pre-norm, no dropout, no bias. Residuals are added where they are normed.
+
+    Attributes:
+        adds: whether the layer adds its own residual, too; otherwise the norm that reads it next does (`add_later`).
+    """
+
+    adds = True
 
     def forward(
         self,
@@ -195,11 +202,15 @@ class Layer(TransformerLayer):
         attention_mask: Tensor,
         attention_bias: Tensor,
         packed_seq_params: Any = None,
-        residual: Tensor | None = None,
+        context: Tensor | None = None,
         **_: Any,
-    ) -> tuple[Tensor, None]:
-        """[n, 1, d] -> the same. `residual` is added to the input; for the others see IntervalCoreAttention."""
-        states, residual = normed(self.input_layernorm, hidden_states, residual)
+    ) -> tuple[Tensor, Tensor | None]:
+        """[n, 1, d] -> the same, and the residual that is still to be added to it; None where the layer `adds`.
+
+        `context` is that residual of the layer before: Megatron-core hands a second tensor of this name from layer to
+        layer, for a cross-attention that it does not have here.  For the others see IntervalCoreAttention.
+        """
+        states, residual = normed(self.input_layernorm, hidden_states, context)
         states, _bias = self.self_attention(
             states,
             attention_mask=attention_mask,
@@ -208,6 +219,8 @@ class Layer(TransformerLayer):
         )
         states, residual = normed(self.pre_mlp_layernorm, states, residual)
         states = self._fed_forward(states)
+        if not self.adds:
+            return states, residual
         return make_viewless_tensor(residual + states, requires_grad=residual.requires_grad, keep_graph=True), None
 
     def _gated(self, states: Tensor) -> Tensor:
@@ -222,6 +235,16 @@ class Layer(TransformerLayer):
 
             return te_checkpoint(self._gated, False, get_cuda_rng_tracker, self.pg_collection.tp, states)
         return checkpoint(self._gated, False, states)
+
+
+def add_later(layers: Iterable[nn.Module]) -> None:
+    """The residual of each of these layers is added by the norm that reads it next: no sum is written, then read.
+
+    Not where whole layers are recomputed: what lies between them is kept, and would be two tensors.
+    """
+    for layer in layers:
+        assert isinstance(layer, Layer)
+        layer.adds = layer.config.recompute_granularity == "full"
 
 
 def layer_spec(

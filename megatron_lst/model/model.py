@@ -26,7 +26,14 @@ from megatron_lst.model.batch import Batch
 from megatron_lst.model.decoder import PatchDecoder
 from megatron_lst.model.encoder import PatchEncoder, embed, token_embedding
 from megatron_lst.model.head import VocabularyHead
-from megatron_lst.model.layers import DocumentCoreAttention, global_attention, layer_spec, norm_class, rotary_tables
+from megatron_lst.model.layers import (
+    DocumentCoreAttention,
+    add_later,
+    global_attention,
+    layer_spec,
+    norm_class,
+    rotary_tables,
+)
 from megatron_lst.model.settings import global_settings, local_settings
 from megatron_lst.parallel.split import PipelineSplit
 from megatron_lst.parallel.state import ParallelState
@@ -88,6 +95,7 @@ class ModelChunk(MegatronModule):
             pg_collection=self.state.collection,
             vp_stage=self.vp_stage,
         )
+        add_later(self.global_transformer.layers[:-1])
         if settings.fp8:
             fp8.score_in_bf16(self.global_transformer)
 

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.rows import synthetic_rows
 from megatron_lst.config.load import load_config
+from megatron_lst.model.layers import Layer
 from megatron_lst.simulation.rank import traced_rank
 from megatron_lst.simulation.trace import Trace, dense, trace_schedule
 
@@ -22,7 +23,7 @@ def trace_with(fault: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Trace, se
     with traced_rank(CONFIG) as engine, pytest.MonkeyPatch.context() as patch:
         norm = engine.chunks[0].decoder.norm
         plain = norm.forward
-        patch.setattr(norm, "forward", lambda x: plain(fault(x)))
+        patch.setattr(norm, "forward", lambda x, *residual: plain(fault(x), *residual))
         trace = trace_schedule(engine, rows)
         widths = {size for p in engine.chunks[0].parameters() for size in p.shape}
     return trace, widths | {CONFIG.engine.loss_chunk}
@@ -77,3 +78,20 @@ def test_nothing_is_copied_for_its_shape_alone(text_path: str) -> None:
     assert lookups <= (1 if text_path == "direct" else 0), "the text head's units, each of which is read once"
     trace, _ = trace_with(lambda x: x[:, 0][:, None])
     assert any(op.name == "aten.select_backward" for op in trace.operations), "the control: the trace would see it"
+
+
+def test_residuals_are_added_in_norms() -> None:
+    """Written out are the sums that others read, too: of the last global layer, and of the encoder's one layer."""
+    rows = list(islice(synthetic_rows(CONFIG, 1500), CONFIG.training.micro_batch))
+    widths = ((1, CONFIG.model.hidden), (1, CONFIG.model.local_hidden))
+    sums = []
+    for at_once in (False, True):
+        with traced_rank(CONFIG) as engine:
+            for module in engine.chunks[0].modules():
+                if isinstance(module, Layer):
+                    module.adds |= at_once
+            operations = trace_schedule(engine, rows).operations
+        forward = [op for op in operations if op.phase == "forward" and op.name.startswith("aten.add.")]
+        sums.append(sum(op.outputs[0][1:] in widths for op in forward))
+    model = CONFIG.model
+    assert sums == [2, model.layers + model.encoder_layers + model.decoder_layers]
