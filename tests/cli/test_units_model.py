@@ -36,6 +36,7 @@ from tests.cli.test_evaluate import document
 from tests.cli.test_models import MAKE_RUN
 from tests.cli.test_self_contained import lst, lst_process
 from tests.data_prep.test_neural import KERNELS, SMALL
+from tests.support.slow import with_slow
 from tests.support.toy import toy_config
 
 SECONDS = (2.0, 2.4, 2.8, 3.2, 3.6, 4.0)  # no two pieces share a batch
@@ -64,7 +65,7 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["hubert", "whisper", "embedded"])
+@pytest.fixture(scope="module", params=with_slow(["hubert", "whisper", "embedded"], "whisper"))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     rng = np.random.default_rng(0)

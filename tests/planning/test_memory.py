@@ -54,8 +54,10 @@ def measure(values: dict[str, Any]) -> dict[str, int]:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"model": {"kv_heads": 2}, "training": {"recompute": "selective"}}],
-    ids=["none", "selective_gqa"],
+    [
+        pytest.param({}, id="none", marks=pytest.mark.slow),
+        pytest.param({"model": {"kv_heads": 2}, "training": {"recompute": "selective"}}, id="selective_gqa"),
+    ],
 )
 def test_planned_activations_are_near_what_the_model_keeps(changes: dict[str, Any]) -> None:
     values = merge(TINY, changes)

@@ -34,7 +34,7 @@ SLOWLY = ("--module", "tests.training.slowly")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chaos")
-    write_run(folder, training={"steps": 40, "warmup_steps": 5}, checkpoint={"every": 2, "keep": 2})
+    write_run(folder, training={"steps": 24, "warmup_steps": 5}, checkpoint={"every": 2, "keep": 2})
     return folder
 
 
@@ -231,12 +231,12 @@ def test_the_same_job_requeued_takes_over_and_its_orphan_stops(folder, undisturb
 @pytest.mark.slow
 def test_a_slow_rank_is_named(folder, undisturbed, monkeypatch):
     monkeypatch.setenv("LST_TEST_SLOW_RANK", "1")
-    with Run(folder, "slow", "training.straggler_every=20") as run:
+    with Run(folder, "slow", "training.straggler_every=12") as run:
         assert run.end() == 0, run.said.read_text()
     slow = [
         event for event in read_events(run.run / "events.log") if event.kind == "slow" and " in data" in event.message
     ]
-    assert [event.step for event in slow] == [20, 40]
+    assert [event.step for event in slow] == [12, 24]
     assert all(event.message.startswith(f"rank 1 on {socket.gethostname()} is ") for event in slow)
     assert curve(run.run) == undisturbed
 
