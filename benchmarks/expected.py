@@ -94,10 +94,10 @@ AS_EXECUTED = {
     "aten.select_backward": Executed(1.5, 2, why="zeros, then a copy"),
     "aten.index_put": Executed(1.5, 6, why="a copy, then a sort of the index and one pass over rows"),
     "aten.embedding_dense_backward": Executed(1, 8, why="a sort of the tokens and one pass over rows"),
-    "lst_kernels.interval_attention_backward": Executed(1, 5, why="two, and three that turn intervals round"),
-    "lst_kernels.packed_attention_backward": Executed(1, 5, why="as above"),
+    "lst_kernels.interval_attention_backward": Executed(1, 2, why="by queries, then by keys"),
+    "lst_kernels.packed_attention_backward": Executed(1, 2, why="as above"),
     "lst_kernels.rms_norm_backward": Executed(1.03, 2, why="the weight's partial sums are written, then added up"),
-    "lst_kernels.interval_attention_joint_backward": Executed(1, 5, why="as above"),
+    "lst_kernels.interval_attention_joint_backward": Executed(1, 2, why="as above"),
     "lst_kernels.patch_unpool_backward": Executed(1, 7, why="tokens sorted by patch"),
 }  # fmt: skip
 """By the beginning of an operator's name, the longest that fits; others move each tensor once, in one kernel. From the

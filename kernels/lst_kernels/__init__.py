@@ -10,6 +10,7 @@ from .adamw import adamw
 from .add_product import add_product
 from .backends import available_backends, choose_backend
 from .interval_attention import interval_attention, interval_attention_joint
+from .intervals import queries_of_keys
 from .linear_cross_entropy import linear_cross_entropy
 from .packed_attention import packed_attention
 from .patch_attention import patch_attention
@@ -31,6 +32,7 @@ __all__ = [
     "patch_attention",
     "patch_pool",
     "patch_unpool",
+    "queries_of_keys",
     "rms_norm",
     "rms_norm_residual",
     "rotary",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Attention = Callable[..., tuple[Tensor, Tensor]]
 
 
 def attention_operator(
@@ -17,17 +17,19 @@ def attention_operator(
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
     lse_shape: Callable[[Tensor], tuple[int, ...]],
 ) -> Attention:
-    """Register `lst_kernels::name`: (q, k, v, start, end, scale) -> (out like q, log of the softmax's sum, fp32).
+    """Register `lst_kernels::name`: (q, k, v, start, end, scale, seen_by) -> (out like q, log of the softmax's sum).
 
-    torch.compile and activation recomputation work through it; the second output carries no gradient.
+    torch.compile and activation recomputation work through it; the second output, float32, carries no gradient.
 
     Args:
         forward: launches the forward kernel.
-        backward: (grad, q, k, v, start, end, out, lse, scale) -> dq, dk, dv.
+        backward: (grad, q, k, v, start, end, out, lse, scale, and seen_by where it is given) -> dq, dk, dv.
         lse_shape: shape of the second output, from q.
     """
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor, scale: float, seen_by: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return forward(q, k, v, start, end, scale)
 
     def attend_backward(
@@ -40,8 +42,9 @@ def attention_operator(
         out: Tensor,
         lse: Tensor,
         scale: float,
+        seen_by: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return backward(grad, q, k, v, start, end, out, lse, scale)
+        return backward(grad, q, k, v, start, end, out, lse, scale, *(() if seen_by is None else (seen_by,)))
 
     operator = torch.library.custom_op(f"lst_kernels::{name}", attend, mutates_args=())
     gradient = torch.library.custom_op(f"lst_kernels::{name}_backward", attend_backward, mutates_args=())
@@ -55,16 +58,16 @@ def attention_operator(
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, scale = inputs
-        ctx.save_for_backward(*tensors, *output)
-        ctx.scale = scale
+        *tensors, ctx.scale, seen_by = inputs
+        ctx.save_for_backward(*tensors, *output, seen_by)
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # the second output's would be zeros, filled and never read
 
     def differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 6
-        return *gradient(grad, *ctx.saved_tensors, ctx.scale), None, None, None
+            return (None,) * 7
+        *tensors, seen_by = ctx.saved_tensors
+        return *gradient(grad, *tensors, ctx.scale, seen_by), *(None,) * 4
 
     operator.register_autograd(differentiate, setup_context=save)
     return operator

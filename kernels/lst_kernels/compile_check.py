@@ -131,7 +131,7 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     dim, local = d // shape.local_heads, shape.local_heads // shape.tensor
     start = torch.arange(0, tokens, 4, dtype=torch.int32)
     end, index = start + 4, torch.arange(tokens, dtype=torch.int32) // 4
-    interval = torch.zeros(tokens, dtype=torch.int32)
+    interval, seen_by = torch.zeros(tokens, dtype=torch.int32), torch.zeros(2, tokens, dtype=torch.int32)
     winner = torch.empty(patches, d, dtype=torch.int16)
     x, p = bf16(tokens, d), bf16(patches, d)
     pq = bf16(patches, shape.queries, local, dim)
@@ -199,7 +199,7 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
 
         def attention(q: torch.Tensor = q, k: torch.Tensor = k, row: torch.Tensor = row) -> None:
             interval_forward_launch(q, k, k, interval, interval, 0.1, family)
-            interval_backward_launch(q, q, k, k, interval, interval, q, row, 0.1, family)
+            interval_backward_launch(q, q, k, k, interval, interval, q, row, 0.1, seen_by, family)
 
         packed, flat = (
             bf16(tokens, kv_heads, (heads // kv_heads + 2) * width),
@@ -215,7 +215,7 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
             d: int = width,
         ) -> None:
             packed_forward_launch(x, table, table, interval, interval, d, 0.1, family)
-            packed_backward_launch(q, x, table, table, interval, interval, q, turned, row, d, 0.1, family)
+            packed_backward_launch(q, x, table, table, interval, interval, q, turned, row, d, 0.1, seen_by, family)
 
         work[f"packed_attention D={width} group={heads // kv_heads}"] = together
         work[f"interval_attention D={width} group={heads // kv_heads}"] = attention

@@ -10,7 +10,8 @@ from megatron_lst.patching.host_batch import HostBatch
 
 @dataclass(frozen=True)
 class Batch:
-    """b rows of U units. int32 all of it; masks are intervals [2, n]: first visible key and the one after the last.
+    """b rows of U units. int32 all of it. Masks are intervals [2, n]: of each query the first visible key and the one
+    after the last. Those of self-attention are [4, n]: of each key, the same of the queries that see it.
 
     n_e, n_d: tokens of the encoder's and decoder's axes; both are N under `text_path: patch`.
 
@@ -20,7 +21,7 @@ class Batch:
         patch_start, patch_end: [patches], encoder tokens of each patch; all P units are patches, or under `direct`
             the units of speech.
         decoder_tokens, decoder_position: [n_d]; decoder_mask: local self-attention, in decoder tokens.
-        cross_mask: decoder cross-attention, in keys (k a unit).
+        cross_mask: [2, n_d], decoder cross-attention, in keys (k a unit); cross_seen_by: [2, k P], each key's queries.
         unit_position: [P]; unit_mask: global attention.
         document_bounds: [documents + 1], first unit of each document, and P; longest_document: units of the longest.
         direct: what `text_path: direct` needs besides; None under `patch`.
@@ -37,6 +38,7 @@ class Batch:
     decoder_position: Tensor
     decoder_mask: Tensor
     cross_mask: Tensor
+    cross_seen_by: Tensor
     unit_position: Tensor
     unit_mask: Tensor
     document_bounds: Tensor

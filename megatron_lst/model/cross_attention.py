@@ -67,6 +67,7 @@ class CrossAttention(MegatronModule):
         queries: Tensor,
         keys: Tensor,
         mask: Tensor,
+        seen_by: Tensor,
         tables: tuple[Tensor, Tensor] | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +76,7 @@ class CrossAttention(MegatronModule):
         Args:
             queries: [N, 1, d_l] (a shard of N under sequence parallelism).
             keys: [M, d_l].
-            mask: int32 [2, N], see `layers.IntervalCoreAttention`.
+            mask: int32 [2, N], the interval of each query; seen_by: int32 [2, M], the queries of each key.
             tables: rotary tables of queries and keys, [2, N or M, D / 2] (`cross_rope`).
             residual: what is to be added to the queries, of their shape.
 
@@ -88,11 +89,11 @@ class CrossAttention(MegatronModule):
         if tables is not None:
             q, k, v = self._project(query_states, key_states)
             q, k = rotary(q, *tables[0]), rotary(k, *tables[1])
-            out = interval_attention(q, k, v, mask[0], mask[1])  # [N, heads of this rank, D]
+            out = interval_attention(q, k, v, mask[0], mask[1], seen_by=seen_by)  # [N, heads of this rank, D]
         else:
             q = self._heads(self.q_proj(query_states)[0])
             both = self.kv_proj(key_states)[0].view(len(keys), 2, -1, self.head_size)  # [M, 2, heads of this rank, D]
-            out = interval_attention_joint(q, both, mask[0], mask[1])
+            out = interval_attention_joint(q, both, mask[0], mask[1], seen_by=seen_by)
         return self.o_proj(out.reshape(out.shape[0], 1, -1))[0], queries, keys
 
     def of_patches(self, queries: Tensor, tokens: Tensor, start: Tensor, end: Tensor) -> Tensor:

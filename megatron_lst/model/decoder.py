@@ -43,7 +43,7 @@ class PatchDecoderLayer(MegatronModule):
             All three for the next layer (see `normed`).
         """
         out, total, units = self.cross_attention.of_intervals(
-            hidden, units, batch.cross_mask, cross_tables, residual=residual
+            hidden, units, batch.cross_mask, batch.cross_seen_by, cross_tables, residual=residual
         )
         out, residual = self.block(
             hidden_states=out,

@@ -82,10 +82,11 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float, scaling: Rope
 class IntervalCoreAttention(nn.Module):
     """Megatron-core's core attention, where the mask is one interval of keys for each query.
 
-    `attention_mask` is int32 [2, N]: first visible key and the key after the last (SPEC 1). Nothing is masked twice:
-    documents, causality and windows are all in the intervals.  `attention_bias` is not a bias: it is the argument that
-    Megatron-core hands through untouched, and brings the `rotary_tables`.  Its own rotary embedding stays out of use,
-    for it is a dozen operations where `lst_kernels.rotary` is one.
+    `attention_mask` is int32 [4, N]: first visible key and the key after the last (SPEC 1), and of each key the first
+    query that sees it and the one after the last. Nothing is masked twice: documents, causality and windows are all in
+    the intervals.  `attention_bias` is not a bias: it is the argument that Megatron-core hands through untouched, and
+    brings the `rotary_tables`.  Its own rotary embedding stays out of use, for it is a dozen operations where
+    `lst_kernels.rotary` is one.
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
@@ -112,7 +113,7 @@ class IntervalCoreAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, documents: Any) -> Tensor:
         """query [N, H, D]; key, value [N, Hk, D]; `documents`: their bounds, where they are given -> [N, H, D]."""
-        return interval_attention(query, key, value, mask[0], mask[1])
+        return interval_attention(query, key, value, mask[0], mask[1], seen_by=mask[2:])
 
 
 class DocumentCoreAttention(IntervalCoreAttention):
@@ -178,8 +179,8 @@ class PackedSelfAttention(SelfAttention):
 
         def attend(qkv: Tensor) -> Tensor:
             groups, size = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
-            (cos, sin), (start, end) = attention_bias, attention_mask
-            out = packed_attention(qkv.view(len(qkv), groups, -1), cos, sin, start, end, size)
+            (cos, sin), (start, end), seen_by = attention_bias, attention_mask[:2], attention_mask[2:]
+            out = packed_attention(qkv.view(len(qkv), groups, -1), cos, sin, start, end, size, seen_by=seen_by)
             return out.reshape(len(qkv), 1, -1)
 
         qkv = self.linear_qkv(hidden_states)[0]  # [N, 1, G (R + 2) D]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lst.config.schema import Config
-from megatron_lst.patching.packed import PackedRows, pack_rows
+from megatron_lst.patching.packed import PackedRows, pack_rows, seen_by, self_mask
 from megatron_lst.patching.row import Row
 from megatron_lst.vocabulary import IGNORE, Vocabulary
 
@@ -67,7 +67,7 @@ def host_batch(rows: Sequence[Row], config: Config, shards: int = 1) -> HostBatc
         "document_bounds": bounds,
         "labels": packed.labels,  # [N]
         "unit_position": packed.unit_position,  # [P]
-        "unit_mask": np.stack((packed.unit_start, packed.unit_end)),  # [2, P]
+        "unit_mask": self_mask(packed.unit_start, packed.unit_end),  # [4, P]
     }
     direct: dict[str, np.ndarray] = {}
     if model.kind == "lst" and model.text_path == "direct":
@@ -103,11 +103,17 @@ def _patch_axes(packed: PackedRows, k: int) -> dict[str, np.ndarray]:
     return {
         "encoder_tokens": packed.tokens,
         "encoder_position": packed.position,
-        "encoder_mask": np.stack((packed.token_start, packed.token_end)),  # [2, N]
+        "encoder_mask": self_mask(packed.token_start, packed.token_end),  # [4, N]
         "patch_start": packed.patch_start,
         "patch_end": packed.patch_end,
-        "cross_mask": np.stack((packed.cross_start * k, packed.cross_end * k)),  # [2, N], in keys: k a unit
+        **_cross_axes(packed.cross_start, packed.cross_end, len(packed.patch_start), k),
     }
+
+
+def _cross_axes(start: np.ndarray, end: np.ndarray, units: int, k: int) -> dict[str, np.ndarray]:
+    """Intervals of units [n], in keys: k a unit."""
+    seen = np.repeat(seen_by(start, end, units), k, axis=1)  # a unit's keys are seen together
+    return {"cross_mask": np.stack((start, end)) * k, "cross_seen_by": seen}  # [2, n], [2, k * units]
 
 
 class _Axis:
@@ -131,11 +137,11 @@ class _Axis:
         return np.searchsorted(self.index, tokens).astype(np.int32)
 
     def mask(self, packed: PackedRows) -> np.ndarray:
-        """The local window [2, size] in this axis's own numbering."""
+        """The local window [4, size] in this axis's own numbering."""
         own = np.arange(self.size, dtype=np.int32)
         start, end = own.copy(), own + 1  # the last key is the token itself; padding sees nothing else
         start[: len(self.index)] = self.before(packed.token_start[self.index])  # the same first key, counted here
-        return np.stack((start, end))
+        return self_mask(start, end)
 
 
 def _direct_axes(
@@ -163,9 +169,7 @@ def _direct_axes(
         "decoder_tokens": decoder.take(tokens, pad),
         "decoder_position": decoder.take(packed.position, 0),
         "decoder_mask": decoder.mask(packed),
-        "cross_mask": np.stack(
-            (decoder.take(packed.cross_start, last) * k, decoder.take(packed.cross_end, last + 1) * k)
-        ),
+        **_cross_axes(decoder.take(packed.cross_start, last), decoder.take(packed.cross_end, last + 1), units, k),
     }
     direct = {
         "unit_token": np.where(unit_speech, pad, tokens[packed.patch_start]),

@@ -56,6 +56,24 @@ def first_of_run(ids: np.ndarray) -> np.ndarray:
     return np.repeat(starts, np.diff(np.append(starts, len(ids)))).astype(np.int32)
 
 
+def seen_by(start: np.ndarray, end: np.ndarray, keys: int) -> np.ndarray:
+    """Intervals turned round, once for all layers: `lst_kernels.queries_of_keys`, counted.
+
+    Args:
+        start, end: [n], keys [start, end) that each query sees; both non-decreasing, from 0 to `keys`.
+
+    Returns:
+        int32 [2, keys]: key j is seen by queries [first, last), those whose interval has begun by j and ends past it.
+    """
+    counts = (np.bincount(bound, minlength=keys)[:keys] for bound in (end, start))
+    return np.stack([np.cumsum(count, dtype=np.int32) for count in counts])
+
+
+def self_mask(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The mask of self-attention, [4, n]: intervals of queries [n], and those of keys."""
+    return np.stack((start, end, *seen_by(start, end, len(start))))
+
+
 def pack_rows(rows: Sequence[Row], window: int, window_units: int, pad: int, multiple: int = 256) -> PackedRows:
     """Lay rows end to end.
 

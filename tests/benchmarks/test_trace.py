@@ -70,12 +70,16 @@ def test_nothing_is_copied_for_its_shape_alone(text_path: str) -> None:
     rows = list(islice(synthetic_rows(CONFIG, 1500), CONFIG.training.micro_batch))
     config = replace(CONFIG, model=replace(CONFIG.model, text_path=text_path))
     with traced_rank(config) as engine:
-        names = [op.name for op in trace_schedule(engine, rows).operations]
+        operations = trace_schedule(engine, rows).operations
+    names = [op.name for op in operations]
     assert "aten.select_backward" not in names
     assert "lst_kernels.packed_attention_backward" in names
     assert sum(name == "aten.cat" for name in names) < 3, "not one a layer, to put gradients of q, k and v together"
     lookups = sum(name.startswith("aten.index_put") for name in names)
     assert lookups <= (1 if text_path == "direct" else 0), "the text head's units, each of which is read once"
+    by_keys = ("lst_kernels.packed_attention_backward", "lst_kernels.interval_attention_joint_backward")
+    given = {op.name: [shape for shape in op.shapes if len(shape) == 2 and shape[0] == 2] for op in operations}
+    assert all(given[name] for name in by_keys), "a mask is turned round once, by the host"
     trace, _ = trace_with(lambda x: x[:, 0][:, None])
     assert any(op.name == "aten.select_backward" for op in trace.operations), "the control: the trace would see it"
 

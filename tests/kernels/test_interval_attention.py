@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lst_kernels import interval_attention, interval_attention_joint
+from lst_kernels import interval_attention, interval_attention_joint, queries_of_keys
 from lst_kernels.interval_attention.reference import interval_attention_reference
 
 
@@ -148,6 +148,7 @@ def test_no_queries_and_no_keys() -> None:
 def bad_inputs() -> dict[str, tuple[str, tuple]]:
     q, k = torch.randn(4, 4, 8), torch.randn(6, 2, 8)
     start, end = torch.tensor([0, 0, 1, 2], dtype=torch.int32), torch.tensor([1, 2, 3, 6], dtype=torch.int32)
+    good, seen_by = (q, k, k, start, end, None, "auto"), queries_of_keys(start, end, 6)
     return {
         "rank": ("must be", (q[0], k, k, start, end)),
         "k and v differ": ("must be", (q, k, k[:5], start, end)),
@@ -162,6 +163,11 @@ def bad_inputs() -> dict[str, tuple[str, tuple]]:
         "past the end": ("past the 6 keys", (q, k, k, start, end + 1)),
         "device": ("must be on", (q, k, k, start.to("meta"), end.to("meta"))),
         "backend": ("no backend 'fast'", (q, k, k, start, end, None, "fast")),
+        "seen_by for queries": ("seen_by must be int32", (*good, seen_by[:, :4].contiguous())),
+        "seen_by int64": ("seen_by must be int32", (*good, seen_by.long())),
+        "seen_by in columns": ("contiguous", (*good, seen_by.t().contiguous().t())),
+        "seen_by elsewhere": ("seen_by must be on", (*good, seen_by.to("meta"))),
+        "seen_by of another mask": ("the queries that see each key", (*good, queries_of_keys(start, start + 3, 6))),
     }
 
 
@@ -170,6 +176,18 @@ def test_bad_input(name: str) -> None:
     message, arguments = bad_inputs()[name]
     with pytest.raises(ValueError, match=message):
         interval_attention(*arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_queries_of_keys(case: str) -> None:
+    """Beside a dense mask: no query that sees a key is outside, and where none is empty no other is inside."""
+    k_start, k_end, keys = CASES[case]()
+    first, last = queries_of_keys(k_start, k_end, keys)
+    key, query = torch.arange(keys), torch.arange(len(k_start))[:, None]
+    seen = (key >= k_start[:, None]) & (key < k_end[:, None])  # [Nq, Nk]
+    within = (query >= first) & (query < last)
+    assert not (seen & ~within).any()
+    assert torch.equal(seen, within & (k_end > k_start)[:, None])
 
 
 HALVES = {torch.float32: 1e-5, torch.float16: 4e-3}  # the interpreter computes bfloat16 wrongly
@@ -205,11 +223,35 @@ def test_triton_stays_inside_its_tensors(bounds: tuple[int, int]) -> None:
 
 
 @pytest.mark.interpreter
-def test_opcheck() -> None:
+@pytest.mark.parametrize("joint", [False, True])
+def test_intervals_turned_round_before(joint: bool) -> None:
+    """The same bits as without; unchecked wrong ones change the keys' gradients and nothing else (the control)."""
+    from lst_kernels.interval_attention.joint import attend
+    from lst_kernels.interval_attention.library import attention
+
+    (q, k, v), k_start, k_end = inputs("cross-wide-empty-small", torch.float32, 2, 1)
+    tensors = [t.requires_grad_() for t in ((q, torch.stack((k, v), 1)) if joint else (q, k, v))]
+    right = queries_of_keys(k_start, k_end, len(k))
+
+    def gradients(seen_by: Tensor | None) -> list[Tensor]:
+        out = (attend if joint else attention)(*tensors, k_start, k_end, 0.25, seen_by)[0]
+        return list(torch.autograd.grad(out, tensors, torch.ones_like(out)))
+
+    alone, given, wrong = (gradients(seen_by) for seen_by in (None, right, torch.zeros_like(right)))
+    assert all(map(torch.equal, alone, given))
+    assert torch.equal(alone[0], wrong[0])
+    assert alone[1].any()
+    assert not wrong[1].any()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("given", [False, True])
+def test_opcheck(given: bool) -> None:
     from lst_kernels.interval_attention.library import attention
 
     qkv, k_start, k_end = inputs("cross-narrow-empty", torch.float32, 2, 1)
-    torch.library.opcheck(attention, (*[x.requires_grad_() for x in qkv], k_start, k_end, 0.25))
+    seen_by = queries_of_keys(k_start, k_end, len(qkv[1])) if given else None
+    torch.library.opcheck(attention, (*[x.requires_grad_() for x in qkv], k_start, k_end, 0.25, seen_by))
 
 
 @pytest.mark.parametrize(
@@ -280,5 +322,8 @@ def test_joint_opcheck() -> None:
     t = torch.arange(6, dtype=torch.int32)
     q, kv = torch.randn(6, 2, 8, requires_grad=True), torch.randn(6, 2, 2, 8, requires_grad=True)
     torch.library.opcheck(attend, (q, kv, torch.zeros_like(t), t + 1, 0.3))
+    torch.library.opcheck(
+        attend, (q, kv, torch.zeros_like(t), t + 1, 0.3, queries_of_keys(torch.zeros_like(t), t + 1, 6))
+    )
     with pytest.raises(ValueError, match="kv must be"):
         interval_attention_joint(q, q, t, t)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lst_kernels import interval_attention, packed_attention, rotary
+from lst_kernels import interval_attention, packed_attention, queries_of_keys, rotary
 from tests.kernels.test_patch_pool import HALVES, compare
 from tests.kernels.test_rotary import tables
 
@@ -56,6 +56,9 @@ def test_triton(tokens: int, groups: int, queries: int, size: int, dtype: torch.
     grad = torch.randn(tokens, groups * queries, size).to(dtype)
     (a,), (b,) = torch.autograd.grad(out, ours, grad), torch.autograd.grad(want, theirs, grad.double())
     compare(a, b, 4 * HALVES[dtype])
+    seen_by = queries_of_keys(*bounds(tokens), tokens)
+    out = packed_attention(ours, cos, sin, *bounds(tokens), size, backend="triton", seen_by=seen_by)
+    assert torch.equal(torch.autograd.grad(out, ours, grad)[0], a), "intervals turned round before: the same bits"
     swapped = torch.cat((b[..., : -2 * size], b[..., -size:], b[..., -2 * size : -size]), dim=-1)
     with pytest.raises(AssertionError):  # the control: the gradients of keys and values the other way round
         compare(a, swapped, 4 * HALVES[dtype])
@@ -74,12 +77,21 @@ def test_bad_input(qkv: Tensor, half: int, message: str) -> None:
         packed_attention(qkv, torch.zeros(3, half), torch.zeros(3, half), *bounds(3), 4)
 
 
+def test_bad_intervals_of_keys() -> None:
+    arguments = (torch.zeros(9, 2, 12), torch.zeros(9, 2), torch.zeros(9, 2), *bounds(9), 4)
+    right = queries_of_keys(*bounds(9), 9)
+    packed_attention(*arguments, seen_by=right)
+    with pytest.raises(ValueError, match="packed_attention: seen_by must hold the queries"):
+        packed_attention(*arguments, seen_by=right.flip(0))
+
+
 @pytest.mark.interpreter
 def test_opcheck() -> None:
     from lst_kernels.packed_attention.library import attend
 
     qkv = torch.randn(8, 2, 16, requires_grad=True)
     torch.library.opcheck(attend, (qkv, *tables(8, 2), *bounds(8), 4, 0.5))
+    torch.library.opcheck(attend, (qkv, *tables(8, 2), *bounds(8), 4, 0.5, queries_of_keys(*bounds(8), 8)))
 
 
 @pytest.mark.interpreter

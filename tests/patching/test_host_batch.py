@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lst_kernels import queries_of_keys
 from megatron_lst.patching.host_batch import host_batch
 from tests.support.single import make_batch
 from tests.support.toy import toy_config, toy_rows
@@ -36,6 +37,17 @@ def test_every_tensor_is_aligned_whatever_the_number_of_documents(text_path: str
     assert len(counts) > 1, "end to end, some of these would not be aligned to 16 bytes"
 
 
+@pytest.mark.parametrize("options", [{}, {"text_path": "direct"}, {"decoder_window_units": 3, "queries": 3}], ids=str)
+def test_masks_turned_round_are_those_that_the_kernels_find(options: dict[str, object]) -> None:
+    config = toy_config(**{f"model__{key}": value for key, value in options.items()})
+    batch = make_batch(toy_rows(config, 3), config, CPU)
+    for mask in (batch.unit_mask, batch.encoder_mask, batch.decoder_mask):
+        assert torch.equal(mask[2:], queries_of_keys(mask[0], mask[1], mask.shape[1]))
+    keys = batch.rows * batch.units * config.model.queries
+    assert torch.equal(batch.cross_seen_by, queries_of_keys(*batch.cross_mask, keys))
+    assert not torch.equal(batch.cross_seen_by[:, :-1], batch.cross_seen_by[:, 1:]), "the control: keys differ"
+
+
 def test_direct_axes_hold_every_labelled_position_once() -> None:
     config = toy_config(model__text_path="direct", model__window=5)
     rows = toy_rows(config, 3)
@@ -66,7 +78,7 @@ def test_direct_windows_are_the_rows_windows_restricted_to_the_axis() -> None:
         for s in slots[:count]
         if packed.encoder_mask[0][t] <= s < packed.encoder_mask[1][t]
     }
-    start, end = direct.decoder_mask.numpy()
+    start, end = direct.decoder_mask[:2].numpy()
     found = {(slots[i], slots[j]) for i in range(count) for j in range(start[i], end[i])}
     assert found == expected
 

@@ -41,12 +41,12 @@ def main() -> None:
     def fused(q, k, v, *_, **__):  # type: ignore[no-untyped-def]
         return FusedAttention.apply(q, k, v)
 
-    def packed(qkv, cos, sin, start, end, size):  # type: ignore[no-untyped-def]
+    def packed(qkv, cos, sin, start, end, size, **_):  # type: ignore[no-untyped-def]
         query, key, value = heads_of(qkv, size)
         return fused(rotary(query, cos, sin), rotary(key, cos, sin), value)
 
     layers.packed_attention = packed
-    cross_attention.interval_attention_joint = lambda q, kv, *_: fused(q, kv[:, 0], kv[:, 1])
+    cross_attention.interval_attention_joint = lambda q, kv, *_, **__: fused(q, kv[:, 0], kv[:, 1])
     layers.interval_attention = cross_attention.interval_attention = fused
     cross_attention.patch_attention = fused
     vocabulary, units = config.vocabulary, config.data.units

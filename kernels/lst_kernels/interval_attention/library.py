@@ -12,6 +12,8 @@ attention = attention_operator(
 )
 
 
-def interval_attention_triton(q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, scale: float) -> Tensor:
+def interval_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, scale: float, seen_by: Tensor | None
+) -> Tensor:
     """q [Nq, H, D], k and v [Nk, Hk, D] -> [Nq, H, D].  See `lst_kernels.interval_attention`."""
-    return attention(q, k, v, k_start, k_end, scale)[0]
+    return attention(q, k, v, k_start, k_end, scale, seen_by)[0]

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..intervals import queries_of_keys
 from ..launch import launch
 from .tiles import Tiles, padded, tiles_for, tiles_on
 
@@ -315,11 +316,12 @@ def interval_forward_launch(
 
 def interval_backward_launch(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, k_start: Tensor, k_end: Tensor, out: Tensor, lse: Tensor,
-    scale: float, family: str | None = None, into: tuple[Tensor, Tensor, Tensor] | None = None,
-    angles: tuple[Tensor, Tensor] | None = None,
+    scale: float, seen_by: Tensor | None = None, family: str | None = None,
+    into: tuple[Tensor, Tensor, Tensor] | None = None, angles: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dk, dv), contiguous.
 
+    seen_by: `queries_of_keys(k_start, k_end, Nk)`, if it is there.
     into: where they are written instead: dq as [Nq, Hk, H / Hk, D], dk and dv of the same strides.
     angles: cos and sin [Nq, D / 2] by which `rotary` has turned q and k: dq and dk are turned back. D is then as
     `tiles.turns_in_place` wants it, and Nq = Nk.
@@ -334,10 +336,7 @@ def interval_backward_launch(
     else:
         dq, dk, dv = into
     delta = torch.empty_like(lse)
-    key = torch.arange(nk, device=q.device, dtype=torch.int32)  # [Nk]
-    # the queries that see a key: from the first whose interval ends past it, to the last that has begun by it
-    first = torch.searchsorted(k_end, key, right=True, out_int32=True)
-    last = torch.searchsorted(k_start, key, right=True, out_int32=True)
+    first, last = queries_of_keys(k_start, k_end, nk) if seen_by is None else seen_by
     constants, tiles = _constants(q, family)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2])
     cos, sin = (lse, lse) if angles is None else (angle.contiguous() for angle in angles)

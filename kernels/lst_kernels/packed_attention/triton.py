@@ -89,7 +89,7 @@ def packed_forward_launch(
 
 def packed_backward_launch(
     grad: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, k_start: Tensor, k_end: Tensor, out: Tensor, turned: Tensor,
-    lse: Tensor, size: int, scale: float, family: str | None = None,
+    lse: Tensor, size: int, scale: float, seen_by: Tensor | None = None, family: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Gradient of qkv, like it."""
     qkv = qkv.contiguous()
@@ -98,7 +98,7 @@ def packed_backward_launch(
     heads = dqkv.unflatten(2, (-1, size))  # [N, G, R + 2, D]
     into = heads[:, :, :-2], heads[:, :, -2], heads[:, :, -1]
     angles = (cos, sin) if turns_in_place(size) else None
-    interval_backward_launch(grad, query, key, value, k_start, k_end, out, lse, scale, family, into, angles)
+    interval_backward_launch(grad, query, key, value, k_start, k_end, out, lse, scale, seen_by, family, into, angles)
     if angles is None:  # between the halves of a pair there is padding
         _turn(dqkv, cos, sin, dqkv, size, back=True)
     return dqkv
