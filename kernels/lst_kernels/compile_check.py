@@ -115,7 +115,7 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     """Host wrappers of every kernel at this shape, on small tensors that are never read."""
     from .adamw.triton import adamw_launch
     from .interval_attention.triton import interval_backward_launch, interval_forward_launch
-    from .linear_cross_entropy.triton import softmax_gradient_launch, softmax_statistics_launch
+    from .linear_cross_entropy.triton import softmax_ahead_launch, softmax_gradient_launch, softmax_statistics_launch
     from .packed_attention.triton import packed_backward_launch, packed_forward_launch
     from .patch_attention.triton import patch_attention_backward_launch, patch_attention_forward_launch
     from .patch_pool.triton import pool_backward_launch, pool_forward_launch
@@ -142,6 +142,7 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     def softmax() -> None:
         softmax_statistics_launch(logits, column)
         softmax_gradient_launch(logits, numbers, column, numbers)
+        softmax_ahead_launch(logits, column, numbers, numbers, numbers)
 
     param, grad, first, second = ([torch.empty(4096)] for _ in range(4))
 

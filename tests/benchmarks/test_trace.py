@@ -75,6 +75,9 @@ def test_nothing_is_copied_for_its_shape_alone(text_path: str) -> None:
     assert "aten.select_backward" not in names
     assert "lst_kernels.packed_attention_backward" in names
     assert sum(name == "aten.cat" for name in names) < 3, "not one a layer, to put gradients of q, k and v together"
+    softmax = {name for name in names if "softmax" in name}
+    apart = {"lst_kernels.softmax_statistics", "lst_kernels.softmax_gradient"}
+    assert softmax == (apart if text_path == "direct" else {"lst_kernels.softmax_ahead"})
     lookups = sum(name.startswith("aten.index_put") for name in names)
     assert lookups <= (1 if text_path == "direct" else 0), "the text head's units, each of which is read once"
     by_keys = ("lst_kernels.packed_attention_backward", "lst_kernels.interval_attention_joint_backward")

@@ -28,6 +28,7 @@ KERNELS = {
     "swiglu_backward",
     "softmax_statistics",
     "softmax_gradient",
+    "softmax_ahead",
     "adamw_update",
 }
 

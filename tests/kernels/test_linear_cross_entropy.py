@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -136,7 +137,7 @@ def test_triton(tokens: int, vocabulary: int, chunk: int, dtype: torch.dtype) ->
 @pytest.mark.interpreter
 def test_statistics_of_a_shard_and_of_infinities() -> None:
     """Columns outside give 0, rows that hold -inf and large values neither NaN nor infinity."""
-    from lst_kernels.linear_cross_entropy.library import gradient, statistics
+    from lst_kernels.linear_cross_entropy.library import ahead, gradient, statistics
 
     logits = torch.tensor([[1e4, -float("inf"), 3.0], [-1e4, -1e4, -1e4]])
     normaliser, target = statistics(logits, torch.tensor([-2, 7]))
@@ -144,6 +145,75 @@ def test_statistics_of_a_shard_and_of_infinities() -> None:
     assert not target.any()
     torch.library.opcheck(statistics, (logits, torch.tensor([0, 2])))
     torch.library.opcheck(gradient, (logits.clone(), normaliser, torch.tensor([0, 2]), torch.ones(2)))
+    written = (torch.empty(2), torch.empty(2))
+    torch.library.opcheck(ahead, (logits.clone(), torch.tensor([0, 2]), torch.ones(2), *written))
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("vocabulary", [1, 31, 4096, 9001])
+def test_statistics_and_gradient_in_one_kernel(vocabulary: int, dtype: torch.dtype) -> None:
+    """The bits of the two kernels and the values of float64, with large logits, some of -inf, and ignored rows."""
+    from lst_kernels.linear_cross_entropy.library import ahead, gradient, statistics
+
+    torch.manual_seed(0)
+    logits = torch.randn(6, vocabulary)
+    logits[1] *= 1e4
+    logits[2, ::3] = -float("inf") if vocabulary > 1 else 0
+    logits = logits.to(dtype)
+    column, counted = torch.randint(0, vocabulary, (6,)), torch.tensor([1.0, 1, 1, 0, 1, 0])
+    column[0], column[2] = vocabulary - 1, min(1, vocabulary - 1)
+    together, normaliser, target = logits.clone(), torch.empty(6), torch.empty(6)
+    ahead(together, column, counted, normaliser, target)
+    apart, found = logits.clone(), statistics(logits, column)
+    gradient(apart, found[0], column, counted)
+    for a, b in zip((normaliser, target, together), (*found, apart), strict=True):
+        assert torch.equal(a, b)
+
+    exact = logits.double().requires_grad_()
+    losses = cross_entropy(exact, column, reduction="none") * counted
+    (want,) = torch.autograd.grad(losses.sum(), exact)
+    torch.testing.assert_close((normaliser - target).double() * counted, losses.detach(), rtol=1e-4, atol=2e-3)
+    torch.testing.assert_close(together.double(), want, rtol=HALVES[dtype], atol=HALVES[dtype])
+    assert not together[counted == 0].any()
+    ahead(other := logits.clone(), column, torch.ones(6), normaliser, target)
+    assert vocabulary == 1 or other[counted == 0].any(), "the control: rows that are not ignored have a gradient"
+    assert torch.equal(other[counted == 1], together[counted == 1])
+
+
+@pytest.mark.interpreter
+def test_which_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One ahead, two where a group (here of this process alone) adds up between, and where gradients come later."""
+    from lst_kernels.linear_cross_entropy import library
+
+    asked: list[str] = []
+
+    def watched(name: str) -> Callable[..., object]:
+        real = getattr(library, name)
+        return lambda *arguments: (asked.append(name), real(*arguments))[1]
+
+    for name in ("ahead", "statistics", "gradient"):
+        monkeypatch.setattr(library, name, watched(name))
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(23, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
+    labels = torch.randint(0, 31, (23,))
+    labels[::5] = -100
+
+    def run(ahead: bool, group: object) -> tuple[list[str], list[Tensor]]:
+        asked.clear()
+        out = linear_cross_entropy(hidden, weight, labels, "sum", 12, backend="triton", ahead=ahead, group=group)
+        return list(asked), [out, *torch.autograd.grad(out, [hidden, weight])]
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        runs = [run(True, None), run(True, dist.group.WORLD), run(False, None)]
+    finally:
+        dist.destroy_process_group()
+    assert [names for names, _ in runs] == [["ahead"] * 2, ["statistics", "gradient"] * 2, ["statistics"] * 2]
+    for _, found in runs[1:]:
+        for a, b in zip(found, runs[0][1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

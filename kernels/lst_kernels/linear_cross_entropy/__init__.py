@@ -40,7 +40,8 @@ def linear_cross_entropy(
     the caller to add up over the group, as Megatron's `copy_to_tensor_model_parallel_region` does.
 
     The Triton kernels are the softmax between the two products: logits stay in hidden's dtype, are read once forward,
-    and read and overwritten once backward; the weight's gradient is summed in float32 (`add_product`).
+    and read and overwritten once backward, ahead and without a group by one kernel; the weight's gradient is summed in
+    float32 (`add_product`).
 
     Raises ValueError on wrong input.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .triton import softmax_gradient_launch, softmax_statistics_launch
+from .triton import softmax_ahead_launch, softmax_gradient_launch, softmax_statistics_launch
 
 
 @torch.library.custom_op("lst_kernels::softmax_statistics", mutates_args=())
@@ -26,4 +26,14 @@ def gradient(logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor) -
 
 @gradient.register_fake
 def _(logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor) -> None:
+    return None
+
+
+@torch.library.custom_op("lst_kernels::softmax_ahead", mutates_args=("logits", "normaliser", "target"))
+def ahead(logits: Tensor, column: Tensor, grad: Tensor, normaliser: Tensor, target: Tensor) -> None:
+    softmax_ahead_launch(logits, column, grad, normaliser, target)
+
+
+@ahead.register_fake
+def _(logits: Tensor, column: Tensor, grad: Tensor, normaliser: Tensor, target: Tensor) -> None:
     return None

@@ -1,6 +1,6 @@
 """linear_cross_entropy, a chunk of rows at a time, for any shard of the vocabulary.
 
-The softmax between the products is PyTorch's operators, on any device, or two Triton kernels: `_Softmax`.
+The softmax between the products is PyTorch's operators, on any device, or Triton kernels (`library`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ def _combine(normaliser: Tensor, target: Tensor, group: Any) -> tuple[Tensor, Te
     return sums[0].log_().add_(largest), sums[1]
 
 
-def _statistics(logits: Tensor, column: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """Of each row of logits [c, V]: log-sum-exp, and the logit at `column`, 0 where that is in another shard."""
+def _statistics(logits: Tensor, column: Tensor, group: Any, backend: str) -> tuple[Tensor, Tensor]:
+    """Of each row of logits [c, V / ranks]: log-sum-exp and the logit at `column`, over the whole vocabulary."""
     if backend == "triton":
         from .library import statistics
 
-        return statistics(logits, column)
-    inside = (column >= 0) & (column < logits.shape[1])
-    logits = logits.to(accumulator(logits.dtype))
-    target = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
-    return logits.logsumexp(-1), target * inside
+        found = statistics(logits, column)
+    else:
+        inside = (column >= 0) & (column < logits.shape[1])
+        exact = logits.to(accumulator(logits.dtype))
+        target = exact.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+        found = exact.logsumexp(-1), target * inside  # 0 where it is in another shard
+    return found if group is None else _combine(*found, group)
 
 
 def _gradient(logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor, backend: str) -> Tensor:
@@ -50,18 +52,31 @@ def _gradient(logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor, 
     return dlogits.mul_(grad[:, None]).to(logits.dtype)
 
 
+def _ahead(
+    logits: Tensor, column: Tensor, grad: Tensor, normaliser: Tensor, target: Tensor, group: Any, backend: str
+) -> Tensor:
+    """`_statistics` into normaliser and target, and then `_gradient`: one kernel where nothing lies between them."""
+    if backend == "triton" and group is None:
+        from .library import ahead
+
+        ahead(logits, column, grad, normaliser, target)
+        return logits
+    for into, found in zip((normaliser, target), _statistics(logits, column, group, backend), strict=True):
+        into.copy_(found)
+    return _gradient(logits, normaliser, column, grad, backend)
+
+
 class _Gradients:
     """What a chunk after the other adds to the gradients of hidden [N, d] and weight [V, d], where they are wanted."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, wanted: Sequence[bool], chunk: int, softmax: str) -> None:
-        self._inputs, self._chunk, self._softmax = (hidden, weight), chunk, softmax
+    def __init__(self, hidden: Tensor, weight: Tensor, wanted: Sequence[bool]) -> None:
+        self._inputs = hidden, weight
         self.hidden = torch.empty_like(hidden) if wanted[0] else None
         self.weight = torch.zeros_like(weight, dtype=accumulator(weight.dtype)) if wanted[1] else None
 
-    def add(self, rows: slice, logits: Tensor, normaliser: Tensor, column: Tensor, grad: Tensor) -> None:
-        """Of these rows; their logits may be overwritten. grad: of their losses."""
+    def add(self, rows: slice, dlogits: Tensor) -> None:
+        """Of these rows."""
         hidden, weight = self._inputs
-        dlogits = _gradient(logits, normaliser, column, grad, self._softmax)
         if self.hidden is not None:
             torch.mm(dlogits, weight, out=self.hidden[rows])
         if self.weight is not None:
@@ -92,18 +107,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         normaliser = torch.empty(len(labels), dtype=accumulator(hidden.dtype), device=hidden.device)
         target = torch.empty_like(normaliser)
         wanted = ctx.needs_input_grad[:2]
-        gradients = _Gradients(hidden, weight, wanted, chunk, backend) if ahead and any(wanted) else None
+        gradients = _Gradients(hidden, weight, wanted) if ahead and any(wanted) else None
         counted = torch.ones_like(normaliser).masked_fill_(ignored, 0.0)
         for rows in _chunks(len(hidden), chunk):
             logits = hidden[rows] @ weight.t()
-            found = _statistics(logits, column[rows], backend)
-            normaliser[rows], target[rows] = found if group is None else _combine(*found, group)
-            if gradients is not None:
-                gradients.add(rows, logits, normaliser[rows], column[rows], counted[rows])
+            if gradients is None:
+                normaliser[rows], target[rows] = _statistics(logits, column[rows], group, backend)
+            else:
+                part = (column[rows], counted[rows], normaliser[rows], target[rows])
+                gradients.add(rows, _ahead(logits, *part, group, backend))
             del logits  # before the next chunk's
         early = (None, None) if gradients is None else (gradients.hidden, gradients.weight)
         ctx.save_for_backward(hidden, weight, ignored, column, normaliser, *early)
-        ctx.chunk, ctx.softmax, ctx.ahead = chunk, backend, gradients is not None
+        ctx.chunk, ctx.backend, ctx.ahead = chunk, backend, gradients is not None
         return (normaliser - target).mul_(counted)
 
     @staticmethod
@@ -115,10 +131,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dweight is not None:  # rounded in the same pass
                 dweight = torch.mul(dweight, factor, out=torch.empty_like(weight))
             return dhidden, dweight, *(None,) * 6
-        found = _Gradients(hidden, weight, ctx.needs_input_grad[:2], ctx.chunk, ctx.softmax)
+        found = _Gradients(hidden, weight, ctx.needs_input_grad[:2])
         grad = grad.masked_fill(ignored, 0.0)
         for rows in _chunks(len(hidden), ctx.chunk):
-            found.add(rows, hidden[rows] @ weight.t(), normaliser[rows], column[rows], grad[rows])
+            logits = hidden[rows] @ weight.t()
+            found.add(rows, _gradient(logits, normaliser[rows], column[rows], grad[rows], ctx.backend))
+            del logits  # before the next chunk's
         return found.hidden, None if found.weight is None else found.weight.to(weight.dtype), *(None,) * 6
 
 
