@@ -45,4 +45,4 @@ def test_a_step_is_that_of_the_references(options: dict[str, Any], monkeypatch: 
     want = curve(config)
     asked = with_triton(monkeypatch)
     assert curve(config) == pytest.approx(want, rel=2e-5)
-    assert {"rms_norm", "swiglu", "interval_attention", "rotary", "patch_pool"} <= set(asked)
+    assert {"rms_norm", "swiglu", "interval_attention", "packed_attention", "patch_pool"} <= set(asked)

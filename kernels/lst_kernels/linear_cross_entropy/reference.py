@@ -30,7 +30,7 @@ def _statistics(logits: Tensor, column: Tensor, group: Any, backend: str) -> tup
     if backend == "triton":
         from .library import statistics
 
-        found = statistics(logits, column)
+        found: tuple[Tensor, Tensor] = statistics(logits, column)
     else:
         inside = (column >= 0) & (column < logits.shape[1])
         exact = logits.to(accumulator(logits.dtype))
