@@ -117,10 +117,10 @@ def compile_problem(tiles: Tiles, target: str, dim: int, setting: Setting = PUBL
     local, wide = setting.local_heads, (setting.global_heads, setting.global_kv_heads, setting.global_head_dim)
     shape = Shape("these heads", setting.local_dim, local, setting.queries, *wide)
     with using(tiles):
-        rows = check([shape], [target], f"interval_attention D={dim} ")
+        rows = [row for op in ("interval", "packed") for row in check([shape], [target], f"{op}_attention D={dim} ")]
     # The check does not hold unusual head dimensions to their speed; what is timed here is.
     found = [(row.kernel, row.problems or (["spills"] if row.spilled else [])) for row in rows]
-    return "; ".join(f"{kernel}: {text}" for kernel, problems in found for text in problems) or None
+    return "; ".join(dict.fromkeys(f"{kernel}: {text}" for kernel, problems in found for text in problems)) or None
 
 
 def tune(

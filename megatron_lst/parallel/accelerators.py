@@ -146,7 +146,7 @@ def _quickest(measured: Mapping[str, float]) -> tuple[str, str]:
         kind = name.partition(" ")[0]
         if kind == PROVED["attention"] or (kind in LIBRARIES and probe("attention", kind) and name == label(kind)):
             return kind, f"quickest measured here, {ms:.3g} ms; {FILE}"
-    return PROVED["attention"], "proved; no measured table"
+    return PROVED["attention"], "proved; not measured here for such heads"
 
 
 def _update_works() -> bool:

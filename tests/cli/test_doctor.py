@@ -31,7 +31,9 @@ def test_it_finds_what_this_machine_has() -> None:
     assert report["missing"] == []
     assert {row["op"] for row in report["kernels"]} >= {"patch_pool", "interval_attention"}
     assert set(report["chosen"]) == {"optimizer", "norm"}
-    assert report["attention"] == {"else": {"takes": "lst_kernels", "because": "proved; no measured table"}}
+    assert report["attention"] == {
+        "else": {"takes": "lst_kernels", "because": "proved; not measured here for such heads"}
+    }
 
 
 def test_tables_name_everything() -> None:
@@ -40,7 +42,7 @@ def test_tables_name_everything() -> None:
     words = ("python", "memory", "disk here", "torch", "apex", "varlen_attn", "interval_attention")
     for word in (*words, "This machine can train"):
         assert word in answer.output
-    assert "engine.attention=auto takes lst_kernels: proved; no measured table" in answer.output
+    assert "engine.attention=auto takes lst_kernels: proved; not measured here for such heads" in answer.output
 
 
 def test_attention_is_what_the_measured_table_says(

@@ -85,7 +85,8 @@ def test_the_check_is_asked_about_the_heads_of_the_setting(monkeypatch: pytest.M
     monkeypatch.setattr(compile_check, "check", check)
     setting = Setting(global_head_dim=96, global_kv_heads=2, local_heads=4)
     assert compile_problem(BEGIN, "sm_90", 96, setting) == "interval_dq: spills"
-    assert asked == [(2, 4, ["sm_90"], "interval_attention D=96 ")]
+    operations = ("interval_attention D=96 ", "packed_attention D=96 ")  # both are launched with these tiles
+    assert asked == [(2, 4, ["sm_90"], only) for only in operations]
 
 
 @pytest.mark.interpreter
@@ -254,18 +255,18 @@ def test_auto_follows_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def chosen(dtype: torch.dtype = torch.bfloat16, size: int = 128) -> tuple[str, str]:
         return accelerators.choose_attention("auto", dtype, size)
 
-    assert chosen() == ("lst_kernels", "proved; no measured table")
+    assert chosen() == ("lst_kernels", "proved; not measured here for such heads")
     monkeypatch.setenv(FILE, str(file))
     assert chosen() == ("varlen_attn", "quickest measured here, 3 ms; LST_KERNELS_TILES")
     assert accelerators.attention_here() == {
         "bfloat16 128": chosen(),
         "bfloat16 64": ("lst_kernels", "quickest measured here, 1 ms; LST_KERNELS_TILES"),
-        "else": ("lst_kernels", "proved; no measured table"),
+        "else": ("lst_kernels", "proved; not measured here for such heads"),
     }
     versions["varlen_attn"] = "2.13.1"
     assert chosen() == ("flash_attn", "quickest measured here, 4 ms; LST_KERNELS_TILES"), "another version"
     assert chosen(size=64)[0] == "lst_kernels"
-    assert chosen(torch.float32) == ("lst_kernels", "proved; no measured table")
+    assert chosen(torch.float32) == ("lst_kernels", "proved; not measured here for such heads")
     assert accelerators.choose_attention("lst_kernels", torch.bfloat16, 128) == ("lst_kernels", "asked for")
     here.clear()
     assert chosen() == ("lst_kernels", "quickest measured here, 5 ms; LST_KERNELS_TILES"), "neither is here"
