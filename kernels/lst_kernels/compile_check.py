@@ -168,13 +168,20 @@ def _work(shape: Shape, family: str, tokens: int) -> dict[str, Callable[[], obje
     }
     for width, hidden in sorted({d: 11 * d // 4 // 64 * 64, shape.hidden: shape.hidden * 11 // 4}.items()):
         states, gates, scales = bf16(tokens, width), bf16(tokens, 2 * hidden), torch.empty(tokens)
-        weight = bf16(width)
+        weight, summed = bf16(width), torch.empty(width)
 
-        def norm(x: torch.Tensor = states, weight: torch.Tensor = weight, scales: torch.Tensor = scales) -> None:
+        def norm(
+            x: torch.Tensor = states,
+            weight: torch.Tensor = weight,
+            scales: torch.Tensor = scales,
+            summed: torch.Tensor = summed,
+        ) -> None:
             norm_forward_launch(x, None, weight, 1e-5)
             norm_forward_launch(x, x, weight, 1e-5)
             norm_backward_launch(x, None, x, weight, scales)
             norm_backward_launch(x, x, x, weight, scales)
+            for first in (True, False):
+                norm_backward_launch(x, x, x, weight, scales, summed, first)
 
         def gate(x: torch.Tensor = gates, f: int = hidden) -> None:
             swiglu_forward_launch(x)

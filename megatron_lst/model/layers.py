@@ -20,6 +20,7 @@ from lst_kernels.libraries import DTYPES, LIBRARIES, document_attention
 from megatron_lst.config.schema import RopeScalingConfig
 from megatron_lst.errors import UserError
 from megatron_lst.parallel import accelerators
+from megatron_lst.parallel.weight_gradients import into_main_grad
 from megatron_lst.rope import scaled
 
 
@@ -27,21 +28,24 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm over the last dimension in float32, with what sequence parallelism needs to know.
 
     Args:
-        config: only `sequence_parallel` is read: each rank then sees part of the positions, and the weight's gradient
-            is summed over the tensor-parallel group.
+        config: two settings are read. `sequence_parallel`: each rank sees part of the positions, and the weight's
+            gradient is summed over the tensor-parallel group. `gradient_accumulation_fusion`: that gradient goes
+            straight into `main_grad`, as those of linear maps do.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, device=torch.cuda.current_device(), dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.in_place = config.gradient_accumulation_fusion
 
     def forward(  # type: ignore[override]
         self, x: Tensor, residual: Tensor | None = None, keep: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """See `normed`. The module is called, since ZeRO-3 and overlapped gathers bring its weight when it is."""
+        into = into_main_grad(self.weight) if self.in_place else None
         if residual is None and not keep:
-            return rms_norm(x, self.weight, self.eps or 0.0)
-        return rms_norm_residual(x, self.weight, residual, self.eps or 0.0)
+            return rms_norm(x, self.weight, self.eps or 0.0, into=into)
+        return rms_norm_residual(x, self.weight, residual, self.eps or 0.0, into=into)
 
 
 def normed(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""Weight gradients of Megatron-core's linear maps go straight into the float32 `main_grad`, without NVIDIA's apex.
+"""Weight gradients of linear maps and norms go straight into the float32 `main_grad`, without NVIDIA's apex.
 
 Megatron-core can add them there by an extension of apex. Its place is taken by `lst_kernels.add_product`, where a small
 product on the device shows that it works: no rounded gradient is written, read and added in another pass.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,17 @@ def take_first(main_grad: Any) -> bool:
     stale: bool = getattr(main_grad, "is_stale", False)
     main_grad.is_stale = False
     return stale
+
+
+def into_main_grad(weight: Any) -> Callable[[], tuple[Tensor, bool]]:
+    """For a kernel that adds this weight's gradient itself: called in the backward pass, where it adds, and whether it
+    writes instead. Megatron-core's hook then leaves the weight's `grad` alone."""
+
+    def asked() -> tuple[Tensor, bool]:
+        weight.grad_added_to_main_grad = True
+        return weight.main_grad, take_first(weight.main_grad)
+
+    return asked
 
 
 class _Products:

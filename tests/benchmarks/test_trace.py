@@ -74,6 +74,8 @@ def test_nothing_is_copied_for_its_shape_alone(text_path: str) -> None:
     names = [op.name for op in operations]
     assert "aten.select_backward" not in names
     assert "lst_kernels.packed_attention_backward" in names
+    written = [op for op in operations if op.name in ("aten.copy_", "aten.add_.Tensor") and op.phase == "backward"]
+    assert not [op for op in written if len(op.outputs[0]) == 1], "norms add the gradient of their weight themselves"
     assert sum(name == "aten.cat" for name in names) < 3, "not one a layer, to put gradients of q, k and v together"
     softmax = {name for name in names if "softmax" in name}
     apart = {"lst_kernels.softmax_statistics", "lst_kernels.softmax_gradient"}

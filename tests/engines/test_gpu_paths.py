@@ -31,8 +31,10 @@ def curve(config: Config, steps: int = 5) -> list[float]:
 
 
 def test_weight_gradients_added_in_place_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU the product is rounded as autograd's, so nothing may differ; the control forgets one in ten."""
+    """On a CPU products are rounded as autograd's, so nothing may differ; the controls forget one in ten, or norms."""
     from megatron.core.tensor_parallel import layers
+
+    from megatron_lst.model import layers as model_layers
 
     config = toy_config(engine__loss_chunk=16)  # heads add theirs another way
     want = curve(config)
@@ -56,6 +58,9 @@ def test_weight_gradients_added_in_place_are_the_same_bits(monkeypatch: pytest.M
     monkeypatch.setattr(settings, "add_in_place", install)
     assert curve(config) == want
     assert calls >= 5 * 4 * 4, "each linear map of each micro-batch"
+    with monkeypatch.context() as patch:
+        patch.setattr(model_layers, "into_main_grad", lambda weight: lambda: (torch.empty_like(weight), True))
+        assert curve(config, 1)[1] != want[1]
     Products.forgets = True
     assert curve(config, 1)[1] != want[1]
 

@@ -1,11 +1,15 @@
 """rms_norm, alone and with its residual, against its formula in float64: outputs and gradients."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor
 
 from lst_kernels import rms_norm, rms_norm_residual
 from tests.kernels.test_patch_pool import HALVES, compare
+
+BACKENDS = ["reference", pytest.param("triton", marks=pytest.mark.interpreter)]
 
 
 def formula(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -101,12 +105,71 @@ def test_the_weights_gradient_needs_every_row() -> None:
         compare(found, other, 1e-5)
 
 
+def in_place(tensors: list[Tensor], grads: tuple[Tensor, ...], backend: str, first: bool) -> list[Tensor]:
+    """Gradients of x, of the weight, where it was wanted, and of the residual."""
+    x, weight, residual = (t.detach().requires_grad_() for t in tensors)
+    target = torch.full((len(weight),), float("nan") if first else 1 / 3)
+    asked = Mock(return_value=(target, first))
+    outs = rms_norm_residual(x, weight, residual, 1e-3, backend, into=asked)
+    asked.assert_not_called()
+    torch.autograd.backward(outs, [g.to(x.dtype) for g in grads])
+    asked.assert_called_once()
+    assert weight.grad is not None, "hooks run"
+    assert x.grad is not None
+    assert residual.grad is not None
+    return [x.grad, target, residual.grad]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("reference", torch.float32),
+        *(pytest.param("triton", dtype, marks=pytest.mark.interpreter) for dtype in HALVES),
+    ],
+)
+def test_the_weights_gradient_goes_where_it_is_wanted(backend: str, dtype: torch.dtype, first: bool) -> None:
+    """Written, then added; in float32, not rounded to the weight's dtype."""
+    tensors = inputs(5, 100, dtype)
+    grads = tuple(torch.randn(5, 100).to(dtype) for _ in range(2))
+    found = in_place(tensors, grads, backend, first)
+    wide, steep = [t.double() for t in tensors], tuple(g.double() for g in grads)
+    total = (tensors[0] + tensors[2]).double()  # rounded as it is kept
+    rounded = outcome([total, wide[1], wide[2]], steep, "formula", False, True)[3]
+    want = outcome(wide, steep, "formula", True, True)[2:]
+    compare(found[1], rounded + (0 if first else 1 / 3), 1e-6)
+    compare(found[0], want[0], HALVES[dtype])
+    assert torch.equal(found[0], found[2])
+    if dtype == torch.float16:
+        with pytest.raises(AssertionError):
+            compare(rounded.half(), rounded, 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("target", [torch.zeros(7), torch.zeros(8, dtype=torch.float16), torch.zeros(16)[::2]])
+def test_a_target_that_does_not_fit(backend: str, target: Tensor) -> None:
+    x, weight = torch.randn(3, 8), torch.rand(8, requires_grad=True)
+    with pytest.raises(ValueError, match="into must give a contiguous"):
+        rms_norm(x, weight, backend=backend, into=lambda: (target, True)).sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_frozen_weight_has_no_gradient_to_put_anywhere(backend: str) -> None:
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.rand(8)
+    target = torch.zeros(8)
+    rms_norm(x, weight, backend=backend, into=lambda: (target, False)).sum().backward()
+    assert x.grad is not None
+    assert not target.any()
+
+
 @pytest.mark.interpreter
 def test_opcheck() -> None:
-    from lst_kernels.rms_norm.library import added_and_normed, norm_backward, normed
+    from lst_kernels.rms_norm.library import added_and_normed, norm_backward, norm_backward_into, normed
 
     x, weight = torch.randn(5, 8), torch.rand(8)
     torch.library.opcheck(normed, (x, weight, 1e-5))
     torch.library.opcheck(added_and_normed, (x, x.clone(), weight, 1e-5))
     for beside in (None, torch.randn(5, 8)):
-        torch.library.opcheck(norm_backward, (x.clone(), beside, x, weight, torch.rand(5)))
+        given = (x.clone(), beside, x, weight, torch.rand(5))
+        torch.library.opcheck(norm_backward, given)
+        torch.library.opcheck(norm_backward_into, (*given, torch.zeros(8), False))

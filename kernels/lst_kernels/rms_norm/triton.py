@@ -66,15 +66,18 @@ def norm_backward(
 
 
 @triton.jit(do_not_specialize=["P"])  # as COUNT above
-def norm_columns(partial_ptr, out_ptr, P, D, ROWS: tl.constexpr, BD: tl.constexpr):
-    """Sums of the columns of [P, D]."""
+def norm_columns(partial_ptr, out_ptr, P, D, ADDS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr):
+    """Sums of the columns of [P, D], written or added."""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     total = tl.zeros([ROWS, BD], tl.float32)
     for p in range(0, P, ROWS):
         row = p + tl.arange(0, ROWS)
         inside = (row < P)[:, None] & (d < D)[None, :]
         total += tl.load(partial_ptr + row[:, None] * D + d[None, :], mask=inside, other=0.0)
-    tl.store(out_ptr + d, tl.sum(total, 0).to(out_ptr.dtype.element_ty), mask=d < D)
+    summed = tl.sum(total, 0)
+    if ADDS:
+        summed += tl.load(out_ptr + d, mask=d < D, other=0.0)
+    tl.store(out_ptr + d, summed.to(out_ptr.dtype.element_ty), mask=d < D)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -102,14 +105,23 @@ def norm_forward_launch(
 
 
 def norm_backward_launch(
-    grad: Tensor, beside: Tensor | None, total: Tensor, weight: Tensor, scale: Tensor
+    grad: Tensor,
+    beside: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    into: Tensor | None = None,
+    first: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of what was normed [R, d], with `beside` added where it is given, and of the weight [d]."""
+    """Gradients of what was normed [R, d], with `beside` added where it is given, and of the weight [d].
+
+    into: float32 [d], contiguous: it gets the weight's gradient and is what is returned; unless `first`, by adding.
+    """
     grad, total = _rows(grad), _rows(total)
     other = total if beside is None else _rows(beside)
     rows, d = total.shape
     dx = torch.empty(rows, d, dtype=total.dtype, device=total.device)
-    dweight = torch.empty(d, dtype=weight.dtype, device=weight.device)
+    dweight = torch.empty(d, dtype=weight.dtype, device=weight.device) if into is None else into
     count = max(1, triton.cdiv(rows, PROGRAMS))
     programs = triton.cdiv(rows, count)
     partial = torch.empty(programs, d, dtype=torch.float32, device=total.device)
@@ -120,5 +132,8 @@ def norm_backward_launch(
         BESIDE=beside is not None, BD=block, num_warps=warps_for(block),
     )  # fmt: skip
     width = 64
-    launch(norm_columns, (triton.cdiv(d, width),), partial, dweight, programs, d, ROWS=32, BD=width, num_warps=4)
+    launch(
+        norm_columns, (triton.cdiv(d, width),), partial, dweight, programs, d,
+        ADDS=not first, ROWS=32, BD=width, num_warps=4,
+    )  # fmt: skip
     return dx, dweight
